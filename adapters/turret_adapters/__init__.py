@@ -1,0 +1,1 @@
+"""Adapters of Turret: published formats become components, components live in banks."""

@@ -1,0 +1,3 @@
+"""Turret: an inference-time adaptation server."""
+
+__version__ = "0.1.0"

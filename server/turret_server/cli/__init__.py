@@ -1,0 +1,1 @@
+"""`turret`: one file per command group."""
