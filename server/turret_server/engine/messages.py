@@ -1,0 +1,189 @@
+"""What crosses the process boundary between API and engine (msgspec, no pickle).
+
+The API process knows text, names and tenants; the engine knows token ids, adapter digests and
+cache keys. Times are seconds, lengths are tokens. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+# ---------------------------------------------------------------- requests: API -> engine
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. Ranges are validated by the API, not here."""
+
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output
+    logit_bias: dict[int, float] = {}
+    seed: int = 0  # 64 bits; the API draws one when the client names none
+    max_tokens: int = 16  # >= 1
+    min_tokens: int = 0  # stop_token_ids are banned until then
+    stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids included unless ignore_eos
+    logprobs: int | None = None  # n most likely beside the chosen token; 0 = the chosen alone
+    prompt_logprobs: int | None = None
+    grammar: str | None = None  # an llguidance grammar (serialised), validated by the API
+
+
+class AdapterUse(msgspec.Struct, frozen=True):
+    """One adapter of a recipe; weight per request, or per module name."""
+
+    digest: str
+    weight: float | dict[str, float] = 1.0
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
+    """A request as the engine sees it: token ids and a recipe."""
+
+    id: str
+    prompt: list[int]
+    sampling: Sampling
+    adapters: tuple[AdapterUse, ...] = ()
+    cache_namespace: str = ""  # tenant and salt: prefixes are shared within one namespace only
+    fairness_key: str = ""  # tenant; requests of different keys take turns
+    deadline_s: float | None = None  # budget from arrival in the engine
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
+    """The client is gone, or a stop string was found: free everything the request holds."""
+
+    id: str
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    """Read, validate and compile the adapter folder at `path`; answer AdapterLoaded."""
+
+    operation: str
+    name: str  # for messages only: the engine identifies adapters by digest
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="unload"):
+    """Forget a digest as soon as no request uses it; answer OperationDone."""
+
+    operation: str
+    digest: str
+
+
+class InjectFault(msgspec.Struct, frozen=True, tag="fault"):
+    """Test only (TURRET_FAULTS=1): `raise` in the step, `exit`, or `hang`."""
+
+    kind: str
+
+
+Inbound = EngineRequest | CancelRequest | LoadAdapter | UnloadAdapter | InjectFault
+
+# ---------------------------------------------------------------- events: engine -> API
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of one token, with the `n` most likely (chosen token included if asked)."""
+
+    token: int
+    logprob: float
+    rank: int  # 1 = most likely
+    top: list[tuple[int, float]] = []
+
+
+class TokenEvent(msgspec.Struct, kw_only=True, array_like=True):
+    """What one step gave one request. The last event of a request has `finish_reason`."""
+
+    id: str
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] | None = None  # one per token
+    finish_reason: str | None = None  # stop | length | abort | deadline | error
+    stop_token: int | None = None  # the stop_token_id that ended it (also the last of `tokens`)
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache; on the first event
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # None at position 0
+    error: ErrorInfo | None = None
+    queued_s: float = 0.0  # arrival to first scheduling; on the first event
+    prefill_s: float = 0.0  # first scheduling to first token; on the first event
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """An error of turret_server.errors, by class name."""
+
+    kind: str
+    what: str
+    why: str = ""
+    fix: str = ""
+
+
+class StepEvents(msgspec.Struct, tag="step"):
+    """All events of one engine step, in one message."""
+
+    events: list[TokenEvent]
+
+
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine learned of an adapter when it loaded it."""
+
+    digest: str
+    kind: str  # "lora"
+    rank: int  # the largest
+    targets: list[str]  # module names, e.g. ["q_proj", "v_proj"]
+    num_parameters: int
+    num_bytes: int  # in the served dtype
+    base_model: str | None = None  # as the adapter's own config names it
+
+
+class AdapterLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
+    """Answer to LoadAdapter."""
+
+    operation: str
+    info: AdapterInfo
+
+
+class OperationDone(msgspec.Struct, frozen=True, tag="done"):
+    """Answer to UnloadAdapter."""
+
+    operation: str
+
+
+class OperationFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """A load or unload was refused; nothing of it remains."""
+
+    operation: str
+    error: ErrorInfo
+
+
+class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """Sent once, when the engine has loaded the base model."""
+
+    pid: int
+    max_model_len: int
+    vocab_size: int
+    kv_blocks: int
+    kv_block_tokens: int
+    dtype: str
+    device: str
+    max_adapter_rank_rows: int
+    weights_digest: str
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """Gauges and counters since the engine's start, sent a few times a second while it works."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up
+    prefix_hits: int = 0  # of them found
+    preemptions: int = 0
+    steps: int = 0
+    step_tokens: int = 0  # tokens of all steps
+    step_seconds: float = 0.0
+    resident_adapters: list[str] = []  # digests on the device
+    running_adapters: list[str] = []  # digests used by running requests
+    waiting_adapters: list[str] = []  # digests that waiting requests need
+    host_adapter_bytes: int = 0
+
+
+Outbound = StepEvents | AdapterLoaded | OperationDone | OperationFailed | EngineReady | EngineStats

@@ -1,0 +1,119 @@
+"""The error tree. Every error says what happened, why, and how to fix it.
+
+TurretError
+├── BadRequest            400  a field is malformed, out of range or unknown
+│   ├── PromptTooLong     400  context_length_exceeded
+│   └── Unprocessable     422  well-formed, but cannot be served exactly as asked
+├── Unauthorized          401
+├── Forbidden             403
+├── NotFound              404  unknown model, adapter or route
+├── Conflict              409
+├── PayloadTooLarge       413
+├── Overloaded            429  the queue is full (Retry-After)
+├── EngineUnavailable     503  the engine is starting, restarting or draining (Retry-After)
+├── DeadlineExceeded      504  the request's own deadline passed
+└── StartupError          --   a setting, model or device that cannot be served; the CLI exits with 2
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TurretError(Exception):
+    """An error a user can act on.
+
+    Args:
+        what: what happened, naming the object with `!r`.
+        why: the cause.
+        fix: what to do about it.
+        param: the request field at fault, as a JSON path such as `messages[0].content`.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    retry_after_s: float | None = None
+
+    def __init__(self, what: str, why: str = "", fix: str = "", *, param: str | None = None):
+        super().__init__(what, why, fix)
+        self.what, self.why, self.fix, self.param = what, why, fix, param
+
+    def __str__(self) -> str:
+        head = f"{self.what.rstrip('.')}: {self.why}" if self.why else self.what
+        text = head.rstrip(".") + "."
+        return f"{text} {self.fix}" if self.fix else text
+
+
+class BadRequest(TurretError):
+    """A field of the request is malformed, out of range or unknown."""
+
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class PromptTooLong(BadRequest):
+    """Prompt and requested output exceed the context of the model."""
+
+    code = "context_length_exceeded"
+
+
+class Unprocessable(BadRequest):
+    """The request is well formed but cannot be served exactly as asked."""
+
+    status, code = 422, "unprocessable"
+
+
+class Unauthorized(TurretError):
+    """No key, or an unknown one."""
+
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class Forbidden(TurretError):
+    """The key does not grant this."""
+
+    status, type, code = 403, "permission_error", "forbidden"
+
+
+class NotFound(TurretError):
+    """Unknown model, adapter or route."""
+
+    status, type, code = 404, "not_found_error", "model_not_found"
+
+
+class Conflict(TurretError):
+    """The name is taken, or the object is in use."""
+
+    status, type, code = 409, "conflict_error", "conflict"
+
+
+class PayloadTooLarge(TurretError):
+    """The body exceeds the limit."""
+
+    status, type, code = 413, "invalid_request_error", "payload_too_large"
+
+
+class Overloaded(TurretError):
+    """The queue is full."""
+
+    status, type, code = 429, "rate_limit_error", "overloaded"
+    retry_after_s = 1.0
+
+
+class EngineUnavailable(TurretError):
+    """The engine is starting, restarting or draining."""
+
+    status, type, code = 503, "service_unavailable", "engine_unavailable"
+    retry_after_s = 2.0
+
+
+class DeadlineExceeded(TurretError):
+    """The deadline that the request carried has passed."""
+
+    status, type, code = 504, "timeout_error", "deadline_exceeded"
+
+
+class StartupError(TurretError):
+    """A setting, model or device that cannot be served."""
+
+    code = "startup"
