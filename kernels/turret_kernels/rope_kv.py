@@ -1,0 +1,58 @@
+"""Rotary embedding of queries and keys, and the write of keys and values into the paged cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class KVCache:
+    """Keys and values of one layer, in pages.
+
+    Attributes:
+        k: [blocks, kv_heads, block_tokens, head_dim].
+        v: the same shape.
+    """
+
+    k: Tensor
+    v: Tensor
+
+
+def rope_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cache: KVCache,
+) -> None:
+    """Rotate `q` in place, rotate `k`, and write `k`, `v` to their cache slots.
+
+    Args:
+        q: [T, heads, head_dim], may be a strided view of a fused projection.
+        k: [T, kv_heads, head_dim], likewise; not rotated in place.
+        v: [T, kv_heads, head_dim], likewise.
+        cos_sin: float32 [positions, head_dim]: cosines of the half dimensions, then sines.
+        positions: int64 [T].
+        slots: int64 [T], block * block_tokens + offset.
+        cache: written at `slots`.
+    """
+    block_tokens = cache.k.shape[2]
+    table = cos_sin[positions]
+    cos, sin = table.chunk(2, dim=-1)
+    q.copy_(rotate(q, cos, sin))
+    block, offset = slots // block_tokens, slots % block_tokens
+    cache.k[block, :, offset] = rotate(k, cos, sin)
+    cache.v[block, :, offset] = v
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of the last dimension: [T, H, D] with cos, sin [T, D/2], in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    out = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return out.to(x.dtype)

@@ -1,0 +1,41 @@
+"""What the API knows of the engine: a protocol, so that tests serve a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from turret_server.engine.messages import (
+    AdapterInfo,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    TokenEvent,
+)
+
+
+class EngineClient(Protocol):
+    """The engine as seen from the API process (implemented by engine.link.EngineLink).
+
+    Errors are those of turret_server.errors: `EngineUnavailable` at once when the engine is not
+    up, and from every open `generate` within a second of its death.
+    """
+
+    ready: EngineReady | None  # None while starting or restarting
+    stats: EngineStats  # the latest received
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[TokenEvent]:
+        """Submit and yield events; the last one has `finish_reason`.
+
+        Closing the iterator early (or cancelling the task that reads it) cancels the request in
+        the engine. An event with finish_reason "error" is raised as its error class.
+        """
+        ...
+
+    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Load and validate an adapter folder; raises BadRequest/Unprocessable/NotFound."""
+        ...
+
+    async def unload_adapter(self, digest: str) -> None:
+        """Forget an adapter once no request uses it."""
+        ...
