@@ -12,7 +12,7 @@ TurretError
 ├── Overloaded            429  the queue is full (Retry-After)
 ├── EngineUnavailable     503  the engine is starting, restarting or draining (Retry-After)
 ├── DeadlineExceeded      504  the request's own deadline passed
-└── StartupError          --   a setting, model or device that cannot be served; the CLI exits with 2
+└── StartupError          --   a setting, model or device that cannot be served
 """
 
 from __future__ import annotations

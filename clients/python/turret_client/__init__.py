@@ -1,0 +1,1 @@
+"""A torch-free client for Turret."""
