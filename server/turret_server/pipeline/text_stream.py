@@ -1,0 +1,81 @@
+"""The text of an answer while its tokens arrive: whole characters, cut at a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from turret_server.pipeline.stops import StopStrings
+from turret_server.pipeline.tokenizer import Tokenizer
+
+
+class TextStream:
+    """Turns token ids into text that can be sent at once.
+
+    Everything returned, joined, is `tokenizer.decode` of all ids, cut at the first stop string to
+    become complete. No call returns half of a character, or text that a later token could turn
+    into (part of) a stop string. The cost per token does not grow with the text.
+
+    Args:
+        tokenizer: of the model that writes.
+        stop: stop strings, none empty.
+        include_stop: keep the stop string in the text.
+        skip_special_tokens: leave special tokens (`<|im_end|>`) out of the text.
+        continues: the ids continue a text that is shown before them (a completion, as opposed to
+            a chat answer): a leading space is part of the text even where `decode`, which takes
+            the ids for the beginning of a text, drops it.
+
+    Raises:
+        BadRequest: a stop string is empty.
+    """
+
+    __slots__ = ("_detokenizer", "_held", "_include_stop", "_state", "_stops", "stopped")
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        *,
+        continues: bool = False,
+    ):
+        self._detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=skip_special_tokens, continues=continues
+        )
+        self._stops = StopStrings(stop) if stop else None
+        self._include_stop = include_stop
+        self._state = 0
+        self._held = ""  # may be the start of a stop string
+        self.stopped: str | None = None  # the stop string found
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Take the next tokens and return the text that is certain; "" after a stop string."""
+        if self.stopped is not None:
+            return ""
+        text = self._detokenizer.push(ids)
+        return text if self._stops is None else self._scan(text, self._stops)
+
+    def finish(self) -> str:
+        """Return the rest of the text; call it once, when no token will follow."""
+        if self.stopped is not None:
+            return ""
+        text = self._detokenizer.finish()
+        if self._stops is not None:
+            text = self._scan(text, self._stops) + self._held
+            self._held = ""
+        return text
+
+    def _scan(self, text: str, stops: StopStrings) -> str:
+        state = self._state
+        for at, char in enumerate(text, 1):
+            state = stops.step(state, char)
+            if (stop := stops.found(state)) is not None:
+                self.stopped = stop
+                text = self._held + text[:at]
+                self._held = ""
+                return text if self._include_stop else text[: -len(stop)]
+        self._state = state
+        text = self._held + text
+        certain = len(text) - stops.held(state)
+        self._held = text[certain:]
+        return text[:certain]
