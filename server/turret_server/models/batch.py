@@ -1,0 +1,33 @@
+"""What one step brings to the decoder: token rows, and where their keys and values lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from turret_kernels.paged_attention import AttentionMetadata
+
+if TYPE_CHECKING:
+    from turret_adapters.plan import StepPlan
+
+
+@dataclass(slots=True)
+class Batch:
+    """T token rows of several sequences, those of one sequence together and in order.
+
+    Attributes:
+        token_ids: int64 [T].
+        positions: int64 [T], of each token in its sequence.
+        slots: int64 [T], where its key and value go: block * block_tokens + offset.
+        attention: where each sequence lies, in the rows and in the cache.
+        logit_rows: int64 [L], the rows whose logits are wanted; L may be 0.
+        adapters: what acts on which rows; None when nothing but the base does.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    attention: AttentionMetadata
+    logit_rows: Tensor
+    adapters: StepPlan | None = None

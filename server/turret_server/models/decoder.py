@@ -1,0 +1,197 @@
+"""The decoder of the Llama family, written for serving: flat token rows over a paged cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from turret_adapters.plan import Group
+from turret_adapters.spec import LINEARS, ModelShape, Module, Site
+from turret_kernels.activation import silu_mul
+from turret_kernels.linear import linear
+from turret_kernels.norms import add_rms_norm, rms_norm
+from turret_kernels.paged_attention import paged_attention
+from turret_kernels.rope_kv import KVCache, rope_and_store
+
+from turret_server.errors import StartupError
+from turret_server.models.batch import Batch
+from turret_server.models.config import DecoderConfig
+from turret_server.models.rope import rope_table
+from turret_server.models.weights import DecoderWeights, LayerWeights, Progress, load_weights
+
+
+class Decoder:
+    """Llama 2/3, SmolLM, Yi, Mistral, Qwen2 and Qwen3 in one forward pass.
+
+    Args:
+        config: sizes and options.
+        weights: in the served dtype, on the device.
+        max_model_len: the longest sequence served, in tokens.
+        name: the model's name in messages.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, max_model_len: int, name: str
+    ) -> None:
+        self.config, self.weights, self.name = config, weights, name
+        self.dtype, self.device = weights.embed.dtype, weights.embed.device
+        self._cos_sin = rope_table(config.rope, config.head_dim, max_model_len).to(self.device)
+        self._heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self._scale = config.head_dim**-0.5
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_model_len: int,
+        progress: Progress | None = None,
+    ) -> Decoder:
+        """Load the model in `folder`.
+
+        Args:
+            folder: holds `config.json` and safetensors.
+            dtype: the served dtype; weights stored in another are converted.
+            device: where weights and cache live.
+            max_model_len: the longest sequence to be served, in tokens.
+            progress: called with (bytes read, bytes in all) while the weights are read.
+
+        Raises:
+            StartupError: the model cannot be served exactly as its files ask.
+        """
+        config = DecoderConfig.from_folder(folder)
+        if max_model_len > config.max_context:
+            raise StartupError(
+                f"a context of {max_model_len} tokens cannot be served",
+                f"the model {str(folder)!r} was made for {config.max_context}",
+                f"Lower --max-model-len to {config.max_context}, or extend the model with a "
+                "RoPE scaling in its config.json.",
+            )
+        weights = load_weights(folder, config, dtype, device, progress)
+        return cls(config, weights, max_model_len, name=str(folder))
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, kv: list[KVCache]) -> Tensor:
+        """Run every token row, extend the cache, and return the logits asked for.
+
+        Args:
+            batch: T token rows.
+            kv: the cache, one per layer; written at `batch.slots`.
+
+        Returns:
+            float32 [L, vocab], in the order of `batch.logit_rows`.
+        """
+        weights, eps, adapters = self.weights, self.config.rms_norm_eps, batch.adapters
+        residual = F.embedding(batch.token_ids, weights.embed)  # [T, hidden], added to in place
+        if adapters is not None:
+            adapters.apply_embed(residual, batch.token_ids)
+        x = rms_norm(residual, weights.layers[0].input_norm, eps)
+        for index, (layer, cache) in enumerate(zip(weights.layers, kv, strict=True)):
+            if index > 0:
+                x = add_rms_norm(x, residual, layer.input_norm, eps)
+            x = self._attention(x, index, layer, cache, batch)
+            x = add_rms_norm(x, residual, layer.post_norm, eps)
+            x = self._mlp(x, index, layer, batch)
+        if len(batch.logit_rows) == 0:
+            return torch.empty(0, self.config.vocab_size, device=self.device)
+        # From here on, only the rows that somebody samples from.
+        x = add_rms_norm(x[batch.logit_rows], residual[batch.logit_rows], weights.norm, eps)
+        logits = linear(x, weights.head, out_dtype=torch.float32)
+        if adapters is not None:
+            adapters.apply_head(logits, x)
+        return logits
+
+    def _attention(
+        self, x: Tensor, index: int, layer: LayerWeights, cache: KVCache, batch: Batch
+    ) -> Tensor:
+        config, adapters = self.config, batch.adapters
+        qkv = linear(x, layer.qkv, layer.qkv_bias)
+        if adapters is not None:
+            adapters.apply(index, Group.QKV, qkv, x)
+        # Views of the fused rows: [T, heads, head_dim] each.
+        q, k, v = qkv.view(-1, sum(self._heads), config.head_dim).split(self._heads, dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = rms_norm(q, layer.q_norm, config.rms_norm_eps)
+            k = rms_norm(k, layer.k_norm, config.rms_norm_eps)
+        rope_and_store(q, k, v, self._cos_sin, batch.positions, batch.slots, cache)
+        x = paged_attention(q, cache, batch.attention, self._scale, config.windows[index])
+        y = linear(x, layer.o, layer.o_bias)
+        if adapters is not None:
+            adapters.apply(index, Group.O, y, x)
+        return y
+
+    def _mlp(self, x: Tensor, index: int, layer: LayerWeights, batch: Batch) -> Tensor:
+        adapters = batch.adapters
+        gate_up = linear(x, layer.gate_up, layer.gate_up_bias)
+        if adapters is not None:
+            adapters.apply(index, Group.GATE_UP, gate_up, x)
+        x = silu_mul(gate_up)
+        y = linear(x, layer.down, layer.down_bias)
+        if adapters is not None:
+            adapters.apply(index, Group.DOWN, y, x)
+        return y
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of cache that one token takes, over all layers."""
+        config = self.config
+        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * self.dtype.itemsize
+
+    def allocate_kv(self, num_blocks: int, block_tokens: int) -> list[KVCache]:
+        """A cache of `num_blocks` pages of `block_tokens` tokens, for each layer.
+
+        Uninitialised, so that the operating system hands out a page when it is first written.
+        """
+        config = self.config
+        shape = (num_blocks, config.num_kv_heads, block_tokens, config.head_dim)
+
+        def pages() -> Tensor:
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+        return [KVCache(pages(), pages()) for _ in range(config.num_layers)]
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes that an adapter must fit."""
+        config = self.config
+        hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        return ModelShape(
+            num_layers=config.num_layers,
+            dims={
+                Module.Q: (hidden, q),
+                Module.K: (hidden, kv),
+                Module.V: (hidden, kv),
+                Module.O: (q, hidden),
+                Module.GATE: (hidden, inner),
+                Module.UP: (hidden, inner),
+                Module.DOWN: (inner, hidden),
+                Module.EMBED: (vocab, hidden),
+                Module.HEAD: (hidden, vocab),
+            },
+            has_bias=frozenset(m for m in LINEARS if self.bias(Site(0, m)) is not None),
+            name=self.name,
+            tied_head=config.tie_word_embeddings,
+        )
+
+    def bias(self, site: Site) -> Tensor | None:
+        """The base's own bias at a linear: [out_features], a view; None where it has none."""
+        if site.layer < 0:
+            return None
+        layer = self.weights.layers[site.layer]
+        heads, head_dim = self._heads, self.config.head_dim
+        match site.module:
+            case Module.Q | Module.K | Module.V:
+                parts = [n * head_dim for n in heads]
+                fused, which = layer.qkv_bias, (Module.Q, Module.K, Module.V).index(site.module)
+            case Module.GATE | Module.UP:
+                parts = [self.config.intermediate_size] * 2
+                fused, which = layer.gate_up_bias, (Module.GATE, Module.UP).index(site.module)
+            case Module.O:
+                return layer.o_bias
+            case _:
+                return layer.down_bias
+        return None if fused is None else fused.split(parts)[which]

@@ -1,0 +1,202 @@
+"""From the files of a checkpoint to weights laid out for serving, one copy in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from turret_kernels.linear import LinearWeight, pack_linear
+
+from turret_server.models.checkpoint import Checkpoint
+from turret_server.models.config import DecoderConfig
+
+Progress = Callable[[int, int], None]  # bytes read so far, bytes in all
+
+_EMBED, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+# Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
+_IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One decoder layer; q, k, v are one matrix, gate and up another (rows in this order)."""
+
+    input_norm: Tensor
+    qkv: LinearWeight
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: LinearWeight
+    o_bias: Tensor | None
+    post_norm: Tensor
+    gate_up: LinearWeight
+    gate_up_bias: Tensor | None
+    down: LinearWeight
+    down_bias: Tensor | None
+
+
+@dataclass(slots=True)
+class DecoderWeights:
+    """All weights of a decoder, in the served dtype, on the device.
+
+    Attributes:
+        embed: [vocab, hidden].
+        layers: in order.
+        norm: [hidden], the last norm.
+        head: [vocab, hidden], packed.
+        digest: identity of the model: SHA-256, in hex, over its configuration and a sample of its
+            tensors (see Checkpoint.digest), the same for every served dtype.
+    """
+
+    embed: Tensor
+    layers: list[LayerWeights]
+    norm: Tensor
+    head: LinearWeight
+    digest: str
+
+
+def expected_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor that the configuration asks for."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {_EMBED: (config.vocab_size, hidden), _NORM: (hidden,)}
+    if not config.tie_word_embeddings:
+        shapes[_HEAD] = (config.vocab_size, hidden)
+    linears = {
+        "self_attn.q_proj": (q, hidden, config.qkv_bias),
+        "self_attn.k_proj": (kv, hidden, config.qkv_bias),
+        "self_attn.v_proj": (kv, hidden, config.qkv_bias),
+        "self_attn.o_proj": (hidden, q, config.o_bias),
+        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
+        "mlp.up_proj": (inner, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, inner, config.mlp_bias),
+    }
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        for name, (out_features, in_features, bias) in linears.items():
+            shapes[f"{prefix}{name}.weight"] = (out_features, in_features)
+            if bias:
+                shapes[f"{prefix}{name}.bias"] = (out_features,)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}{name}.weight"] = (hidden,)
+        if config.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                shapes[f"{prefix}self_attn.{name}.weight"] = (config.head_dim,)
+    return shapes
+
+
+def load_weights(
+    folder: Path,
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> DecoderWeights:
+    """Read, convert, fuse and pack the weights in `folder`.
+
+    Beside the weights, at most one fused tensor and its packed form are held at a time.
+
+    Args:
+        folder: the model folder.
+        config: its configuration.
+        dtype: the served dtype.
+        device: where the weights go.
+        progress: called after every tensor.
+
+    Raises:
+        StartupError: the files are damaged, or tensors are missing, unexpected or of other shapes.
+    """
+    checkpoint = Checkpoint(folder)
+    shapes = expected_tensors(config)
+    _check(checkpoint, config, shapes)
+    total, done = sum(checkpoint.num_bytes(name) for name in shapes), 0
+
+    def stacked(names: Sequence[str]) -> Tensor:
+        """The named tensors as one, row under row, in the served dtype."""
+        nonlocal done
+        rows = sum(shapes[name][0] for name in names)
+        out = torch.empty(rows, *shapes[names[0]][1:], dtype=dtype, device=device)
+        for name, part in zip(names, out.split([shapes[n][0] for n in names]), strict=True):
+            checkpoint.read(name, part)
+            done += checkpoint.num_bytes(name)
+            if progress is not None:
+                progress(done, total)
+        return out
+
+    def layer_weights(layer: int) -> LayerWeights:
+        prefix = f"model.layers.{layer}."
+
+        def norm(name: str) -> Tensor:
+            return stacked([f"{prefix}{name}.weight"])
+
+        def fused(*names: str) -> LinearWeight:
+            return pack_linear(stacked([f"{prefix}{name}.weight" for name in names]))
+
+        def bias(*names: str) -> Tensor | None:
+            biases = [f"{prefix}{name}.bias" for name in names]
+            return stacked(biases) if biases[0] in shapes else None
+
+        qkv = [f"self_attn.{name}_proj" for name in "qkv"]
+        return LayerWeights(
+            input_norm=norm("input_layernorm"),
+            qkv=fused(*qkv),
+            qkv_bias=bias(*qkv),
+            q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
+            k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
+            o=fused("self_attn.o_proj"),
+            o_bias=bias("self_attn.o_proj"),
+            post_norm=norm("post_attention_layernorm"),
+            gate_up=fused("mlp.gate_proj", "mlp.up_proj"),
+            gate_up_bias=bias("mlp.gate_proj", "mlp.up_proj"),
+            down=fused("mlp.down_proj"),
+            down_bias=bias("mlp.down_proj"),
+        )
+
+    embed = stacked([_EMBED])
+    layers = [layer_weights(layer) for layer in range(config.num_layers)]
+    norm = stacked([_NORM])
+    head = pack_linear(embed if config.tie_word_embeddings else stacked([_HEAD]))
+    identity = f"{asdict(config)} {checkpoint.digest()}"
+    return DecoderWeights(embed, layers, norm, head, hashlib.sha256(identity.encode()).hexdigest())
+
+
+def _check(
+    checkpoint: Checkpoint, config: DecoderConfig, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Refuse missing, unexpected and misshapen tensors, by name."""
+    stored = checkpoint.names()
+    if missing := sorted(shapes.keys() - stored):
+        checkpoint.refuse(f"its files lack {_listed(missing)}")
+    for name, shape in shapes.items():
+        if checkpoint.shape(name) != shape:
+            checkpoint.refuse(
+                f"tensor {name!r} is {list(checkpoint.shape(name))}, but config.json "
+                f"makes it {list(shape)}",
+                "Use the config.json that belongs to these weights.",
+            )
+    unexpected = {name for name in stored - shapes.keys() if not _IGNORED.fullmatch(name)}
+    if config.tie_word_embeddings and _HEAD in unexpected:
+        # Some tools store the tied head again; transformers ties only equal ones.
+        if checkpoint.equal(_HEAD, _EMBED):
+            unexpected.remove(_HEAD)
+        else:
+            checkpoint.refuse(
+                f"config.json ties the head to the embedding, but {_HEAD!r} differs from it",
+                'Set "tie_word_embeddings": false in config.json.',
+            )
+    if unexpected:
+        checkpoint.refuse(
+            f"its files hold {_listed(sorted(unexpected))}, which a {config.architecture} lacks",
+            "Serve the checkpoint of a plain decoder (merge adapters, drop extra heads).",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more
