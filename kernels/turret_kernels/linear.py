@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from turret_kernels.native import TILES, lib
 
 
 @dataclass(slots=True)
@@ -16,18 +19,60 @@ class LinearWeight:
         data: the weight; its layout is private to this file.
         out_features: rows of W.
         in_features: columns of W.
+        packed: laid out for the native kernel.
     """
 
     data: Tensor
     out_features: int
     in_features: int
+    packed: bool
 
 
 def pack_linear(weight: Tensor) -> LinearWeight:
     """Lay out `weight` [out, in] for `linear`. The caller may drop the original."""
-    return LinearWeight(weight.contiguous(), *weight.shape)
+    n, k = weight.shape
+    weight = weight.contiguous()
+    packed = (
+        lib is not None
+        and weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and k % 32 == 0
+    )
+    if packed and lib is not None:
+        data = torch.empty(-(-n // 16) * 16 * k, dtype=weight.dtype)  # torch aligns to 64 bytes
+        lib.turret_pack(data.data_ptr(), weight.data_ptr(), n, k)
+        weight = data
+    return LinearWeight(weight, n, k, packed)
 
 
-def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
-    """`x` [T, in] -> [T, out] in the dtype of `x`; accumulates in float32."""
-    return F.linear(x, weight.data, bias)
+def linear(
+    x: Tensor,
+    weight: LinearWeight,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`x` [T, in], contiguous -> [T, out]; accumulates in float32.
+
+    Args:
+        x: [T, in_features] in the dtype of the weight.
+        weight: from `pack_linear`.
+        bias: [out_features] or None.
+        out_dtype: dtype of the result, that of `x` (default) or float32 (for logits).
+    """
+    out_dtype = out_dtype or x.dtype
+    if not weight.packed or lib is None:
+        return F.linear(x, weight.data, bias).to(out_dtype)
+    rows = x.shape[0]
+    y = torch.empty(rows, weight.out_features, dtype=out_dtype)
+    lib.turret_linear(
+        y.data_ptr(),
+        x.data_ptr(),
+        weight.data.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        rows,
+        weight.out_features,
+        weight.in_features,
+        TILES,
+        out_dtype == torch.float32,
+    )
+    return y

@@ -9,15 +9,22 @@ untouched.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+from turret_kernels.native import TILES, lib
 
 
 @dataclass(slots=True)
 class RankPool:
     """The rank rows of one linear, on the device.
+
+    The order of the numbers inside an adapter's rows is private to this file: write them with
+    `write_rank_rows`. An adapter takes `round_up(rank, ROW_ALIGNMENT)` rows from an aligned start.
 
     Attributes:
         a: [R, in_features], served dtype.
@@ -30,6 +37,16 @@ class RankPool:
     b: Tensor
     start: Tensor
     count: Tensor
+
+    @property
+    def native(self) -> bool:
+        """Laid out for (and served by) the native kernel."""
+        return (
+            lib is not None
+            and self.a.dtype == torch.bfloat16
+            and self.a.device.type == "cpu"
+            and self.a.shape[1] % 2 == 0
+        )
 
 
 @dataclass(slots=True)
@@ -52,38 +69,136 @@ class Entries:
         return self.slot.shape[0]
 
 
+# Native products take ranks in pairs.
+ROW_ALIGNMENT = 2
+
+
+def write_rank_rows(pool: RankPool, start: int, a: Tensor, b: Tensor) -> None:
+    """Write an adapter's factors into the pool's rows from `start`; no step may be reading them.
+
+    Args:
+        pool: the linear's pool.
+        start: first row, a multiple of ROW_ALIGNMENT.
+        a: [rank, in_features].
+        b: [rank, out_features].
+    """
+    rank = a.shape[0]
+    if not pool.native or lib is None:
+        pool.a[start : start + rank].copy_(a)
+        pool.b[start : start + rank].copy_(b)
+        return
+    a, b = a.to(pool.a.dtype).contiguous(), b.to(pool.b.dtype).contiguous()
+    lib.turret_write_rank_rows(
+        pool.a.data_ptr(),
+        pool.b.data_ptr(),
+        a.data_ptr(),
+        b.data_ptr(),
+        start,
+        rank,
+        a.shape[1],
+        b.shape[1],
+    )
+
+
+class _Slice(ctypes.Structure):
+    _fields_ = (
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("start", ctypes.c_void_p),
+        ("count", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("column", ctypes.c_int64),
+    )
+
+
+@dataclass(slots=True)
+class RankSlices:
+    """The pools of one fused site with their columns; build once, use every step."""
+
+    pools: Sequence[RankPool]
+    columns: Sequence[int]
+    table: ctypes.Array[_Slice] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table = None
+        if all(pool.native for pool in self.pools):
+            self.table = (_Slice * len(self.pools))(
+                *(
+                    _Slice(
+                        p.a.data_ptr(),
+                        p.b.data_ptr(),
+                        p.start.data_ptr(),
+                        p.count.data_ptr(),
+                        None,
+                        p.b.shape[1],
+                        column,
+                    )
+                    for p, column in zip(self.pools, self.columns, strict=True)
+                )
+            )
+
+
 def low_rank(
-    y: Tensor, x: Tensor, pools: Sequence[RankPool], entries: Entries, columns: Sequence[int]
+    y: Tensor,
+    x: Tensor,
+    slices: RankSlices,
+    entries: Entries,
+    weights: Sequence[Tensor] | None = None,
 ) -> None:
     """Add every entry's low-rank branch to `y`, in place, for the slices of one fused site.
 
     Args:
-        y: [T, sum(out_features)] output of the base linear, contiguous.
+        y: [T, sum(out_features)] output of the base linear, contiguous; float32 for logits.
         x: [T, in_features] its input, contiguous.
-        pools: one per slice (q, k, v; gate, up; or one).
+        slices: one pool per slice (q, k, v; gate, up; or one).
         entries: what acts where.
-        columns: first column of each slice in `y`.
+        weights: float32 [E] per slice, where they differ from `entries.weight`.
     """
-    low_rank_reference(y, x, pools, entries, columns)
+    table = slices.table
+    if table is None or lib is None:
+        low_rank_reference(y, x, slices, entries, weights)
+        return
+    for i in range(len(slices.pools)):
+        table[i].weight = (entries.weight if weights is None else weights[i]).data_ptr()
+    lib.turret_low_rank(
+        y.data_ptr(),
+        x.data_ptr(),
+        table,
+        len(table),
+        entries.slot.data_ptr(),
+        entries.row_start.data_ptr(),
+        entries.row_count.data_ptr(),
+        len(entries),
+        y.stride(0),
+        x.shape[1],
+        TILES,
+        y.dtype == torch.float32,
+    )
 
 
 def low_rank_reference(
-    y: Tensor, x: Tensor, pools: Sequence[RankPool], entries: Entries, columns: Sequence[int]
+    y: Tensor,
+    x: Tensor,
+    slices: RankSlices,
+    entries: Entries,
+    weights: Sequence[Tensor] | None = None,
 ) -> None:
-    """The obvious loop; ranks are accumulated in float32."""
-    for slot, weight, row, rows in zip(
-        entries.slot.tolist(),
-        entries.weight.tolist(),
-        entries.row_start.tolist(),
-        entries.row_count.tolist(),
-        strict=True,
-    ):
-        for pool, column in zip(pools, columns, strict=True):
+    """The obvious loop over row-major pools; hidden values stay in float32."""
+    columns = zip(slices.pools, slices.columns, weights or [None] * len(slices.pools), strict=True)
+    for pool, column, weight in columns:
+        for slot, w, row, rows in zip(
+            entries.slot.tolist(),
+            (entries.weight if weight is None else weight).tolist(),
+            entries.row_start.tolist(),
+            entries.row_count.tolist(),
+            strict=True,
+        ):
             start, rank = int(pool.start[slot]), int(pool.count[slot])
             if rank == 0:
                 continue
             a, b = pool.a[start : start + rank], pool.b[start : start + rank]
             hidden = x[row : row + rows].float() @ a.float().T
-            delta = (hidden * weight) @ b.float()
+            delta = (hidden * w) @ b.float()
             out = y[row : row + rows, column : column + b.shape[1]]
             out.copy_(out.float() + delta)

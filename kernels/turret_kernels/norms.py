@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from turret_kernels.native import lib
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; statistics in float32.
@@ -14,7 +16,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         weight: [N].
         eps: added to the mean square.
     """
-    return rms_norm_reference(x, weight, eps)
+    if not _native(x):
+        return rms_norm_reference(x, weight, eps)
+    flat = x.reshape(-1, x.shape[-1])
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _launch(out, flat, None, weight, eps)
+    return out
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -26,8 +33,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
         weight: [N].
         eps: added to the mean square.
     """
-    residual += x
-    return rms_norm_reference(residual, weight, eps)
+    if not _native(x):
+        residual += x
+        return rms_norm_reference(residual, weight, eps)
+    out = torch.empty_like(x)
+    _launch(out, x, residual, weight, eps)
+    return out
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -35,3 +46,21 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * wide.to(x.dtype)
+
+
+def _native(x: Tensor) -> bool:
+    return lib is not None and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
+def _launch(out: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> None:
+    assert lib is not None
+    lib.turret_rms_norm(
+        out.data_ptr(),
+        x.data_ptr(),
+        None if residual is None else residual.data_ptr(),
+        weight.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        x.stride(0),
+        eps,
+    )

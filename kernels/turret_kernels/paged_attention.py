@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from turret_kernels.native import TILES, lib
 from turret_kernels.rope_kv import KVCache
 
 
@@ -41,7 +42,30 @@ def paged_attention(
     Returns:
         [T, heads * head_dim], contiguous, dtype of `q`.
     """
-    return paged_attention_reference(q, cache, meta, scale, window)
+    if not cache.native or lib is None:
+        return paged_attention_reference(q, cache, meta, scale, window)
+    tokens, heads, dim = q.shape
+    out = torch.empty(tokens, heads * dim, dtype=q.dtype)
+    lib.turret_paged_attention(
+        out.data_ptr(),
+        q.data_ptr(),
+        q.stride(0),
+        cache.k.data_ptr(),
+        cache.v.data_ptr(),
+        meta.query_start.data_ptr(),
+        meta.context_len.data_ptr(),
+        meta.block_table.data_ptr(),
+        meta.block_table.stride(0),
+        meta.context_len.shape[0],
+        heads,
+        cache.k.shape[1],
+        dim,
+        cache.k.shape[2],
+        scale,
+        window,
+        TILES,
+    )
+    return out
 
 
 def paged_attention_reference(

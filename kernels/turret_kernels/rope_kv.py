@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from turret_kernels.native import lib
+
 
 @dataclass(slots=True)
 class KVCache:
     """Keys and values of one layer, in pages.
+
+    The order of the numbers inside a page is private to rope_and_store and paged_attention: the
+    native kernels lay keys and values out as operands of their matrix products.
 
     Attributes:
         k: [blocks, kv_heads, block_tokens, head_dim].
@@ -19,6 +24,19 @@ class KVCache:
 
     k: Tensor
     v: Tensor
+
+    @property
+    def native(self) -> bool:
+        """Laid out for (and served by) the native kernels."""
+        tokens, dim = self.k.shape[2:]
+        return (
+            lib is not None
+            and self.k.dtype == torch.bfloat16
+            and self.k.device.type == "cpu"
+            and tokens % 32 == 0
+            and dim % 32 == 0
+            and dim <= 256
+        )
 
 
 def rope_and_store(
@@ -41,6 +59,26 @@ def rope_and_store(
         slots: int64 [T], block * block_tokens + offset.
         cache: written at `slots`.
     """
+    if cache.native and lib is not None:
+        lib.turret_rope_and_store(
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            cos_sin.data_ptr(),
+            positions.data_ptr(),
+            slots.data_ptr(),
+            cache.k.data_ptr(),
+            cache.v.data_ptr(),
+            q.shape[0],
+            q.shape[1],
+            k.shape[1],
+            q.shape[2],
+            cache.k.shape[2],
+        )
+        return
     block_tokens = cache.k.shape[2]
     table = cos_sin[positions]
     cos, sin = table.chunk(2, dim=-1)

@@ -1,0 +1,72 @@
+// RMSNorm (with the residual addition before it) and SiLU(gate) * up, row by row.
+#include <algorithm>
+
+#include "common.h"
+#include "pool.h"
+
+namespace {
+
+// Rows per chunk: about 4k values, so that a small batch stays on the calling thread.
+int64_t rows_per_chunk(int64_t n) { return std::max<int64_t>(1, 8192 / n); }
+
+void norm_row(bf16* out, const bf16* x, const bf16* weight, int64_t n, float eps) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += 16) {
+    const __m512 v = load_bf16(x + i, tail_mask(n - i));
+    squares = _mm512_fmadd_ps(v, v, squares);
+  }
+  const float mean = _mm512_reduce_add_ps(squares) / static_cast<float>(n);
+  const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(mean + eps));
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 m = tail_mask(n - i);
+    // Rounded before the gain, as the reference models do.
+    const __m512 v = _mm512_mul_ps(load_bf16(x + i, m), scale);
+    const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+    store_bf16(out + i, _mm512_mul_ps(rounded, load_bf16(weight + i, m)), m);
+  }
+}
+
+}  // namespace
+
+// residual may be null; otherwise residual += x first, and the norm is taken of the sum.
+TURRET_API void turret_rms_norm(bf16* out, const bf16* x, bf16* residual, const bf16* weight,
+                                int64_t rows, int64_t n, int64_t x_stride, float eps) {
+  const int64_t step = rows_per_chunk(n);
+  turret::Pool::get().run((rows + step - 1) / step, [=](int64_t chunk) {
+    for (int64_t r = chunk * step; r < std::min(rows, (chunk + 1) * step); ++r) {
+      const bf16* row = x + r * x_stride;
+      if (residual) {
+        bf16* sum = residual + r * n;
+        for (int64_t i = 0; i < n; i += 16) {
+          const __mmask16 m = tail_mask(n - i);
+          store_bf16(sum + i, _mm512_add_ps(load_bf16(sum + i, m), load_bf16(row + i, m)), m);
+        }
+        row = sum;
+      }
+      norm_row(out + r * n, row, weight, n, eps);
+    }
+  });
+}
+
+TURRET_API void turret_silu_mul(bf16* out, const bf16* gate_up, int64_t rows, int64_t n) {
+  const int64_t step = rows_per_chunk(n);
+  turret::Pool::get().run((rows + step - 1) / step, [=](int64_t chunk) {
+    for (int64_t r = chunk * step; r < std::min(rows, (chunk + 1) * step); ++r) {
+      const bf16 *gate = gate_up + r * 2 * n, *up = gate + n;
+      for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 m = tail_mask(n - i);
+        const __m512 g = load_bf16(gate + i, m);
+        // g * sigmoid(g) with the exponential of -|g|, which cannot overflow
+        const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
+        const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
+        const __m512 top = _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0f), e);
+        const __m512 silu =
+            _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+        const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(
+            _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(silu)), 16));
+        store_bf16(out + r * n + i, _mm512_mul_ps(rounded, load_bf16(up + i, m)), m);
+      }
+    }
+  });
+}

@@ -1,0 +1,162 @@
+// Low-rank branches of many adapters: y[rows] += w * (x[rows] A^T) B, true ranks, no padding.
+//
+// An adapter of rank r owns consecutive rank rows of each pool. Inside its rows A lies in groups of
+// g <= 16 ranks as [K/2][g][2] and B as [r/2][N][2] (r even; an odd rank has a zero row): both are
+// B operands of tile.h as they stand.
+#include <algorithm>
+#include <vector>
+
+#include "pool.h"
+#include "tile.h"
+
+namespace {
+
+using turret::kTileCols;
+using turret::kTileRows;
+
+struct Slice {
+  const bf16 *a, *b;
+  const int32_t *start, *count;  // [slots]
+  const float* weight;           // [entries]
+  int64_t n, column;
+};
+
+// A block of at most 16 rows of one entry at one slice; its hidden values lie at `hidden`.
+struct Task {
+  int32_t slice, entry, rank, rows;
+  int64_t row, hidden;
+};
+
+struct Job {
+  std::vector<Task> tasks;
+  std::vector<bf16> hidden;
+};
+
+void shrink(const Task& t, const Slice& s, bf16* hidden, const bf16* x, const int32_t* slot,
+            int64_t k, [[maybe_unused]] bool tiles) {
+  alignas(64) float c[kTileRows * kTileCols];
+  const bf16* a = s.a + static_cast<int64_t>(s.start[slot[t.entry]]) * k;
+  const __m512 weight = _mm512_set1_ps(s.weight[t.entry]);
+  for (int g = 0; g < t.rank; g += kTileCols) {
+    const int cols = std::min(kTileCols, t.rank - g);
+    const bf16* b = a + static_cast<int64_t>(g) * k;
+#ifdef __AMX_BF16__
+    if (tiles) {
+      turret::configure(t.rows, cols, 32);
+      turret::multiply_tiles(c, x + t.row * k, k, b, cols * 2, k, false);
+    } else
+#endif
+      turret::multiply_avx512(c, x + t.row * k, k, b, cols * 2, t.rows, k, tail_mask(cols), false);
+    for (int r = 0; r < t.rows; ++r)
+      store_bf16(hidden + t.hidden + r * t.rank + g,
+                 _mm512_mul_ps(weight, _mm512_load_ps(c + r * kTileCols)), tail_mask(cols));
+  }
+}
+
+template <typename Out>
+void expand(const Task& t, const Slice& s, Out* y, int64_t ldy, const bf16* hidden,
+            const int32_t* slot, int64_t first, int64_t last, [[maybe_unused]] bool tiles) {
+  alignas(64) float c[kTileRows * kTileCols];
+  const bf16* b = s.b + static_cast<int64_t>(s.start[slot[t.entry]]) * s.n;
+  const bf16* h = hidden + t.hidden;
+  const int whole = t.rank / 32 * 32, rest = t.rank - whole;
+  for (int64_t n = first; n < last; n += kTileCols) {
+    const __mmask16 mask = tail_mask(last - n);
+#ifdef __AMX_BF16__
+    if (tiles) {
+      if (whole) {
+        if (rest || n == first) turret::configure(t.rows, kTileCols, 32);
+        turret::multiply_tiles(c, h, t.rank, b + n * 2, s.n * 2, whole, false);
+      }
+      if (rest) {
+        if (whole || n == first) turret::configure(t.rows, kTileCols, rest);
+        turret::multiply_tiles(c, h + whole, t.rank, b + (whole / 2 * s.n + n) * 2, s.n * 2, rest,
+                               whole > 0);
+      }
+    } else
+#endif
+      turret::multiply_avx512(c, h, t.rank, b + n * 2, s.n * 2, t.rows, t.rank, mask, false);
+    for (int r = 0; r < t.rows; ++r) {
+      Out* out = y + (t.row + r) * ldy + s.column + n;
+      const __m512 delta = _mm512_load_ps(c + r * kTileCols);
+      if constexpr (sizeof(Out) == 4)
+        _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(delta, _mm512_maskz_loadu_ps(mask, out)));
+      else
+        store_bf16(out, _mm512_add_ps(delta, load_bf16(out, mask)), mask);
+    }
+  }
+}
+
+template <typename Out>
+void low_rank(Out* y, const bf16* x, const Slice* slices, int64_t num_slices, const int32_t* slot,
+              const int32_t* row_start, const int32_t* row_count, int64_t entries, int64_t ldy,
+              int64_t k, bool tiles) {
+  static thread_local Job job;  // grows to the largest batch, then no allocation
+  job.tasks.clear();
+  int64_t size = 0;
+  for (int32_t s = 0; s < num_slices; ++s)
+    for (int32_t e = 0; e < entries; ++e) {
+      const int32_t rank = (slices[s].count[slot[e]] + 1) & ~1;
+      if (rank == 0) continue;
+      for (int32_t r = 0; r < row_count[e]; r += kTileRows) {
+        const int32_t rows = std::min(kTileRows, row_count[e] - r);
+        job.tasks.push_back({s, e, rank, rows, row_start[e] + r, size});
+        size += static_cast<int64_t>(rows) * rank;
+      }
+    }
+  if (job.tasks.empty()) return;
+  if (static_cast<int64_t>(job.hidden.size()) < size) job.hidden.resize(size);
+  bf16* hidden = job.hidden.data();
+  const Task* tasks = job.tasks.data();
+  const int64_t num_tasks = static_cast<int64_t>(job.tasks.size());
+  turret::Pool::get().run(num_tasks, [=](int64_t i) {
+    shrink(tasks[i], slices[tasks[i].slice], hidden, x, slot, k, tiles && k % 32 == 0);
+  });
+  // Columns are split, not rows: stacked adapters share rows, and sums must come in one order.
+  const int64_t parts = std::min<int64_t>(turret::Pool::get().threads() * 2, slices[0].n / 64 + 1);
+  turret::Pool::get().run(parts, [=](int64_t part) {
+    for (int64_t i = 0; i < num_tasks; ++i) {
+      const Slice& s = slices[tasks[i].slice];
+      const int64_t blocks = (s.n + 15) / 16;
+      const int64_t first = blocks * part / parts * 16;
+      const int64_t last = std::min(s.n, blocks * (part + 1) / parts * 16);
+      if (first < last)
+        expand(tasks[i], s, y, ldy, hidden, slot, first, last, tiles && s.n % 16 == 0);
+    }
+  });
+}
+
+}  // namespace
+
+// Writes an adapter's rows. a: [rank][k], b: [rank][n], row major; the pool rows
+// [start, start + round_up(rank, 2)) are overwritten.
+TURRET_API void turret_write_rank_rows(bf16* pool_a, bf16* pool_b, const bf16* a, const bf16* b,
+                                       int64_t start, int64_t rank, int64_t k, int64_t n) {
+  const int64_t even = (rank + 1) & ~int64_t{1};
+  for (int64_t g = 0; g < even; g += kTileCols) {
+    const int64_t cols = std::min<int64_t>(kTileCols, even - g);
+    bf16* out = pool_a + (start + g) * k;
+    for (int64_t i = 0; i < k; i += 2)
+      for (int64_t c = 0; c < cols; ++c)
+        for (int64_t p = 0; p < 2; ++p)
+          out[(i / 2 * cols + c) * 2 + p] = g + c < rank ? a[(g + c) * k + i + p] : 0;
+  }
+  bf16* out = pool_b + start * n;
+  for (int64_t r = 0; r < even; r += 2)
+    for (int64_t c = 0; c < n; ++c) {
+      out[(r / 2 * n + c) * 2] = b[r * n + c];
+      out[(r / 2 * n + c) * 2 + 1] = r + 1 < rank ? b[(r + 1) * n + c] : 0;
+    }
+}
+
+TURRET_API void turret_low_rank(void* y, const bf16* x, const Slice* slices, int64_t num_slices,
+                                const int32_t* slot, const int32_t* row_start,
+                                const int32_t* row_count, int64_t entries, int64_t ldy, int64_t k,
+                                int tiles, int f32_out) {
+  if (f32_out)
+    low_rank(static_cast<float*>(y), x, slices, num_slices, slot, row_start, row_count, entries,
+             ldy, k, tiles);
+  else
+    low_rank(static_cast<bf16*>(y), x, slices, num_slices, slot, row_start, row_count, entries, ldy,
+             k, tiles);
+}
