@@ -1,0 +1,98 @@
+"""Every architecture and RoPE scaling gives the logits of transformers, in float32.
+
+Each case runs as a ragged mixed batch (see conftest) and is compared at every position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from turret_server.models.decoder import Decoder
+
+LENGTHS = (23, 1, 40, 9, 6)
+
+ARCHITECTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "llama, grouped queries": (LlamaConfig, {}),
+    "llama, one head per query": (LlamaConfig, {"num_key_value_heads": 4}),
+    "llama, one head for all": (LlamaConfig, {"num_key_value_heads": 1}),
+    "llama, tied": (LlamaConfig, {"tie_word_embeddings": True}),
+    "llama, biases": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "llama, wide heads": (LlamaConfig, {"head_dim": 24}),
+    "llama, coarse norm": (LlamaConfig, {"rms_norm_eps": 0.1, "rope_theta": 500000.0}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
+    "mistral, window": (MistralConfig, {"sliding_window": 7, "head_dim": 32}),
+    "mistral, window of one": (MistralConfig, {"sliding_window": 1}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen2, window from layer 1": (
+        Qwen2Config,
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen2, layer types": (
+        Qwen2Config,
+        {
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "qwen3": (Qwen3Config, {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3, biases": (Qwen3Config, {"head_dim": 16, "attention_bias": True}),
+}
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 50.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 50.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 2.0,
+    },
+    "yarn, mscale": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.3,
+        "truncate": False,
+    },
+    "yarn, attention factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.8},
+}
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES)
+def test_architecture(case, save_tiny, ragged_logits):
+    config_class, options = ARCHITECTURES[case]
+    _assert_parity(*save_tiny(config_class, **options), ragged_logits)
+
+
+@pytest.mark.parametrize("case", ROPES)
+def test_rope_scaling(case, save_tiny, ragged_logits):
+    _assert_parity(*save_tiny(LlamaConfig, rope_parameters=ROPES[case]), ragged_logits)
+
+
+def test_sharded_weights(save_tiny, ragged_logits):
+    folder, model = save_tiny(LlamaConfig, max_shard_size="40KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 3
+    _assert_parity(folder, model, ragged_logits)
+
+
+def _assert_parity(folder, model, ragged_logits):
+    decoder = Decoder.load(folder, torch.float32, torch.device("cpu"), max_model_len=64)
+    generator = torch.Generator().manual_seed(1)
+    sequences = [torch.randint(128, (n,), generator=generator).tolist() for n in LENGTHS]
+    for sequence, logits in zip(sequences, ragged_logits(decoder, sequences), strict=True):
+        with torch.inference_mode():
+            expected = model(torch.tensor([sequence])).logits[0]
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
