@@ -1,0 +1,97 @@
+"""KV blocks: reference counts, a free list, and the prefix cache. No torch.
+
+A full block is known by the content of everything before and in it: a chain of hashes that starts
+from the recipe's digest and the cache namespace. Equal keys mean equal keys and values, so a block
+may be shared; a free block keeps its content until it is needed for something else (oldest first).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+
+
+def root_key(namespace: str, recipe: str) -> bytes:
+    """The chain's first link. Length-prefixed: no choice of names makes two of them equal."""
+    parts = [part.encode() for part in (namespace, recipe)]
+    data = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def next_key(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """The key of the block that follows `parent` and holds `tokens`."""
+    return hashlib.blake2b(parent + array("q", tokens).tobytes(), digest_size=16).digest()
+
+
+class BlockPool:
+    """All KV blocks of the engine.
+
+    Args:
+        num_blocks: how many there are.
+        block_tokens: tokens in each.
+    """
+
+    def __init__(self, num_blocks: int, block_tokens: int) -> None:
+        self.num_blocks, self.block_tokens = num_blocks, block_tokens
+        self._references = [0] * num_blocks
+        self._keys: list[bytes | None] = [None] * num_blocks
+        self._by_key: dict[bytes, int] = {}
+        # Free blocks in the order of reuse: blank ones first, then the longest unused.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that no sequence holds (their content may still serve a prefix)."""
+        return len(self._free)
+
+    def match(self, keys: Sequence[bytes]) -> list[int]:
+        """The blocks of the longest known prefix of `keys`; takes no reference."""
+        found: list[int] = []
+        for key in keys:
+            block = self._by_key.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def hold(self, blocks: Sequence[int]) -> None:
+        """Take a reference on each."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._free[block]
+            self._references[block] += 1
+
+    def try_allocate(self, count: int) -> list[int] | None:
+        """`count` blocks with one reference each and no content, or None."""
+        if count > len(self._free):
+            return None
+        blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
+        for block in blocks:
+            self._references[block] = 1
+            self._forget(block)
+        return blocks
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Drop a reference on each; the tail of a prefix is reused before its head."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            assert self._references[block] >= 0, f"block {block} released twice"
+            if self._references[block] == 0:
+                self._free[block] = None
+                if self._keys[block] is None:
+                    self._free.move_to_end(block, last=False)
+
+    def register(self, block: int, key: bytes) -> None:
+        """`block` now holds what `key` names. The first block with a key keeps it."""
+        if key not in self._by_key:
+            self._forget(block)
+            self._by_key[key] = block
+            self._keys[block] = key
+
+    def _forget(self, block: int) -> None:
+        key = self._keys[block]
+        if key is not None:
+            del self._by_key[key]
+            self._keys[block] = None

@@ -1,0 +1,197 @@
+"""The engine: one step after another. It reads like `Engine.step`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from turret_adapters.errors import AdapterError
+from turret_adapters.plan import StepPlan
+from turret_adapters.store import AdapterStore, StoreLimits
+
+from turret_server.engine.batch import BatchBuilder, row_uses
+from turret_server.engine.blocks import BlockPool
+from turret_server.engine.grammar import GrammarCompiler
+from turret_server.engine.messages import (
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    ErrorInfo,
+    TokenEvent,
+)
+from turret_server.engine.sampler import sample_step
+from turret_server.engine.scheduler import Limits, Sampled, Scheduler, Share
+from turret_server.engine.sequence import Sequence
+from turret_server.engine.settings import EngineSettings
+from turret_server.errors import StartupError, TurretError
+from turret_server.models.config import DecoderConfig
+from turret_server.models.decoder import Decoder
+
+
+class Engine:
+    """The base model with its KV cache, its adapters, and the requests in flight.
+
+    Args:
+        settings: what to serve, and how large.
+        wake: called from the adapter loader's thread when there may be something to do.
+        progress: called with (bytes read, bytes in all) while the weights load.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        wake: Callable[[], None] = lambda: None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        folder, device = Path(settings.model), torch.device(settings.device)
+        dtype = getattr(torch, settings.dtype)
+        max_len = settings.max_model_len or DecoderConfig.from_folder(folder).max_context
+        self.decoder = Decoder.load(folder, dtype, device, max_len, progress)
+        block_bytes = self.decoder.kv_bytes_per_token * settings.kv_block_tokens
+        num_blocks = settings.kv_cache_bytes // block_bytes
+        self.max_model_len = min(max_len, num_blocks * settings.kv_block_tokens)
+        if self.max_model_len < settings.max_model_len:
+            raise StartupError(
+                f"a context of {settings.max_model_len} tokens does not fit the KV cache",
+                f"{settings.kv_cache_bytes >> 20} MiB hold {self.max_model_len} tokens",
+                "Raise --kv-cache-gib or lower --max-model-len.",
+            )
+        self.kv = self.decoder.allocate_kv(num_blocks, settings.kv_block_tokens)
+        self.store = AdapterStore(
+            self.decoder.shape,
+            StoreLimits(
+                max_resident=settings.max_resident_adapters,
+                max_rank_rows=settings.adapter_rank_rows,
+                max_host_bytes=settings.host_adapter_bytes,
+            ),
+            device=device,
+            dtype=dtype,
+            base_bias=self.decoder.bias,
+            on_resident=wake,
+        )
+        limits = Limits(
+            max_running=settings.max_running,
+            max_step_tokens=settings.max_step_tokens,
+            max_model_len=self.max_model_len,
+        )
+        blocks = BlockPool(num_blocks, settings.kv_block_tokens)
+        self.scheduler = Scheduler(limits, blocks, _Gate(self.store))
+        max_blocks = -(-self.max_model_len // settings.kv_block_tokens)
+        self._builder = BatchBuilder(settings.max_running, max_blocks, settings.kv_block_tokens)
+        self._grammars: GrammarCompiler | None = None
+        self._steps = self._step_tokens = 0
+        self._step_seconds = 0.0
+
+    def submit(self, request: EngineRequest) -> TokenEvent | None:
+        """Queue a request; an event if it is refused."""
+        sequence = Sequence(request, list(request.prompt), time.monotonic())
+        if request.sampling.prompt_logprobs is not None:
+            sequence.prompt_logprobs = [None]
+        try:
+            if request.sampling.grammar is not None:
+                sequence.grammar = self._compiler().matcher(request.sampling.grammar)
+        except TurretError as error:
+            info = ErrorInfo(type(error).__name__, error.what, error.why, error.fix)
+            return TokenEvent(id=request.id, finish_reason="error", error=info)
+        self.scheduler.add(sequence)
+        return None
+
+    def step(self) -> list[TokenEvent]:
+        """Run whoever is ready for one step; events for the clients."""
+        began = time.perf_counter()
+        shares, events = self.scheduler.schedule()
+        if not shares:
+            return events
+        events += self.scheduler.update(shares, self._run(shares))
+        self._steps += 1
+        self._step_tokens += sum(share.count for share in shares)
+        self._step_seconds += time.perf_counter() - began
+        return events
+
+    @torch.inference_mode()
+    def _run(self, shares: list[Share]) -> list[Sampled]:
+        batch = self._builder.build(shares)
+        if uses := row_uses(shares):
+            plan = StepPlan(self.store.banks, uses, batch.logit_rows)
+            batch.adapters = plan if plan else None
+        return sample_step(self.decoder.forward(batch, self.kv), shares)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody runs and nobody waits."""
+        return not self.scheduler.running and not len(self.scheduler.waiting)
+
+    @property
+    def ready(self) -> EngineReady:
+        """What the API needs to know of this engine."""
+        blocks = self.scheduler.blocks
+        return EngineReady(
+            pid=os.getpid(),
+            max_model_len=self.max_model_len,
+            vocab_size=self.decoder.config.vocab_size,
+            kv_blocks=blocks.num_blocks,
+            kv_block_tokens=blocks.block_tokens,
+            dtype=self.settings.dtype,
+            device=self.settings.device,
+            max_adapter_rank_rows=self.settings.adapter_rank_rows,
+            weights_digest=self.decoder.weights.digest,
+        )
+
+    @property
+    def stats(self) -> EngineStats:
+        """Gauges and counters of this moment."""
+        scheduler, blocks = self.scheduler, self.scheduler.blocks
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_blocks_used=blocks.num_blocks - blocks.num_free,
+            kv_blocks_total=blocks.num_blocks,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+            steps=self._steps,
+            step_tokens=self._step_tokens,
+            step_seconds=self._step_seconds,
+            resident_adapters=self.store.resident(),
+            running_adapters=_distinct(scheduler.running),
+            waiting_adapters=_distinct(scheduler.waiting),
+        )
+
+    def _compiler(self) -> GrammarCompiler:
+        if self._grammars is None:  # most servers never see a grammar
+            self._grammars = GrammarCompiler(
+                Path(self.settings.model) / "tokenizer.json",
+                self.decoder.config.vocab_size,
+                self.settings.eos_token_ids,
+            )
+        return self._grammars
+
+
+class _Gate:
+    """The adapter store as the scheduler sees it."""
+
+    def __init__(self, store: AdapterStore) -> None:
+        self._store = store
+        self.try_pin = store.try_pin
+        self.unpin = store.unpin
+
+    def failure(self, digests: tuple[str, ...]) -> ErrorInfo | None:
+        for digest in digests:
+            if (error := self._store.failed(digest)) is not None:
+                return adapter_error(error)
+        return None
+
+
+def adapter_error(error: AdapterError) -> ErrorInfo:
+    """An adapter's refusal as the error the API raises."""
+    kinds = {"AdapterNotFound": "NotFound", "AdapterUnsupported": "Unprocessable"}
+    kind = kinds.get(type(error).__name__, "BadRequest")
+    return ErrorInfo(kind, error.what, error.why, error.fix)
+
+
+def _distinct(sequences: Iterable[Sequence]) -> list[str]:
+    return sorted({digest for s in sequences for digest in s.recipe})

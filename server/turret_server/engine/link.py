@@ -1,0 +1,280 @@
+"""The process boundary, seen from the API: starts the engine, talks to it, restarts it.
+
+One asyncio task receives, one watches the process. When the process dies every open request gets
+`EngineUnavailable` at once, the adapters that were loaded are loaded again after the restart, and
+their digests stay what they were: recipes remain valid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from turret_server import errors
+from turret_server.engine import messages as m
+from turret_server.engine.settings import EngineSettings
+
+log = logging.getLogger("turret.link")
+
+_Stream = asyncio.Queue[m.TokenEvent | None]
+
+
+class EngineLink:
+    """Supervises one engine process and implements `engine.client.EngineClient`.
+
+    Args:
+        settings: given to every engine started.
+        hang_s: an engine that is silent for so long while it has work is killed.
+    """
+
+    def __init__(self, settings: EngineSettings, *, hang_s: float = 120.0) -> None:
+        self.settings = settings
+        self.ready: m.EngineReady | None = None
+        self.stats = m.EngineStats()
+        self.restarts = 0
+        self._hang_s = hang_s
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(m.Outbound).decode
+        self._streams: dict[str, _Stream] = {}
+        self._operations: dict[str, asyncio.Future[m.AdapterInfo | None]] = {}
+        self._adapters: dict[str, tuple[str, str]] = {}  # digest -> (name, path)
+        self._numbers = itertools.count()
+        self._process: asyncio.subprocess.Process | None = None
+        self._socket: zmq.asyncio.Socket | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self._up = asyncio.Event()
+        self._last_message = time.monotonic()
+        self._closing = False
+
+    # ------------------------------------------------------------ life cycle
+
+    async def start(self) -> m.EngineReady:
+        """Start the engine and wait until it serves.
+
+        Raises:
+            StartupError: it ended before it was ready; its own message is on stderr.
+        """
+        self._supervision = asyncio.create_task(self._supervise())
+        up = asyncio.create_task(self._up.wait())
+        await asyncio.wait({up, self._supervision}, return_when=asyncio.FIRST_COMPLETED)
+        if self.ready is None:
+            up.cancel()
+            await self._supervision  # raises what went wrong
+        assert self.ready is not None
+        return self.ready
+
+    async def close(self) -> None:
+        """End the engine; open requests get EngineUnavailable."""
+        self._closing = True
+        self._fail_open()
+        if self._process and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        if self._supervision:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self._supervision, 5)
+
+    async def _supervise(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="turret-"))  # mode 0700
+        context = zmq.asyncio.Context()
+        try:
+            for attempt in itertools.count():
+                began = time.monotonic()
+                served = await self._serve_once(context, f"ipc://{folder}/engine-{attempt}")
+                if self._closing:
+                    return
+                if not served and attempt == 0:
+                    raise errors.StartupError("the engine ended before it could serve")
+                self.restarts += 1
+                # A crash loop must not burn the machine.
+                await asyncio.sleep(0 if time.monotonic() - began > 10 else 1)
+        finally:
+            context.destroy(linger=0)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _serve_once(self, context: zmq.asyncio.Context, endpoint: str) -> bool:
+        """Run one engine to its end; did it ever serve?"""
+        self._socket = context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
+        self._socket.bind(endpoint)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "turret_server.engine.process",
+            endpoint,
+            stdin=asyncio.subprocess.PIPE,
+            env={**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1"},
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(self.settings))
+        self._process.stdin.close()
+        self._last_message = time.monotonic()
+        tasks = [asyncio.create_task(self._receive(self._socket))]
+        tasks.append(asyncio.create_task(self._watch_for_hang(self._process)))
+        try:
+            code = await self._process.wait()
+            if not self._closing:
+                log.error("the engine ended with %s", _exit_text(code))
+        finally:
+            for task in tasks:
+                task.cancel()
+            served, self.ready = self.ready is not None, None
+            self._up.clear()
+            self._socket.close(linger=0)
+            self._fail_open()
+        return served
+
+    async def _watch_for_hang(self, process: asyncio.subprocess.Process) -> None:
+        while True:
+            await asyncio.sleep(self._hang_s / 10)
+            silent = time.monotonic() - self._last_message
+            if self._streams and self.ready and silent > self._hang_s:
+                log.error("the engine said nothing for %.0f s: killing it", silent)
+                process.send_signal(signal.SIGKILL)
+
+    # ------------------------------------------------------------ messages
+
+    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            message = self._decode(await socket.recv())
+            self._last_message = time.monotonic()
+            match message:
+                case m.StepEvents():
+                    for event in message.events:
+                        if stream := self._streams.get(event.id):
+                            stream.put_nowait(event)
+                case m.EngineStats():
+                    self.stats = message
+                case m.AdapterLoaded():
+                    self._settle(message.operation, message.info)
+                case m.OperationDone():
+                    self._settle(message.operation, None)
+                case m.OperationFailed():
+                    self._settle(message.operation, error_from(message.error))
+                case m.EngineReady():
+                    await self._welcome(message)
+
+    async def _welcome(self, ready: m.EngineReady) -> None:
+        """A new engine: give it back the adapters before requests may name them."""
+        for name, path in list(self._adapters.values()):
+            load = m.LoadAdapter(operation=f"reload-{next(self._numbers)}", name=name, path=path)
+            await self._send(load)
+        self.ready, self.stats = ready, m.EngineStats()
+        self._up.set()
+
+    def _settle(self, operation: str, result: m.AdapterInfo | errors.TurretError | None) -> None:
+        future = self._operations.pop(operation, None)
+        if future is None or future.done():
+            if isinstance(result, errors.TurretError):
+                log.error("an adapter could not be reloaded: %s", result)
+        elif isinstance(result, errors.TurretError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    async def _send(self, message: m.Inbound) -> None:
+        if self._socket is None or self._socket.closed:
+            raise _unavailable()
+        await self._socket.send(self._encode(message))
+
+    def _fail_open(self) -> None:
+        for stream in self._streams.values():
+            stream.put_nowait(None)
+        for future in self._operations.values():
+            if not future.done():
+                future.set_exception(_unavailable())
+        self._operations.clear()
+
+    # ------------------------------------------------------------ EngineClient
+
+    async def generate(self, request: m.EngineRequest) -> AsyncIterator[m.TokenEvent]:
+        """See EngineClient.generate."""
+        if self.ready is None:
+            raise _unavailable()
+        stream: _Stream = asyncio.Queue()
+        self._streams[request.id] = stream
+        finished = False
+        try:
+            await self._send(request)
+            while not finished:
+                event = await stream.get()
+                if event is None:
+                    finished = True
+                    raise _unavailable("it ended while the request ran")
+                if event.finish_reason == "error" and event.error is not None:
+                    finished = True
+                    raise error_from(event.error)
+                if event.finish_reason == "deadline":
+                    finished = True
+                    raise errors.DeadlineExceeded(
+                        "the request ran out of time",
+                        f"its deadline of {request.deadline_s:g} s passed",
+                        "Allow more time, or ask for fewer tokens.",
+                    )
+                finished = event.finish_reason is not None
+                yield event
+        finally:
+            self._streams.pop(request.id, None)
+            if not finished and self.ready is not None:
+                # Not awaited: this also runs while the client's task is being cancelled.
+                self._cancel(request.id)
+
+    def _cancel(self, request_id: str) -> None:
+        if self._socket is not None and not self._socket.closed:
+            zmq.Socket.shadow(self._socket.underlying).send(
+                self._encode(m.CancelRequest(request_id)), zmq.NOBLOCK
+            )
+
+    async def load_adapter(self, name: str, path: str) -> m.AdapterInfo:
+        """See EngineClient.load_adapter."""
+        operation = f"load-{next(self._numbers)}"
+        info = await self._operate(m.LoadAdapter(operation=operation, name=name, path=path))
+        assert info is not None
+        self._adapters[info.digest] = (name, path)
+        return info
+
+    async def unload_adapter(self, digest: str) -> None:
+        """See EngineClient.unload_adapter."""
+        self._adapters.pop(digest, None)
+        operation = f"unload-{next(self._numbers)}"
+        await self._operate(m.UnloadAdapter(operation=operation, digest=digest))
+
+    async def inject_fault(self, kind: str) -> None:
+        """Tests only; see messages.InjectFault."""
+        await self._send(m.InjectFault(kind))
+
+    async def _operate(self, message: m.LoadAdapter | m.UnloadAdapter) -> m.AdapterInfo | None:
+        if self.ready is None:
+            raise _unavailable()
+        future: asyncio.Future[m.AdapterInfo | None] = asyncio.get_running_loop().create_future()
+        self._operations[message.operation] = future
+        await self._send(message)
+        return await future
+
+
+def error_from(info: m.ErrorInfo) -> errors.TurretError:
+    """The error an ErrorInfo names."""
+    kind = getattr(errors, info.kind, errors.TurretError)
+    return kind(info.what, info.why, info.fix)
+
+
+def _unavailable(why: str = "it is starting") -> errors.EngineUnavailable:
+    return errors.EngineUnavailable("the engine is not available", why, "Try again in a moment.")
+
+
+def _exit_text(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

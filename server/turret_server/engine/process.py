@@ -1,0 +1,195 @@
+"""The engine process: `python -m turret_server.engine.process ENDPOINT` with settings on stdin.
+
+One thread steps, one loads adapters. Messages arrive and leave on a private Unix socket; the
+process dies with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+
+import msgspec
+import zmq
+
+from turret_server.engine import messages as m
+from turret_server.engine.settings import EngineSettings
+
+log = logging.getLogger("turret.engine")
+
+_STATS_INTERVAL_S = 0.25
+
+
+def main() -> None:
+    """Serve until the parent goes away."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    _die_with_parent()
+    endpoint = sys.argv[1]
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineSettings)
+    _quiet_openmp()
+    EngineProcess(settings, endpoint).run()
+
+
+def _die_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() == 1:
+            sys.exit("the parent is gone")
+
+
+def _quiet_openmp() -> None:
+    # torch's own threads would spin for milliseconds after each op, on cores that the native
+    # kernels and the HTTP process want.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+class EngineProcess:
+    """The loop around the engine: messages in, steps, messages out."""
+
+    def __init__(self, settings: EngineSettings, endpoint: str) -> None:
+        import torch
+        from turret_kernels import native
+
+        from turret_server.engine.core import Engine
+
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+            native.set_threads(settings.threads)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.connect(endpoint)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(m.Inbound).decode
+        self._wake_in = self._context.socket(zmq.PAIR)
+        self._wake_in.bind("inproc://wake")
+        self._wake_out = self._context.socket(zmq.PAIR)
+        self._wake_out.connect("inproc://wake")
+        self._wake_lock = threading.Lock()
+        self._outbox: queue.SimpleQueue[m.Outbound] = queue.SimpleQueue()
+        self._loads: queue.SimpleQueue[m.LoadAdapter] = queue.SimpleQueue()
+        self._engine = Engine(settings, wake=self._wake, progress=_log_progress())
+        self._last_stats: m.EngineStats | None = None
+        self._stats_due = 0.0
+
+    def run(self) -> None:
+        """Serve for ever; an exception ends the process and the supervisor starts another."""
+        threading.Thread(target=self._load_adapters, name="adapter-loads", daemon=True).start()
+        self._send(self._engine.ready)
+        # What exists now lives for ever: keep it out of the collector's way.
+        gc.collect()
+        gc.freeze()
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_in, zmq.POLLIN)
+        blocked = False
+        while True:
+            if self._engine.idle or blocked:
+                self._report_stats()
+                poller.poll(250 if self._engine.idle else 5)
+            events = self._drain()
+            events += self._engine.step()
+            if events:
+                self._send(m.StepEvents(events))
+            blocked = not events and not self._engine.scheduler.running
+            if time.monotonic() > self._stats_due:
+                self._report_stats()
+
+    def _drain(self) -> list[m.TokenEvent]:
+        """Take every message that has arrived, and send what other threads left."""
+        refused: list[m.TokenEvent] = []
+        while self._wake_in.poll(0):
+            self._wake_in.recv(zmq.NOBLOCK)
+        while not self._outbox.empty():
+            self._send(self._outbox.get())
+        while True:
+            try:
+                message = self._decode(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return refused
+            match message:
+                case m.EngineRequest():
+                    if event := self._engine.submit(message):
+                        refused.append(event)
+                case m.CancelRequest():
+                    self._engine.scheduler.cancel(message.id)
+                case m.LoadAdapter():
+                    self._loads.put(message)
+                case m.UnloadAdapter():
+                    self._engine.store.forget(message.digest)
+                    self._send(m.OperationDone(message.operation))
+                case m.InjectFault():
+                    self._fault(message.kind)
+
+    def _load_adapters(self) -> None:
+        from turret_adapters.errors import AdapterError
+
+        from turret_server.engine.core import adapter_error
+
+        while True:
+            request = self._loads.get()
+            try:
+                info = self._engine.store.load(request.path)
+                answer = m.AdapterLoaded(operation=request.operation, info=_info(info))
+            except AdapterError as error:
+                answer = m.OperationFailed(request.operation, adapter_error(error))
+            except Exception as error:  # a bug of ours must not end the thread, nor hang the client
+                log.exception("loading %r failed", request.path)
+                what = f"adapter {request.name!r} could not be loaded"
+                answer = m.OperationFailed(
+                    request.operation, m.ErrorInfo("TurretError", what, repr(error))
+                )
+            self._outbox.put(answer)
+            self._wake()
+
+    def _wake(self) -> None:
+        with self._wake_lock:  # called from several threads; a socket belongs to one at a time
+            self._wake_out.send(b"", zmq.NOBLOCK)
+
+    def _send(self, message: m.Outbound) -> None:
+        self._socket.send(self._encode(message))
+
+    def _report_stats(self) -> None:
+        self._stats_due = time.monotonic() + _STATS_INTERVAL_S
+        stats = self._engine.stats
+        if stats != self._last_stats:
+            self._last_stats = stats
+            self._send(stats)
+
+    def _fault(self, kind: str) -> None:
+        if not self._engine.settings.faults:
+            return
+        if kind == "exit":
+            os._exit(1)
+        if kind == "hang":
+            time.sleep(3600)
+        raise RuntimeError(f"injected fault {kind!r}")
+
+
+def _info(loaded: object) -> m.AdapterInfo:
+    fields = m.AdapterInfo.__struct_fields__
+    return m.AdapterInfo(**{name: getattr(loaded, name) for name in fields})
+
+
+def _log_progress():
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 2 or done == total:
+            last = time.monotonic()
+            log.info("weights: %d of %d MB", done >> 20, total >> 20)
+
+    return progress
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The scheduler: who runs in this step, and what becomes of what came out. No torch.
+
+It budgets tokens, not phases. Every running sequence wants its `remaining` tokens computed: one in
+decode, the whole prompt at first; a long prompt is cut by the budget, and chunked prefill is no
+special case. `schedule()` makes a Plan, `update()` takes the sampled tokens: nothing else changes
+a sequence, and `_release()` is the only way out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+from turret_server.engine.blocks import BlockPool, next_key, root_key
+from turret_server.engine.fairness import FairQueue
+from turret_server.engine.messages import ErrorInfo, TokenEvent, TokenLogprob
+from turret_server.engine.sequence import Sequence
+
+
+class AdapterGate(Protocol):
+    """What the scheduler asks of the adapter store."""
+
+    def try_pin(self, digests: Seq[str]) -> tuple[int, ...] | None:
+        """Slots, or None: not resident yet, being fetched."""
+        ...
+
+    def unpin(self, digests: Seq[str]) -> None:
+        """Undo one try_pin."""
+        ...
+
+    def failure(self, digests: Seq[str]) -> ErrorInfo | None:
+        """Why these can never become resident, if so."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one step and of the engine."""
+
+    max_running: int = 64  # sequences
+    max_step_tokens: int = 256
+    max_model_len: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One sequence's part of a step: tokens [start, start + count)."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """The step computes the last known token, so a new one follows."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a share brought: a token, its log-probability, and those of prompt tokens."""
+
+    token: int | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    error: ErrorInfo | None = None
+
+
+class Scheduler:
+    """Continuous batching with prefix reuse, fairness, preemption by recompute, and deadlines."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        blocks: BlockPool,
+        adapters: AdapterGate,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits, self.blocks, self._adapters, self._clock = limits, blocks, adapters, clock
+        self.waiting = FairQueue()
+        self.running: list[Sequence] = []
+        self._by_id: dict[str, Sequence] = {}
+        self._table_rows = list(range(limits.max_running))
+        self.preemptions = self.prefix_queries = self.prefix_hits = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a request."""
+        self._by_id[sequence.request.id] = sequence
+        self.waiting.push(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """The client is gone; unknown ids are ignored (the request may just have ended)."""
+        if sequence := self._by_id.get(request_id):
+            self._release(sequence)
+
+    def schedule(self) -> tuple[list[Share], list[TokenEvent]]:
+        """The shares of the next step, and the requests that ended without one."""
+        ended = self._expire()
+        budget, shares = self.limits.max_step_tokens, []
+        # Decodes first: a long prompt must not hold up those who stream.
+        for sequence in sorted(self.running, key=lambda s: s.remaining > 1):
+            if budget == 0:
+                break
+            if sequence.table_row < 0:
+                continue  # preempted for the sake of one before it
+            count = min(sequence.remaining, budget)
+            if self._reserve(sequence, count):
+                shares.append(Share(sequence, sequence.num_computed, count))
+                budget -= count
+        for sequence in self.waiting if budget and len(shares) == len(self.running) else ():
+            if budget == 0 or not self._table_rows:
+                break
+            if failure := self._adapters.failure(sequence.recipe):
+                ended.append(self._end(sequence, "error", error=failure))
+            elif self._try_start(sequence, budget):
+                count = min(sequence.remaining, budget)
+                shares.append(Share(sequence, sequence.num_computed, count))
+                budget -= count
+        # Rows of one recipe lie together: one entry per adapter and step.
+        live = [share for share in shares if share.sequence.table_row >= 0]
+        live.sort(key=lambda share: share.sequence.slots or ())
+        return live, ended
+
+    def update(self, shares: Seq[Share], results: Seq[Sampled]) -> list[TokenEvent]:
+        """Take what the step computed; returns the events for the clients."""
+        events, now = [], self._clock()
+        for share, result in zip(shares, results, strict=True):
+            sequence = share.sequence
+            self.waiting.charge(sequence.request.fairness_key, share.count)
+            if result.error is not None:
+                events.append(self._end(sequence, "error", error=result.error))
+                continue
+            sequence.num_computed += share.count
+            self._register_blocks(sequence)
+            if result.prompt_logprobs is not None:
+                assert sequence.prompt_logprobs is not None
+                sequence.prompt_logprobs += result.prompt_logprobs
+            if result.token is not None:
+                events.append(self._append(sequence, result, now))
+        return events
+
+    def _append(self, sequence: Sequence, result: Sampled, now: float) -> TokenEvent:
+        token, sampling = result.token, sequence.request.sampling
+        assert token is not None
+        sequence.tokens.append(token)
+        event = TokenEvent(
+            id=sequence.request.id,
+            tokens=[token],
+            logprobs=None if result.logprob is None else [result.logprob],
+        )
+        if sequence.first_token is None:
+            assert sequence.started is not None
+            sequence.first_token = now
+            event.cached_tokens = sequence.num_cached
+            event.queued_s = sequence.started - sequence.arrival
+            event.prefill_s = now - sequence.started
+            event.prompt_logprobs = sequence.prompt_logprobs
+        stopped = token in sampling.stop_token_ids and sequence.num_output > sampling.min_tokens
+        finished = sequence.grammar is not None and sequence.grammar.finished
+        full = len(sequence.tokens) >= self.limits.max_model_len
+        if stopped or finished:
+            event.finish_reason, event.stop_token = "stop", token if stopped else None
+        elif sequence.num_output >= sampling.max_tokens or full:
+            event.finish_reason = "length"
+        if event.finish_reason:
+            self._release(sequence)
+        return event
+
+    def _try_start(self, sequence: Sequence, budget: int) -> bool:
+        """Pin adapters, find the prefix, reserve the first chunk; all or nothing."""
+        slots = self._adapters.try_pin(sequence.recipe)
+        if slots is None:
+            return False
+        sequence.slots = slots
+        self._match_prefix(sequence)
+        count = min(sequence.remaining, budget)
+        if self._prefix_in_flight(sequence) or not self._allocate(sequence, count):
+            self._drop_resources(sequence)
+            return False
+        self.waiting.remove(sequence)
+        sequence.table_row = self._table_rows.pop()
+        self.running.append(sequence)
+        if sequence.started is None:
+            sequence.started, sequence.num_cached = self._clock(), sequence.num_computed
+            self.prefix_queries += sequence.num_prompt
+            self.prefix_hits += sequence.num_computed
+        return True
+
+    def _match_prefix(self, sequence: Sequence) -> None:
+        size, tokens = self.blocks.block_tokens, sequence.tokens
+        if sequence.request.sampling.prompt_logprobs is not None and not sequence.num_output:
+            return  # every prompt position must be computed
+        # At least one token is computed, for its logits.
+        self._extend_keys(sequence, (len(tokens) - 1) // size)
+        found = self.blocks.match(sequence.block_keys[: (len(tokens) - 1) // size])
+        self.blocks.hold(found)
+        sequence.blocks, sequence.num_computed = found, len(found) * size
+        sequence.num_registered = len(found)
+
+    def _prefix_in_flight(self, sequence: Sequence) -> bool:
+        """Somebody is computing the very block that comes next: wait for it (n > 1, bursts)."""
+        index = len(sequence.blocks)
+        return index < len(sequence.block_keys) and any(
+            index < len(other.block_keys)
+            and other.num_registered <= index
+            and other.block_keys[index] == sequence.block_keys[index]
+            for other in self.running
+        )
+
+    def _extend_keys(self, sequence: Sequence, count: int) -> None:
+        size, keys = self.blocks.block_tokens, sequence.block_keys
+        while len(keys) < count:
+            request = sequence.request
+            recipe = "|".join(f"{use.digest}:{use.weight!r}" for use in request.adapters)
+            parent = keys[-1] if keys else root_key(request.cache_namespace, recipe)
+            first = len(keys) * size
+            keys.append(next_key(parent, sequence.tokens[first : first + size]))
+
+    def _register_blocks(self, sequence: Sequence) -> None:
+        full = sequence.num_computed // self.blocks.block_tokens
+        self._extend_keys(sequence, full)
+        for i in range(sequence.num_registered, full):
+            self.blocks.register(sequence.blocks[i], sequence.block_keys[i])
+        sequence.num_registered = full
+
+    def _reserve(self, sequence: Sequence, count: int) -> bool:
+        """Blocks for `count` more tokens, preempting the youngest sequences if need be."""
+        while not self._allocate(sequence, count):
+            victim = max(self.running, key=lambda s: s.arrival)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _allocate(self, sequence: Sequence, count: int) -> bool:
+        size = self.blocks.block_tokens
+        missing = -(-(sequence.num_computed + count) // size) - len(sequence.blocks)
+        blocks = self.blocks.try_allocate(max(0, missing))
+        if blocks is None:
+            return False
+        sequence.blocks += blocks
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        self.running.remove(sequence)
+        self._drop_resources(sequence)
+        self.waiting.push(sequence, front=True)
+
+    def _expire(self) -> list[TokenEvent]:
+        now = self._clock()
+        late = [
+            s
+            for s in self._by_id.values()
+            if s.request.deadline_s is not None and now - s.arrival > s.request.deadline_s
+        ]
+        return [self._end(sequence, "deadline") for sequence in late]
+
+    def _end(self, sequence: Sequence, reason: str, error: ErrorInfo | None = None) -> TokenEvent:
+        self._release(sequence)
+        return TokenEvent(id=sequence.request.id, finish_reason=reason, error=error)
+
+    def _release(self, sequence: Sequence) -> None:
+        """The one way out: finished, cancelled, failed or late."""
+        del self._by_id[sequence.request.id]
+        if sequence.table_row >= 0:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._drop_resources(sequence)
+
+    def _drop_resources(self, sequence: Sequence) -> None:
+        """Blocks, adapter pins and the table row go back, exactly once."""
+        self.blocks.release(sequence.blocks)
+        sequence.blocks, sequence.num_computed, sequence.num_registered = [], 0, 0
+        if sequence.slots is not None:
+            self._adapters.unpin(sequence.recipe)
+            sequence.slots = None
+        if sequence.table_row >= 0:
+            self._table_rows.append(sequence.table_row)
+            sequence.table_row = -1
+        if sequence.prompt_logprobs is not None and not sequence.num_output:
+            sequence.prompt_logprobs = [None]

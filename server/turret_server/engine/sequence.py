@@ -1,0 +1,64 @@
+"""One request inside the engine: its tokens, its KV blocks, its progress. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from turret_server.engine.messages import EngineRequest, TokenLogprob
+
+if TYPE_CHECKING:
+    from turret_server.engine.grammar import GrammarMatcher
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request's state. The scheduler alone changes it.
+
+    Attributes:
+        request: what was asked.
+        tokens: prompt, then output.
+        arrival: monotonic seconds.
+        num_computed: tokens whose keys and values are in the cache.
+        blocks: KV blocks, in order.
+        block_keys: content keys of the full blocks known so far.
+        num_registered: full blocks already offered to the prefix cache.
+        slots: device slots of the recipe's adapters while pinned.
+        table_row: row of the block table while running.
+        num_cached: prompt tokens found in the prefix cache when it first started.
+    """
+
+    request: EngineRequest
+    tokens: list[int]
+    arrival: float
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
+    num_registered: int = 0
+    slots: tuple[int, ...] | None = None
+    table_row: int = -1
+    num_cached: int = 0
+    started: float | None = None
+    first_token: float | None = None
+    grammar: GrammarMatcher | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+    @property
+    def num_prompt(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt)
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens whose keys and values are still to be computed."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def recipe(self) -> tuple[str, ...]:
+        """Digests of the adapters, in order."""
+        return tuple(use.digest for use in self.request.adapters)

@@ -1,0 +1,25 @@
+"""What the engine process is told at its start."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the engine. Lengths are tokens, sizes bytes, times seconds."""
+
+    model: str  # folder
+    device: str = "cpu"
+    dtype: str = "bfloat16"
+    max_model_len: int = 0  # 0 = the model's own, as far as memory allows
+    kv_cache_bytes: int = 1 << 30
+    kv_block_tokens: int = 32
+    max_running: int = 64
+    max_step_tokens: int = 256
+    max_waiting: int = 1024
+    max_resident_adapters: int = 64
+    adapter_rank_rows: int = 1024  # per linear, all resident adapters together
+    host_adapter_bytes: int = 256 << 20
+    eos_token_ids: tuple[int, ...] = ()  # for grammars
+    threads: int = 0  # 0 = all this process may use
+    faults: bool = False  # tests only: obey InjectFault
