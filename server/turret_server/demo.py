@@ -138,13 +138,15 @@ def _wheel_gguf() -> Path:
 
 
 def _publish(made: Path, folder: Path, old: Path) -> None:
-    """Move `made` to `folder`; whatever stood there goes to `old`."""
+    """Move `made` to `folder`, and an unusable folder of that name to `old`.
+
+    What another process has published meanwhile stays: its server reads it already.
+    """
     try:
-        if folder.exists():
+        if folder.exists() and not _is_current(folder):
             os.rename(folder, old)
-        os.rename(made, folder)
+        os.rename(made, folder)  # refuses where a folder with content stands
     except OSError:
-        # Another process published in between: its folder is as good as ours.
         if not _is_current(folder):
             raise
 

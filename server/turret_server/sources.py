@@ -48,7 +48,7 @@ def resolve_model(spec: str, *, progress: bool) -> Path:
 
         return demo_model(progress=progress)
     folder = Path(spec).expanduser()
-    if folder.is_dir():
+    if spec and folder.is_dir():
         return _checked(folder.absolute(), spec)
     if folder.exists() or not _REPO_ID.fullmatch(spec) or spec.startswith("."):
         raise StartupError(
@@ -108,7 +108,8 @@ def _download(repo_id: str, *, progress: bool) -> Path:
         fix = "Check the id (owner/name); for a private model run: hf auth login"
         cause = error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        why = f"the Hugging Face hub cannot be reached and its cache lacks the model ({error})"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        why = f"the Hugging Face hub cannot be reached and its cache lacks the model ({reason})"
         fix = f"Check the network or HF_ENDPOINT, name a local folder, or use {DEMO!r}."
         cause = error
     raise StartupError(f"model {repo_id!r} was not downloaded", why, fix) from cause
