@@ -25,8 +25,8 @@ TINY = {
     "max_position_embeddings": 64,
 }
 
-# (sequence, first row, rows) of one step -> its adapters
-Planner = Callable[[list[tuple[int, int, int]]], StepPlan | None]
+# (sequence, first row, rows) of each sequence in a step, and the logit rows -> the adapters
+Planner = Callable[[list[tuple[int, int, int]], Tensor], StepPlan]
 
 
 @pytest.fixture
@@ -67,8 +67,11 @@ def _ragged_logits(
     sequences: Sequence[list[int]],
     planner: Planner | None = None,
     block_tokens: int = 4,
+    share: float = 1.0,
 ) -> list[Tensor]:
     """Logits at every position [len, vocab] of each sequence, computed together.
+
+    Only a `share` of the positions is asked for; the rest is NaN.
 
     The sequences join one after the other; each is prefilled in chunks of odd sizes up to its last
     four tokens, which come one by one, as decoding does. So prefills of different depth and
@@ -102,7 +105,7 @@ def _ragged_logits(
             done[i] += chunk
             starts.append(len(ids))
         width = max(len(tables[i]) for i in active)
-        rows = rng.sample(range(len(ids)), len(ids))  # logits in an order of their own
+        rows = torch.tensor(sorted(rng.sample(range(len(ids)), round(share * len(ids)))))
         batch = Batch(
             token_ids=torch.tensor(ids),
             positions=torch.tensor(positions),
@@ -115,15 +118,14 @@ def _ragged_logits(
                     dtype=torch.int32,
                 ),
             ),
-            logit_rows=torch.tensor(rows),
-            adapters=None if planner is None else planner(spans),
+            logit_rows=rows.long(),
+            adapters=None if planner is None else planner(spans, rows),
         )
         out = decoder.forward(batch, kv)
-        assert out.dtype == torch.float32
-        in_order = torch.empty_like(out)
-        in_order[torch.tensor(rows)] = out
+        every = torch.full((len(ids), out.shape[1]), torch.nan)
+        every[batch.logit_rows] = out
         for i, first, count in spans:
-            logits[i].append(in_order[first : first + count])
+            logits[i].append(every[first : first + count])
         step += 1
     return [torch.cat(parts) for parts in logits]
 
