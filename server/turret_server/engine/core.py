@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
 from pathlib import Path
 
 import torch
@@ -92,11 +93,14 @@ class Engine:
         if request.sampling.prompt_logprobs is not None:
             sequence.prompt_logprobs = [None]
         try:
+            self.store.check(sequence.recipe)
             if request.sampling.grammar is not None:
                 sequence.grammar = self._compiler().matcher(request.sampling.grammar)
+        except AdapterError as error:
+            return _refusal(request, adapter_error(error))
         except TurretError as error:
             info = ErrorInfo(type(error).__name__, error.what, error.why, error.fix)
-            return TokenEvent(id=request.id, finish_reason="error", error=info)
+            return _refusal(request, info)
         self.scheduler.add(sequence)
         return None
 
@@ -159,6 +163,7 @@ class Engine:
             resident_adapters=self.store.resident(),
             running_adapters=_distinct(scheduler.running),
             waiting_adapters=_distinct(scheduler.waiting),
+            host_adapter_bytes=self.store.host_bytes,
         )
 
     def _compiler(self) -> GrammarCompiler:
@@ -179,11 +184,15 @@ class _Gate:
         self.try_pin = store.try_pin
         self.unpin = store.unpin
 
-    def failure(self, digests: tuple[str, ...]) -> ErrorInfo | None:
+    def failure(self, digests: Seq[str]) -> ErrorInfo | None:
         for digest in digests:
             if (error := self._store.failed(digest)) is not None:
                 return adapter_error(error)
         return None
+
+
+def _refusal(request: EngineRequest, error: ErrorInfo) -> TokenEvent:
+    return TokenEvent(id=request.id, finish_reason="error", error=error)
 
 
 def adapter_error(error: AdapterError) -> ErrorInfo:

@@ -117,6 +117,8 @@ class EngineLink:
             "turret_server.engine.process",
             endpoint,
             stdin=asyncio.subprocess.PIPE,
+            # torch's own threads would spin for milliseconds after each op, on cores that the
+            # native kernels and this process want.
             env={**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1"},
         )
         assert self._process.stdin is not None

@@ -15,11 +15,17 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import msgspec
+import torch
 import zmq
+from turret_adapters.errors import AdapterError
+from turret_adapters.loading import LoadedAdapter
+from turret_kernels import native
 
 from turret_server.engine import messages as m
+from turret_server.engine.core import Engine, adapter_error
 from turret_server.engine.settings import EngineSettings
 
 log = logging.getLogger("turret.engine")
@@ -33,7 +39,6 @@ def main() -> None:
     _die_with_parent()
     endpoint = sys.argv[1]
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineSettings)
-    _quiet_openmp()
     EngineProcess(settings, endpoint).run()
 
 
@@ -46,21 +51,10 @@ def _die_with_parent() -> None:
             sys.exit("the parent is gone")
 
 
-def _quiet_openmp() -> None:
-    # torch's own threads would spin for milliseconds after each op, on cores that the native
-    # kernels and the HTTP process want.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
 class EngineProcess:
     """The loop around the engine: messages in, steps, messages out."""
 
     def __init__(self, settings: EngineSettings, endpoint: str) -> None:
-        import torch
-        from turret_kernels import native
-
-        from turret_server.engine.core import Engine
-
         if settings.threads:
             torch.set_num_threads(settings.threads)
             native.set_threads(settings.threads)
@@ -75,14 +69,12 @@ class EngineProcess:
         self._wake_out.connect("inproc://wake")
         self._wake_lock = threading.Lock()
         self._outbox: queue.SimpleQueue[m.Outbound] = queue.SimpleQueue()
-        self._loads: queue.SimpleQueue[m.LoadAdapter] = queue.SimpleQueue()
         self._engine = Engine(settings, wake=self._wake, progress=_log_progress())
         self._last_stats: m.EngineStats | None = None
         self._stats_due = 0.0
 
     def run(self) -> None:
         """Serve for ever; an exception ends the process and the supervisor starts another."""
-        threading.Thread(target=self._load_adapters, name="adapter-loads", daemon=True).start()
         self._send(self._engine.ready)
         # What exists now lives for ever: keep it out of the collector's way.
         gc.collect()
@@ -122,33 +114,28 @@ class EngineProcess:
                 case m.CancelRequest():
                     self._engine.scheduler.cancel(message.id)
                 case m.LoadAdapter():
-                    self._loads.put(message)
+                    self._load_adapter(message)
                 case m.UnloadAdapter():
                     self._engine.store.forget(message.digest)
                     self._send(m.OperationDone(message.operation))
                 case m.InjectFault():
                     self._fault(message.kind)
 
-    def _load_adapters(self) -> None:
-        from turret_adapters.errors import AdapterError
+    def _load_adapter(self, request: m.LoadAdapter) -> None:
+        """Start a load; the answer leaves from the loader's thread through the outbox."""
 
-        from turret_server.engine.core import adapter_error
-
-        while True:
-            request = self._loads.get()
-            try:
-                info = self._engine.store.load(request.path)
-                answer = m.AdapterLoaded(operation=request.operation, info=_info(info))
-            except AdapterError as error:
-                answer = m.OperationFailed(request.operation, adapter_error(error))
-            except Exception as error:  # a bug of ours must not end the thread, nor hang the client
-                log.exception("loading %r failed", request.path)
-                what = f"adapter {request.name!r} could not be loaded"
-                answer = m.OperationFailed(
-                    request.operation, m.ErrorInfo("TurretError", what, repr(error))
-                )
-            self._outbox.put(answer)
+        def answer(future: Future[LoadedAdapter]) -> None:
+            error = future.exception()
+            if error is None:
+                info = _info(future.result())
+                self._outbox.put(m.AdapterLoaded(operation=request.operation, info=info))
+            else:
+                if not isinstance(error, AdapterError):
+                    log.error("loading %r failed", request.path, exc_info=error)
+                self._outbox.put(m.OperationFailed(request.operation, _refusal(request, error)))
             self._wake()
+
+        self._engine.store.load(request.path).add_done_callback(answer)
 
     def _wake(self) -> None:
         with self._wake_lock:  # called from several threads; a socket belongs to one at a time
@@ -174,9 +161,22 @@ class EngineProcess:
         raise RuntimeError(f"injected fault {kind!r}")
 
 
-def _info(loaded: object) -> m.AdapterInfo:
-    fields = m.AdapterInfo.__struct_fields__
-    return m.AdapterInfo(**{name: getattr(loaded, name) for name in fields})
+def _info(loaded: LoadedAdapter) -> m.AdapterInfo:
+    return m.AdapterInfo(
+        digest=loaded.digest,
+        kind=loaded.kind,
+        rank=loaded.rank,
+        targets=list(loaded.targets),
+        num_parameters=loaded.num_parameters,
+        num_bytes=loaded.num_bytes,
+        base_model=loaded.base_model,
+    )
+
+
+def _refusal(request: m.LoadAdapter, error: BaseException) -> m.ErrorInfo:
+    if isinstance(error, AdapterError):
+        return adapter_error(error)
+    return m.ErrorInfo("TurretError", f"adapter {request.name!r} was not loaded", repr(error))
 
 
 def _log_progress():
