@@ -18,9 +18,27 @@ class AdapterNotFound(AdapterError):
     """No such folder, or no adapter in it."""
 
 
+class AdapterForbidden(AdapterError):
+    """The path leads outside the folders that may be read."""
+
+
 class AdapterMalformed(AdapterError):
     """Truncated, hostile or inconsistent files."""
 
 
 class AdapterUnsupported(AdapterError):
     """Well formed, but it cannot be served exactly on this base model."""
+
+
+def quote(value: object, limit: int = 160) -> str:
+    """`repr(value)` cut to `limit` characters: a name in a hostile file may be megabytes long."""
+    if isinstance(value, str) and len(value) > limit:
+        value = value[:limit] + "…"
+    text = repr(value)
+    return text if len(text) <= limit + 8 else text[:limit] + "…"
+
+
+def listing(values: list[str], limit: int = 6) -> str:
+    """The first values, quoted, and how many more there are."""
+    shown = ", ".join(quote(value) for value in values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from turret_adapters.files import AdapterFiles
@@ -53,10 +54,12 @@ class ModelShape:
     Attributes:
         num_layers: decoder layers.
         dims: (in, out) features per module; the embedding is (vocab, hidden), the head
-            (hidden, vocab).
+            (hidden, vocab). A module that is missing here is no site.
         has_bias: linears of the base that carry a bias.
         name: name or path of the base model, for messages.
         tied_head: the head shares its weight with the embedding.
+        weight: reads the base's weight at a site ([out, in]; the embedding [vocab, hidden]), for
+            formats that repeat it or depend on it; None where no base is at hand.
     """
 
     num_layers: int
@@ -64,11 +67,13 @@ class ModelShape:
     has_bias: frozenset[Module] = frozenset()
     name: str = ""
     tied_head: bool = False
+    weight: Callable[[Site], Tensor] | None = None
 
     def sites(self) -> list[Site]:
         """Every site, in model order."""
         inner = [Site(layer, m) for layer in range(self.num_layers) for m in LINEARS]
-        return [Site(-1, Module.EMBED), *inner, Site(-1, Module.HEAD)]
+        every = [Site(-1, Module.EMBED), *inner, Site(-1, Module.HEAD)]
+        return [site for site in every if site.module in self.dims]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,18 @@ class LowRank:
         return self.a.shape[0]
 
     @property
+    def num_parameters(self) -> int:
+        """Elements of both factors."""
+        return self.a.numel() + self.b.numel()
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of both factors."""
         return self.a.nbytes + self.b.nbytes
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """Both factors in the served dtype."""
+        return LowRank(self.site, self.a.to(dtype), self.b.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +123,18 @@ class Offset:
     absolute: bool = False
 
     @property
+    def num_parameters(self) -> int:
+        """Elements of the vector."""
+        return self.vector.numel()
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the vector."""
         return self.vector.nbytes
+
+    def to(self, dtype: torch.dtype) -> Offset:
+        """Itself: an absolute vector is rounded only after the base's bias is subtracted."""
+        return self
 
 
 Component = LowRank | Offset
@@ -119,12 +142,24 @@ Component = LowRank | Offset
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A compiled adapter: components on the host, ready for the banks."""
+    """A compiled adapter: components on the host, ready for the banks.
+
+    Attributes:
+        kind: name of the kind that compiled it.
+        components: in any order; several at one site add up.
+        base_model: as the adapter's own config names it.
+        notes: what a user may want to know, though nothing is refused.
+    """
 
     kind: str
     components: tuple[Component, ...]
     base_model: str | None = None
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all components."""
+        return sum(c.num_parameters for c in self.components)
 
     @property
     def num_bytes(self) -> int:
@@ -140,7 +175,7 @@ class Program:
     def targets(self) -> list[str]:
         """Module names the program touches, in model order."""
         order = list(Module)
-        return sorted({c.site.module for c in self.components}, key=order.index)
+        return [str(m) for m in sorted({c.site.module for c in self.components}, key=order.index)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +185,14 @@ class Kind:
     Attributes:
         name: "lora".
         detect: is this folder ours? Reads names and config only.
-        compile: validated components on the CPU; raises AdapterError with what, why and fix.
+        compile: validated, finite components on the CPU, in the stored or a wider dtype; raises
+            AdapterError with what, why and fix.
+        guess_shape: the smallest base that the files fit, for `inspect` without a base.
+        files: the files that make up an adapter of this kind; its digest covers them.
     """
 
     name: str
     detect: Callable[[AdapterFiles], bool]
     compile: Callable[[AdapterFiles, ModelShape], Program]
+    guess_shape: Callable[[AdapterFiles], ModelShape]
+    files: tuple[str, ...] = ("adapter_config.json", "adapter_model.safetensors")

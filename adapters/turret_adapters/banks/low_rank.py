@@ -1,0 +1,250 @@
+"""The rank rows of every resident adapter, pooled per site."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from turret_kernels.low_rank import (
+    ROW_ALIGNMENT,
+    Entries,
+    RankPool,
+    RankSlices,
+    low_rank,
+    write_rank_rows,
+)
+
+from turret_adapters.banks.rows import RowAllocator
+from turret_adapters.errors import AdapterUnsupported
+from turret_adapters.groups import Group, first_column, num_points, point
+from turret_adapters.spec import LowRank, ModelShape, Module, Site
+
+
+@dataclass(frozen=True, slots=True)
+class _SitePool:
+    """One site: its rows on the device, and which of them are free."""
+
+    pool: RankPool
+    rows: RowAllocator
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupSlices:
+    """The sites of a group that have a pool."""
+
+    modules: tuple[Module, ...]
+    slices: RankSlices
+
+
+class LowRankBank:
+    """Low-rank branches of the resident adapters.
+
+    A site has a pool of `max_rank_rows` rows from the first adapter that acts there. A slot of
+    rank r occupies r consecutive rows of it, so nothing is padded to the largest rank, and a model
+    whose adapters leave a site alone pays nothing for it.
+
+    One thread calls `put` and `clear`, another `apply`: a slot that `apply` reads is never written.
+
+    Args:
+        shape: the base model.
+        num_slots: adapters that can be resident at once.
+        max_rank_rows: rows per site.
+        device: where the rows live.
+        dtype: the served dtype.
+
+    Attributes:
+        component: what the bank stores.
+        touched: per slot, the bits `point(layer, group)` of the groups it acts on.
+    """
+
+    component = LowRank
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        num_slots: int,
+        max_rank_rows: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.touched = [0] * num_slots
+        self._shape, self._max_rank_rows = shape, max_rank_rows
+        self._device, self._dtype = device, dtype
+        self._sites: dict[Site, _SitePool] = {}
+        self._taken: list[list[tuple[Site, int, int]]] = [[] for _ in range(num_slots)]
+        self._groups: list[_GroupSlices | None] = [None] * num_points(shape)
+
+    @property
+    def rows_used(self) -> int:
+        """Rows in use at the fullest site."""
+        return max((site.rows.used for site in self._sites.values()), default=0)
+
+    def demand(self, components: Sequence[LowRank]) -> dict[Site, int]:
+        """Rows that an adapter takes, per site."""
+        return {site: _num_rows(parts) for site, parts in _by_site(components).items()}
+
+    def check_fits(self, demands: Sequence[Mapping[Site, int]]) -> None:
+        """Can adapters of these demands be resident together, with the bank to themselves?
+
+        Raises:
+            AdapterUnsupported: a site would need more rows than there are.
+        """
+        total: Counter[Site] = Counter()
+        for demand in demands:
+            total.update(demand)
+        site, rows = max(total.items(), key=lambda item: item[1], default=(None, 0))
+        if rows > self._max_rank_rows:
+            raise AdapterUnsupported(
+                "the adapter cannot become resident"
+                if len(demands) == 1
+                else "the adapters cannot become resident together",
+                f"they take {rows} rank rows at {site}, and there are {self._max_rank_rows}",
+                f"Restart with --max-adapter-rank-rows {rows} or more.",
+            )
+
+    def put(self, slot: int, components: Sequence[LowRank]) -> bool:
+        """Store an adapter's branches; all of them, or nothing where the rows do not suffice."""
+        placed: list[tuple[Site, int, int]] = []
+        by_site = _by_site(components)
+        try:
+            for site, rows in self.demand(components).items():
+                start = self._site(site).rows.allocate(rows)
+                if start is None:
+                    self._release(placed)
+                    return False
+                placed.append((site, start, rows))
+            for site, start, _ in placed:
+                self._write(site, start, by_site[site])
+        except BaseException:  # out of memory: leave no trace, then tell
+            self._release(placed)
+            raise
+        mask = 0
+        for site, start, _ in placed:
+            pool = self._sites[site].pool
+            pool.start[slot], pool.count[slot] = start, _rank(by_site[site])
+            mask |= 1 << point(site.layer, Group.of(site.module))
+        self._taken[slot], self.touched[slot] = placed, mask
+        return True
+
+    def clear(self, slot: int) -> None:
+        """Free the rows of a slot; an empty slot is fine."""
+        self.touched[slot] = 0
+        for site, _, _ in self._taken[slot]:
+            self._sites[site].pool.count[slot] = 0
+        self._release(self._taken[slot])
+        self._taken[slot] = []
+
+    def apply(
+        self,
+        layer: int,
+        group: Group,
+        y: Tensor,
+        x: Tensor,
+        entries: Entries,
+        weights: Mapping[Module, Tensor] | None,
+    ) -> None:
+        """Add the branches to a group's output, in place.
+
+        Args:
+            layer: -1 for embedding and head.
+            group: which sites; some entry touches it.
+            y: [T, columns of the group], contiguous.
+            x: [T, in], contiguous; at the embedding the token ids, int64 [T].
+            entries: what acts on which rows of `y`.
+            weights: float32 [E] per module, where they differ from `entries.weight`.
+        """
+        found = self._groups[point(layer, group)]
+        assert found is not None, "some entry touches the group, so its pool exists"
+        per_slice = None if weights is None else [weights[module] for module in found.modules]
+        if group is Group.EMBED:
+            weight = entries.weight if per_slice is None else per_slice[0]
+            embed_low_rank(y, x, found.slices.pools[0], entries, weight)
+        else:
+            low_rank(y, x, found.slices, entries, per_slice)
+
+    def _site(self, site: Site) -> _SitePool:
+        if site not in self._sites:
+            fan_in, fan_out = self._shape.dims[site.module]
+            rows, num_slots = self._max_rank_rows, len(self.touched)
+            # empty, not zeros: the system gives memory to a page when it is first written.
+            a = torch.empty(rows, fan_in, dtype=self._dtype, device=self._device)
+            b = torch.empty(rows, fan_out, dtype=self._dtype, device=self._device)
+            start = torch.zeros(num_slots, dtype=torch.int32)
+            count = torch.zeros(num_slots, dtype=torch.int32)
+            self._sites[site] = _SitePool(RankPool(a, b, start, count), RowAllocator(rows))
+            self._update_group(site)
+        return self._sites[site]
+
+    def _write(self, site: Site, start: int, parts: Sequence[LowRank]) -> None:
+        pool = self._sites[site].pool
+        if site.module is Module.EMBED:  # read by columns, below, not by the kernel
+            for part in parts:
+                pool.a[start : start + part.rank].copy_(part.a)
+                pool.b[start : start + part.rank].copy_(part.b)
+                start += part.rank
+            return
+        if len(parts) > 1:
+            a, b = torch.cat([part.a for part in parts]), torch.cat([part.b for part in parts])
+        else:
+            a, b = parts[0].a, parts[0].b
+        write_rank_rows(pool, start, a, b)
+
+    def _update_group(self, new: Site) -> None:
+        group = Group.of(new.module)
+        modules = tuple(m for m in group.modules if Site(new.layer, m) in self._sites)
+        pools = [self._sites[Site(new.layer, m)].pool for m in modules]
+        columns = [first_column(self._shape, m) for m in modules]
+        # One assignment: a running step sees the old slices or the new ones.
+        self._groups[point(new.layer, group)] = _GroupSlices(modules, RankSlices(pools, columns))
+
+    def _release(self, placed: list[tuple[Site, int, int]]) -> None:
+        for site, start, rows in placed:
+            self._sites[site].rows.release(start, rows)
+
+
+def embed_low_rank(
+    y: Tensor, token_ids: Tensor, pool: RankPool, entries: Entries, weight: Tensor
+) -> None:
+    """`y[rows] += w * A[:, tokens].T @ B`: the low-rank branch of an embedding, in place.
+
+    Args:
+        y: [T, hidden].
+        token_ids: int64 [T].
+        pool: `a` is [R, vocab], `b` [R, hidden], one rank per row.
+        entries: what acts on which rows.
+        weight: float32 [E].
+    """
+    for slot, w, row, rows in zip(
+        entries.slot.tolist(),
+        weight.tolist(),
+        entries.row_start.tolist(),
+        entries.row_count.tolist(),
+        strict=True,
+    ):
+        start, rank = int(pool.start[slot]), int(pool.count[slot])
+        if rank == 0:
+            continue
+        a, b = pool.a[start : start + rank], pool.b[start : start + rank]
+        hidden = a.index_select(1, token_ids[row : row + rows]).float().T  # [rows, rank]
+        out = y[row : row + rows]
+        out.copy_(out.float().addmm_(hidden, b.float(), alpha=w))
+
+
+def _by_site(components: Sequence[LowRank]) -> dict[Site, list[LowRank]]:
+    by_site: defaultdict[Site, list[LowRank]] = defaultdict(list)
+    for component in components:
+        by_site[component.site].append(component)
+    return by_site
+
+
+def _rank(parts: Sequence[LowRank]) -> int:
+    """The rank of the sum of several branches at one site."""
+    return sum(part.rank for part in parts)
+
+
+def _num_rows(parts: Sequence[LowRank]) -> int:
+    """Rows they take in a pool."""
+    return -(-_rank(parts) // ROW_ALIGNMENT) * ROW_ALIGNMENT

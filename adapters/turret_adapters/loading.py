@@ -1,0 +1,106 @@
+"""From a folder to a compiled adapter in the served dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+
+from turret_adapters.digest import content_digest
+from turret_adapters.errors import AdapterMalformed
+from turret_adapters.files import AdapterFiles, FileLimits
+from turret_adapters.registry import detect
+from turret_adapters.spec import Component, LowRank, ModelShape, Program
+
+StrPath = str | PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedAdapter:
+    """What is known of an adapter once it was loaded.
+
+    Attributes:
+        digest: identity of its content.
+        kind: name of the kind, "lora".
+        rank: the largest, 0 for kinds without one.
+        targets: module names it touches, in model order.
+        num_parameters: elements of its components.
+        num_bytes: of the components, in the served dtype.
+        base_model: as its own config names it.
+        notes: what a user may want to know.
+    """
+
+    digest: str
+    kind: str
+    rank: int
+    targets: tuple[str, ...]
+    num_parameters: int
+    num_bytes: int
+    base_model: str | None
+    notes: tuple[str, ...]
+
+
+def read_adapter(
+    path: StrPath,
+    shape: ModelShape,
+    dtype: torch.dtype,
+    *,
+    roots: Iterable[StrPath] | None = None,
+    limits: FileLimits | None = None,
+    is_wanted: Callable[[str], bool] = lambda digest: True,
+) -> tuple[str, Program | None]:
+    """Read, validate and compile the adapter in a folder.
+
+    Args:
+        path: the folder.
+        shape: the base model.
+        dtype: the served dtype.
+        roots: folders that may be read, None for all.
+        limits: bounds on the files.
+        is_wanted: asked with the digest; what is not wanted is not compiled.
+
+    Returns:
+        The digest and the program in the served dtype, None if it is not wanted.
+
+    Raises:
+        AdapterError: the adapter cannot be served: what, why, fix.
+    """
+    with AdapterFiles.open(path, roots, limits) as files:
+        kind = detect(files)
+        digest = content_digest(kind, files)
+        program = kind.compile(files, shape) if is_wanted(digest) else None
+        files.check_unchanged()
+    return digest, None if program is None else _cast(program, dtype)
+
+
+def describe_program(digest: str, program: Program) -> LoadedAdapter:
+    """The facts about a program."""
+    return LoadedAdapter(
+        digest=digest,
+        kind=program.kind,
+        rank=program.rank,
+        targets=tuple(program.targets),
+        num_parameters=program.num_parameters,
+        num_bytes=program.num_bytes,
+        base_model=program.base_model,
+        notes=program.notes,
+    )
+
+
+def _cast(program: Program, dtype: torch.dtype) -> Program:
+    components: list[Component] = []
+    for component in program.components:
+        cast = component.to(dtype)
+        # Only float16 overflows where float32 was finite.
+        if dtype == torch.float16 and isinstance(cast, LowRank):
+            for name, factor in (("A", cast.a), ("B", cast.b)):
+                if not torch.isfinite(factor).all():
+                    raise AdapterMalformed(
+                        "the adapter was not loaded",
+                        f"its factor {name} at {cast.site} exceeds the range of float16",
+                        "Serve in bfloat16: --dtype bfloat16.",
+                    )
+        components.append(cast)
+    return Program(program.kind, tuple(components), program.base_model, program.notes)

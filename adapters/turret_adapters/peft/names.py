@@ -1,0 +1,90 @@
+"""Tensor names of PEFT checkpoints: which site a tensor belongs to, and what it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from turret_adapters.spec import LINEARS, Module, Site
+
+# Wrappers of training frameworks that leak into names.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# What may precede "layers", "embed_tokens" or "lm_head": a causal language model, its inner model,
+# or the text part of a vision-language model. A vision tower is none of these.
+_PREFIXES = {"model", "language_model"}
+_BLOCKS = {
+    Module.Q: "self_attn",
+    Module.K: "self_attn",
+    Module.V: "self_attn",
+    Module.O: "self_attn",
+    Module.GATE: "mlp",
+    Module.UP: "mlp",
+    Module.DOWN: "mlp",
+}
+_MODULES = {str(module): module for module in LINEARS}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorName:
+    """A parsed name.
+
+    Attributes:
+        key: the name in the file.
+        path: the module's path in the model that was trained, e.g.
+            "model.layers.0.self_attn.q_proj": what PEFT's patterns are matched against.
+        site: the module.
+        role: the parts behind the module, e.g. ("lora_A", "weight").
+    """
+
+    key: str
+    path: str
+    site: Site
+    role: tuple[str, ...]
+
+
+def parse_name(key: str) -> TensorName | None:
+    """The parts of a tensor's name, or None where it belongs to no site of a decoder.
+
+    The forms seen in the wild: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
+    (PEFT), without `base_model.model.` (diffusers and converters), with one `model.` less (trained
+    without the head), with `language_model.` (the text part of a vision-language model).
+    """
+    parts = [part for part in key.split(".") if part not in _WRAPPERS]
+    if parts[:1] == ["module"]:  # DistributedDataParallel
+        parts = parts[1:]
+    if parts[:2] == ["base_model", "model"]:
+        parts = parts[2:]
+    start = next((i for i, part in enumerate(parts) if part not in _PREFIXES), len(parts))
+    found = _site(parts[start : start + 4])
+    if found is None or start > 3:
+        return None
+    site, length = found
+    end = start + length
+    if end == len(parts):
+        return None
+    return TensorName(key, ".".join(parts[:end]), site, tuple(parts[end:]))
+
+
+def module_path(site: Site, prefix: str = "model.") -> str:
+    """The usual path of a site; `prefix` is what precedes "layers"."""
+    if site.module is Module.HEAD:
+        return "lm_head"
+    if site.module is Module.EMBED:
+        return f"{prefix}embed_tokens"
+    return f"{prefix}layers.{site.layer}.{_BLOCKS[site.module]}.{site.module}"
+
+
+def _site(parts: list[str]) -> tuple[Site, int] | None:
+    """The site that `parts` begin with, and how many parts name it."""
+    if not parts:
+        return None
+    if parts[0] in (Module.EMBED, Module.HEAD):
+        return Site(-1, Module(parts[0])), 1
+    if len(parts) < 4 or parts[0] != "layers":
+        return None
+    module = _MODULES.get(parts[3])
+    number = parts[1]
+    # Canonical numbers only: "01" and "1" must not be two names of one layer.
+    is_number = number.isascii() and number.isdigit() and len(number) < 6
+    if module is None or _BLOCKS[module] != parts[2] or not is_number or str(int(number)) != number:
+        return None
+    return Site(int(number), module), 4

@@ -1,0 +1,150 @@
+"""What acts on which rows in one step: built once per step, asked at every site of the decoder."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+
+import torch
+from torch import Tensor
+from turret_kernels.low_rank import Entries
+
+from turret_adapters.banks.device import Bank, DeviceBanks
+from turret_adapters.groups import Group, point
+from turret_adapters.spec import Module
+
+__all__ = ["Group", "RowUse", "StepPlan"]
+
+Weight = float | Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RowUse:
+    """Consecutive token rows that run one recipe.
+
+    Attributes:
+        row_start: first token row.
+        row_count: number of rows, at least 1.
+        slots: the recipe's adapters, as `AdapterStore.try_pin` returned them.
+        weights: one per slot: a number, or numbers per module name ("q_proj"), where a module
+            that is not named has weight 1.
+    """
+
+    row_start: int
+    row_count: int
+    slots: tuple[int, ...]
+    weights: tuple[Weight, ...]
+
+
+class StepPlan:
+    """The adapters of one step.
+
+    A site that no active adapter touches costs one test of a bit and launches nothing.
+
+    Args:
+        banks: what the slots hold.
+        uses: the rows that run adapters; rows of no use are the base's. The slots are pinned
+            until the step is over.
+        logit_rows: token rows whose logits are computed, ascending; None means every row.
+    """
+
+    __slots__ = ("_active", "_entries", "_head", "_logit_rows", "_uses", "_weights")
+
+    def __init__(
+        self,
+        banks: DeviceBanks,
+        uses: Sequence[RowUse],
+        logit_rows: Tensor | Sequence[int] | None = None,
+    ):
+        self._uses = [
+            (use.row_start, use.row_count, slot, weight)
+            for use in uses
+            for slot, weight in zip(use.slots, use.weights, strict=True)
+            if weight != 0
+        ]
+        slots = {slot for _, _, slot, _ in self._uses}
+        masks = ((bank, reduce(or_, (bank.touched[s] for s in slots), 0)) for bank in banks.banks)
+        self._active: list[tuple[Bank, int]] = [(bank, mask) for bank, mask in masks if mask]
+        self._weights: dict[Module, Tensor] | None = None
+        self._head: tuple[Entries, dict[Module, Tensor] | None] | None = None
+        self._logit_rows = logit_rows
+        if self._active:
+            self._entries, self._weights = _build(self._uses)
+
+    def __bool__(self) -> bool:
+        """Does anything but the base act in this step?"""
+        return bool(self._active)
+
+    def apply(self, layer: int, group: Group, y: Tensor, x: Tensor) -> None:
+        """Let the adapters act on the output of a group of linears, in place.
+
+        Args:
+            layer: number of the decoder layer.
+            group: which linears.
+            y: [T, columns of the group], contiguous: their output, bias included.
+            x: [T, in], contiguous: their input.
+        """
+        at = point(layer, group)
+        for bank, mask in self._active:
+            if mask >> at & 1:
+                bank.apply(layer, group, y, x, self._entries, self._weights)
+
+    def apply_embed(self, hidden: Tensor, token_ids: Tensor) -> None:
+        """Let the adapters act on the embedded tokens `hidden` [T, hidden], in place."""
+        self.apply(-1, Group.EMBED, hidden, token_ids)
+
+    def apply_head(self, logits: Tensor, hidden: Tensor) -> None:
+        """Let the adapters act on the logits, in place.
+
+        Args:
+            logits: [L, vocab], the rows named by `logit_rows`.
+            hidden: [L, hidden], the input of the head.
+        """
+        at = point(-1, Group.HEAD)
+        for bank, mask in self._active:
+            if mask >> at & 1:
+                entries, weights = self._head_entries()
+                if len(entries):
+                    bank.apply(-1, Group.HEAD, logits, hidden, entries, weights)
+
+    def _head_entries(self) -> tuple[Entries, dict[Module, Tensor] | None]:
+        """The entries in rows of the logits; few adapters touch the head, so not built ahead."""
+        if self._head is None:
+            rows = self._logit_rows
+            if rows is None:
+                self._head = self._entries, self._weights
+            else:
+                rows = rows.tolist() if isinstance(rows, Tensor) else rows
+                mapped = []
+                for start, count, slot, weight in self._uses:
+                    first, last = bisect_left(rows, start), bisect_left(rows, start + count)
+                    if first < last:
+                        mapped.append((first, last - first, slot, weight))
+                self._head = _build(mapped)
+        return self._head
+
+
+def _build(
+    uses: Sequence[tuple[int, int, int, Weight]],
+) -> tuple[Entries, dict[Module, Tensor] | None]:
+    """Entries of (first row, rows, slot, weight), and weights per module where any differ."""
+    whole = [1.0 if isinstance(weight, Mapping) else weight for *_, weight in uses]
+    entries = Entries(
+        slot=torch.tensor([use[2] for use in uses], dtype=torch.int32),
+        weight=torch.tensor(whole, dtype=torch.float32),
+        row_start=torch.tensor([use[0] for use in uses], dtype=torch.int32),
+        row_count=torch.tensor([use[1] for use in uses], dtype=torch.int32),
+    )
+    if not any(isinstance(weight, Mapping) for *_, weight in uses):
+        return entries, None
+    per_module = {
+        module: torch.tensor(
+            [w.get(module, 1.0) if isinstance(w, Mapping) else w for *_, w in uses],
+            dtype=torch.float32,
+        )
+        for module in Module
+    }
+    return entries, per_module

@@ -1,0 +1,138 @@
+"""The adapters that may be named: who is resident, who is pinned, who was used last."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from turret_adapters.banks.device import Demand
+from turret_adapters.errors import AdapterError, AdapterNotFound
+from turret_adapters.loading import LoadedAdapter, StrPath
+
+
+@dataclass(slots=True)
+class Record:
+    """An adapter that was loaded and not yet removed.
+
+    Attributes:
+        loaded: the facts about it.
+        demand: what it takes of every bank.
+        path: the folder, for reading it again.
+        roots: folders that may be read, None for all.
+        slot: its place on the device, None while it is not resident.
+        pins: running requests that use it.
+        last_used: larger is later.
+        forgotten: it goes with its last pin.
+        error: why it cannot become resident.
+    """
+
+    loaded: LoadedAdapter
+    demand: Demand
+    path: StrPath
+    roots: tuple[StrPath, ...] | None
+    slot: int | None = None
+    pins: int = 0
+    last_used: int = 0
+    forgotten: bool = False
+    error: AdapterError | None = None
+
+
+class Records:
+    """Records by digest. The caller serialises access."""
+
+    def __init__(self) -> None:
+        self._by_digest: dict[str, Record] = {}
+        self._clock = 0
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._by_digest
+
+    def __getitem__(self, digest: str) -> Record:
+        """The record.
+
+        Raises:
+            AdapterNotFound: there is none.
+        """
+        record = self._by_digest.get(digest)
+        if record is None:
+            raise AdapterNotFound(
+                f"adapter {digest[:12]} is not loaded",
+                "it was never loaded here, or was unloaded since",
+                "Load it again.",
+            )
+        return record
+
+    def get(self, digest: str) -> Record | None:
+        """The record, or None."""
+        return self._by_digest.get(digest)
+
+    def add(self, record: Record) -> None:
+        """Add one under the digest of its content."""
+        self._by_digest[record.loaded.digest] = record
+
+    def pop(self, digest: str) -> Record:
+        """Remove one."""
+        return self._by_digest.pop(digest)
+
+    def digests(self) -> list[str]:
+        """All digests."""
+        return list(self._by_digest)
+
+    def resident(self) -> list[str]:
+        """Digests of the resident adapters."""
+        return [digest for digest, record in self._by_digest.items() if record.slot is not None]
+
+    def is_resident(self, digest: str) -> bool:
+        """Does it have a slot?"""
+        return self._by_digest[digest].slot is not None
+
+    @property
+    def num_pins(self) -> int:
+        """Pins over all adapters."""
+        return sum(record.pins for record in self._by_digest.values())
+
+    def place(self, record: Record, slot: int) -> None:
+        """The adapter is resident in `slot` from now on."""
+        record.slot = slot
+        self._touch(record)
+
+    def pin(self, digests: Sequence[str]) -> tuple[int, ...] | None:
+        """Pin all of them and return their slots, or do nothing where one is not resident.
+
+        Raises:
+            AdapterNotFound: one of them is not here.
+        """
+        records = [self[digest] for digest in digests]
+        slots = tuple(record.slot for record in records if record.slot is not None)
+        if len(slots) < len(records):
+            return None
+        for record in records:
+            record.pins += 1
+            self._touch(record)
+        return slots
+
+    def unpin(self, digest: str) -> Record:
+        """Take one pin off."""
+        record = self._by_digest.get(digest)
+        if record is None or record.pins == 0:
+            raise RuntimeError(f"adapter {digest} was unpinned more often than pinned")
+        record.pins -= 1
+        self._touch(record)
+        return record
+
+    def evict(self, protected: Collection[str]) -> int | None:
+        """Take the slot of the least recently used adapter that is neither pinned nor protected."""
+        idle = [
+            record
+            for digest, record in self._by_digest.items()
+            if record.slot is not None and not record.pins and digest not in protected
+        ]
+        if not idle:
+            return None
+        victim = min(idle, key=lambda record: record.last_used)
+        slot, victim.slot = victim.slot, None
+        return slot
+
+    def _touch(self, record: Record) -> None:
+        self._clock += 1
+        record.last_used = self._clock
