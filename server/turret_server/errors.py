@@ -3,10 +3,13 @@
 TurretError
 ├── BadRequest            400  a field is malformed, out of range or unknown
 │   ├── PromptTooLong     400  context_length_exceeded
-│   └── Unprocessable     422  well-formed, but cannot be served exactly as asked
+│   ├── Unprocessable     422  well-formed, but cannot be served exactly as asked
+│   └── UnsupportedMedia  415  the body is not declared to be JSON
 ├── Unauthorized          401
 ├── Forbidden             403
-├── NotFound              404  unknown model, adapter or route
+├── NotFound              404  unknown model or adapter
+│   └── RouteNotFound     404
+├── MethodNotAllowed      405  the route knows other methods
 ├── Conflict              409
 ├── PayloadTooLarge       413
 ├── Overloaded            429  the queue is full (Retry-After)
@@ -63,6 +66,12 @@ class Unprocessable(BadRequest):
     status, code = 422, "unprocessable"
 
 
+class UnsupportedMedia(BadRequest):
+    """The body is not declared to be JSON."""
+
+    status, code = 415, "unsupported_media_type"
+
+
 class Unauthorized(TurretError):
     """No key, or an unknown one."""
 
@@ -76,9 +85,21 @@ class Forbidden(TurretError):
 
 
 class NotFound(TurretError):
-    """Unknown model, adapter or route."""
+    """Unknown model or adapter."""
 
     status, type, code = 404, "not_found_error", "model_not_found"
+
+
+class RouteNotFound(NotFound):
+    """No such path."""
+
+    code = "route_not_found"
+
+
+class MethodNotAllowed(TurretError):
+    """The route exists, but not for this method."""
+
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
 class Conflict(TurretError):

@@ -1,0 +1,119 @@
+"""Which adapters are being served, by name. Torch-free: the API process owns it.
+
+A *name* is what clients call an adapter; a *digest* identifies its content. Several names may
+share a digest. A digest is referenced by its names and by the requests that use it; only one that
+nothing references may leave the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MAX_NAME_CHARS = 128
+
+# Commas separate names in the routing metric, "+" and ":" build recipes, slashes would hide in
+# URLs. \s and \W are not excluded wholesale: names may be written in any script.
+_FORBIDDEN = re.compile(r"[,+:/\\\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
+
+
+def name_problem(name: str) -> str | None:
+    """Say why a string can't name an adapter; None when it can."""
+    if not name:
+        return "it is empty"
+    if len(name) > MAX_NAME_CHARS:
+        return f"it has {len(name)} characters; {MAX_NAME_CHARS} are allowed"
+    if found := _FORBIDDEN.search(name):
+        return (
+            f"it contains {found.group()!r}; commas, '+', ':', slashes, blanks and control "
+            "characters are not allowed"
+        )
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRecord:
+    """One served name.
+
+    Attributes:
+        name: what clients send as `model`.
+        digest: identity of the content.
+        path: the folder it was loaded from; loading it again gives the same digest.
+        kind: the front end that compiled it, such as "lora".
+        rank: the largest rank, 0 for kinds without one.
+        targets: module names it touches.
+        num_parameters: of the published tensors.
+        num_bytes: in the served dtype.
+        base_model: as the adapter's own config names it.
+        loaded_at: Unix time in seconds.
+    """
+
+    name: str
+    digest: str
+    path: str
+    kind: str
+    rank: int
+    targets: tuple[str, ...]
+    num_parameters: int
+    num_bytes: int
+    base_model: str | None
+    loaded_at: float
+
+
+class Catalog:
+    """Names, their records, and who references each digest.
+
+    Every method is synchronous and leaves the catalog consistent, so a reader in the same event
+    loop sees a replacement either not at all or completely.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, AdapterRecord] = {}
+        self._uses: Counter[str] = Counter()  # digest -> requests in flight
+
+    def get(self, name: str) -> AdapterRecord | None:
+        """The record of a name."""
+        return self._records.get(name)
+
+    def records(self) -> list[AdapterRecord]:
+        """Every record, oldest name first: what an engine that restarted must load again."""
+        return list(self._records.values())
+
+    def names(self) -> list[str]:
+        """Every served name."""
+        return list(self._records)
+
+    def names_of(self, digest: str) -> list[str]:
+        """The names that share a digest."""
+        return [r.name for r in self._records.values() if r.digest == digest]
+
+    def put(self, record: AdapterRecord) -> AdapterRecord | None:
+        """Serve a record under its name; returns the record that it replaced."""
+        old = self._records.get(record.name)
+        self._records[record.name] = record
+        return old
+
+    def remove(self, name: str) -> AdapterRecord | None:
+        """Stop serving a name; returns its record, None when there was none."""
+        return self._records.pop(name, None)
+
+    def acquire(self, digests: Iterable[str]) -> None:
+        """Count a request that uses these digests."""
+        self._uses.update(digests)
+
+    def release(self, digests: Iterable[str]) -> list[str]:
+        """Undo one `acquire`; returns the digests that nothing references any more."""
+        free = []
+        for digest in digests:
+            self._uses[digest] -= 1
+            if self._uses[digest] <= 0:
+                del self._uses[digest]
+            if not self.is_referenced(digest):
+                free.append(digest)
+        return free
+
+    def is_referenced(self, digest: str) -> bool:
+        """Whether a name or a request in flight still needs the digest."""
+        return digest in self._uses or any(r.digest == digest for r in self._records.values())

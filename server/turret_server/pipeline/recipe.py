@@ -1,0 +1,183 @@
+"""From what a request calls its model to an immutable recipe of adapters.
+
+Grammar of a model name, tried in this order: a base name; a named recipe of the configuration; an
+adapter; `part ("+" part)*` with `part = adapter [":" weight]`. What `adapters` lists is stacked on
+top. Nothing falls back to the base: an unknown name is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import msgspec
+from turret_adapters.catalog import AdapterRecord, Catalog
+
+from turret_server.engine.messages import AdapterUse
+from turret_server.errors import BadRequest, NotFound
+
+MAX_ADAPTERS = 16  # of one recipe
+MAX_WEIGHT = 16.0  # absolute; beyond it activations overflow long before they mean anything
+
+Weight = float | dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What one request runs.
+
+    Attributes:
+        model: the name to show in the response.
+        adapters: digests with weights, in the order they were named; empty for the base.
+        digest: identity of the adapted model; equal recipes give equal digests.
+        label: a name of bounded variety for metrics: a base, adapter or recipe name, else
+            "composed".
+    """
+
+    model: str
+    adapters: tuple[AdapterUse, ...]
+    digest: str
+    label: str
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests of the adapters."""
+        return [use.digest for use in self.adapters]
+
+
+class RecipeBook:
+    """Resolves names against the catalog.
+
+    Args:
+        catalog: the served adapters.
+        base_names: names of the base model, the first being canonical.
+        recipes: named recipes of the configuration: name -> expression such as "a:0.7+b".
+    """
+
+    def __init__(
+        self, catalog: Catalog, base_names: Sequence[str], recipes: Mapping[str, str] | None = None
+    ) -> None:
+        self.catalog = catalog
+        self.base_names = tuple(base_names)
+        self.recipes = dict(recipes or {})
+
+    def resolve(
+        self, model: str | None = None, adapters: Sequence[tuple[str, Weight]] = ()
+    ) -> Recipe:
+        """Resolve a request's `model` and `adapters`.
+
+        Args:
+            model: the name; None means the base.
+            adapters: (name, weight) pairs to stack on what `model` names.
+
+        Raises:
+            NotFound: a name that is not served; close matches are listed.
+            BadRequest: a malformed weight, an adapter named twice, or too many of them.
+        """
+        model = self.base_names[0] if model is None else model
+        label, named = self._parse(model)
+        parts = [(name, weight, "model") for name, weight in named]
+        parts += [(name, weight, f"adapters[{i}]") for i, (name, weight) in enumerate(adapters)]
+        if len(parts) > MAX_ADAPTERS:
+            raise BadRequest(
+                f"{len(parts)} adapters in one request",
+                f"at most {MAX_ADAPTERS} can be combined",
+                param="adapters" if adapters else "model",
+            )
+        uses: dict[str, AdapterUse] = {}
+        for name, weight, param in parts:
+            record = self._record(name, param)
+            if record.digest in uses:
+                raise BadRequest(
+                    f"adapter {name!r} is named twice",
+                    "each adapter's content may appear once in a request",
+                    "Name it once and give it the sum of the weights.",
+                    param=param,
+                )
+            uses[record.digest] = AdapterUse(record.digest, _weight(weight, record, param))
+        return Recipe(
+            model=model,
+            adapters=tuple(uses.values()),
+            digest=_digest(uses.values()),
+            label="composed" if adapters else label,
+        )
+
+    def served(self, name: str) -> bool:
+        """Whether a name is the base or a named recipe: no adapter may take it."""
+        return name in self.base_names or name in self.recipes
+
+    def _parse(self, model: str) -> tuple[str, list[tuple[str, Weight]]]:
+        """(metric label, parts) of a model name."""
+        if model in self.base_names:
+            return self.base_names[0], []
+        if model in self.recipes:
+            return model, [_part(text) for text in self.recipes[model].split("+")]
+        if self.catalog.get(model) is not None:
+            return model, [(model, 1.0)]
+        if "+" in model or ":" in model:
+            return "composed", [_part(text) for text in model.split("+")]
+        raise self._unknown(model, "model")
+
+    def _record(self, name: str, param: str) -> AdapterRecord:
+        record = self.catalog.get(name)
+        if record is None:
+            raise self._unknown(name, param)
+        return record
+
+    def _unknown(self, name: str, param: str) -> NotFound:
+        known = [*self.base_names, *self.recipes, *self.catalog.names()]
+        close = get_close_matches(name[:256], known, n=3, cutoff=0.5)
+        return NotFound(
+            f"the model {name[:256]!r} does not exist",
+            "it is neither the base model nor an adapter that is loaded",
+            f"Did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else "GET /v1/models lists what is served.",
+            param=param,
+        )
+
+
+def _part(text: str) -> tuple[str, Weight]:
+    """`name` or `name:weight`; adapter names contain no colon."""
+    name, colon, number = text.partition(":")
+    if not colon:
+        return name, 1.0
+    try:
+        return name, float(number)
+    except ValueError:
+        raise BadRequest(
+            f"the weight {number[:64]!r} of adapter {name[:128]!r} is not a number",
+            "a model name may read 'adapter:weight', as in 'sql:0.7+json'",
+            param="model",
+        ) from None
+
+
+def _weight(weight: Weight, record: AdapterRecord, param: str) -> Weight:
+    """Check a weight; a table is spelt out for every module, 1.0 where it says nothing."""
+    if not isinstance(weight, dict):
+        return _checked(weight, record.name, param)
+    if unknown := [module for module in weight if module not in record.targets]:
+        raise BadRequest(
+            f"adapter {record.name!r} has no module {unknown[0][:128]!r}",
+            f"it touches {', '.join(record.targets)}",
+            param=f"{param}.weight",
+        )
+    given = {module: _checked(w, record.name, param) for module, w in weight.items()}
+    return {module: given.get(module, 1.0) for module in record.targets}
+
+
+def _checked(weight: float, name: str, param: str) -> float:
+    if math.isfinite(weight) and abs(weight) <= MAX_WEIGHT:
+        return float(weight)
+    raise BadRequest(
+        f"weight {weight!r} of adapter {name!r} is out of range",
+        f"weights lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
+        param=param,
+    )
+
+
+def _digest(uses: Iterable[AdapterUse]) -> str:
+    return hashlib.sha256(msgspec.json.encode(list(uses), order="sorted")).hexdigest()

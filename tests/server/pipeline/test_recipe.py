@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+from turret_adapters.catalog import AdapterRecord, Catalog
+
+from turret_server.engine.messages import AdapterUse
+from turret_server.errors import BadRequest, NotFound
+from turret_server.pipeline.recipe import MAX_ADAPTERS, RecipeBook
+
+
+def put(catalog: Catalog, name: str, digest: str) -> None:
+    catalog.put(
+        AdapterRecord(
+            name=name,
+            digest=digest,
+            path=f"/adapters/{name}",
+            kind="lora",
+            rank=8,
+            targets=("q_proj", "v_proj"),
+            num_parameters=1,
+            num_bytes=2,
+            base_model=None,
+            loaded_at=0.0,
+        )
+    )
+
+
+@pytest.fixture
+def book() -> RecipeBook:
+    catalog = Catalog()
+    for name in ("sql", "json", "dates"):
+        put(catalog, name, f"digest-{name}")
+    return RecipeBook(catalog, ["demo", "org/demo:latest"], {"strict-sql": "sql:0.5+json"})
+
+
+def test_base_names_mean_no_adapters(book: RecipeBook) -> None:
+    for name in (None, "demo", "org/demo:latest"):
+        recipe = book.resolve(name)
+        assert recipe.adapters == ()
+        assert recipe.label == "demo"
+    assert book.resolve("org/demo:latest").model == "org/demo:latest"
+    assert book.resolve(None).model == "demo"
+
+
+def test_an_adapter_name(book: RecipeBook) -> None:
+    recipe = book.resolve("sql")
+    assert recipe.adapters == (AdapterUse("digest-sql", 1.0),)
+    assert (recipe.model, recipe.label, recipe.digests) == ("sql", "sql", ["digest-sql"])
+
+
+def test_sums_and_weights_in_a_name(book: RecipeBook) -> None:
+    recipe = book.resolve("sql:0.7+json")
+    assert recipe.adapters == (AdapterUse("digest-sql", 0.7), AdapterUse("digest-json", 1.0))
+    assert (recipe.model, recipe.label) == ("sql:0.7+json", "composed")
+    assert book.resolve("sql:-1").adapters == (AdapterUse("digest-sql", -1.0),)
+
+
+def test_named_recipes(book: RecipeBook) -> None:
+    recipe = book.resolve("strict-sql")
+    assert recipe.adapters == (AdapterUse("digest-sql", 0.5), AdapterUse("digest-json", 1.0))
+    assert (recipe.model, recipe.label) == ("strict-sql", "strict-sql")
+
+
+def test_listed_adapters_are_stacked_on_the_model(book: RecipeBook) -> None:
+    recipe = book.resolve("sql", [("json", 0.5), ("dates", 1)])
+    assert [(u.digest, u.weight) for u in recipe.adapters] == [
+        ("digest-sql", 1.0),
+        ("digest-json", 0.5),
+        ("digest-dates", 1.0),
+    ]
+    assert recipe.label == "composed"
+
+
+def test_a_table_of_weights_is_spelt_out_for_every_module(book: RecipeBook) -> None:
+    recipe = book.resolve("demo", [("sql", {"v_proj": 0.5})])
+    assert recipe.adapters[0].weight == {"q_proj": 1.0, "v_proj": 0.5}
+
+
+def test_the_digest_tells_recipes_apart_by_content(book: RecipeBook) -> None:
+    assert book.resolve("sql").digest == book.resolve("demo", [("sql", 1)]).digest
+    different = {book.resolve(n).digest for n in ("demo", "sql", "sql:0.5", "json", "sql+json")}
+    assert len(different) == 5
+    put(book.catalog, "sql", "other content")
+    assert book.resolve("sql").digest not in different
+
+
+@pytest.mark.parametrize("model", ["sqll", "", "gpt-4", "demo+sql", "sql+", "SQL", "x" * 5000])
+def test_unknown_models_are_not_served_by_the_base(book: RecipeBook, model: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        book.resolve(model)
+    assert caught.value.param == "model"
+
+
+def test_close_names_are_suggested(book: RecipeBook) -> None:
+    with pytest.raises(NotFound, match="Did you mean 'sql'"):
+        book.resolve("sqll")
+
+
+def test_unknown_listed_adapter_names_its_place(book: RecipeBook) -> None:
+    with pytest.raises(NotFound) as caught:
+        book.resolve("demo", [("sql", 1), ("nope", 1)])
+    assert caught.value.param == "adapters[1]"
+
+
+@pytest.mark.parametrize(
+    ("model", "adapters", "param"),
+    [
+        ("sql+sql", [], "model"),
+        ("sql", [("sql", 1)], "adapters[0]"),
+        ("sql:x", [], "model"),
+        ("sql:nan", [], "model"),
+        ("sql:inf", [], "model"),
+        ("sql:17", [], "model"),
+        ("demo", [("sql", -17)], "adapters[0]"),
+        ("demo", [("sql", {"o_proj": 1})], "adapters[0].weight"),
+        ("demo", [("sql", {"q_proj": float("nan")})], "adapters[0]"),
+        ("+".join(["sql"] * (MAX_ADAPTERS + 1)), [], "model"),
+    ],
+)
+def test_refused(book: RecipeBook, model: str, adapters: list, param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        book.resolve(model, adapters)
+    assert caught.value.param == param
+
+
+def test_two_names_of_one_content_are_one_adapter(book: RecipeBook) -> None:
+    put(book.catalog, "sql2", "digest-sql")
+    with pytest.raises(BadRequest, match="named twice"):
+        book.resolve("sql+sql2")
