@@ -1,6 +1,7 @@
 """From what the user calls a model to a local folder that holds it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _WANTED = [
     "*.safetensors",
 ]
 # "*" also matches "/": sub-folders hold other formats, "consolidated" repeats the weights.
+_ADAPTER_WANTED = ["*.json", "*.safetensors"]
 _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_model.safetensors"]
 
 
@@ -56,7 +58,8 @@ def resolve_model(spec: str, *, progress: bool) -> Path:
             "it is neither an existing folder nor a Hugging Face id (owner/name)",
             f"Name a folder with config.json and *.safetensors, an id, or {DEMO!r}.",
         )
-    return _checked(_download(spec, progress=progress), spec)
+    folder = _download(spec, "model", _WANTED, ignore=_UNWANTED, progress=progress)
+    return _checked(folder, spec)
 
 
 def _checked(folder: Path, spec: str) -> Path:
@@ -73,7 +76,25 @@ def _checked(folder: Path, spec: str) -> Path:
     return folder
 
 
-def _download(repo_id: str, *, progress: bool) -> Path:
+def resolve_adapter(spec: str, *, progress: bool) -> Path:
+    """Return the local folder of an adapter: an existing folder, or a Hugging Face id.
+
+    Args:
+        spec: folder or id.
+        progress: draw progress bars on stderr.
+
+    Raises:
+        StartupError: there is no such adapter, or it cannot be reached.
+    """
+    folder = Path(spec).expanduser()
+    if folder.exists() or not _REPO_ID.fullmatch(spec) or spec.startswith("."):
+        return folder.absolute()  # what is wrong with it, the loader says
+    return _download(spec, "adapter", _ADAPTER_WANTED, ignore=("*/*",), progress=progress)
+
+
+def _download(
+    repo_id: str, noun: str, wanted: Sequence[str], *, ignore: Sequence[str], progress: bool
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -94,22 +115,22 @@ def _download(repo_id: str, *, progress: bool) -> Path:
         return Path(
             snapshot_download(
                 repo_id,
-                allow_patterns=_WANTED,
-                ignore_patterns=_UNWANTED,
+                allow_patterns=list(wanted),
+                ignore_patterns=list(ignore),
                 tqdm_class=None if progress else Silent,
             )
         )
     except GatedRepoError as error:
         why = "its owner asks for an accepted licence and a token"
-        fix = "Accept it on the model's page, then run: hf auth login"
+        fix = "Accept it on its page, then run: hf auth login"
         cause: Exception = error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        why = "the Hugging Face hub has no such public model"
-        fix = "Check the id (owner/name); for a private model run: hf auth login"
+        why = f"the Hugging Face hub has no such public {noun}"
+        fix = "Check the id (owner/name); for a private one run: hf auth login"
         cause = error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        why = f"the Hugging Face hub cannot be reached and its cache lacks the model ({reason})"
+        why = f"the Hugging Face hub cannot be reached and its cache lacks the {noun} ({reason})"
         fix = f"Check the network or HF_ENDPOINT, name a local folder, or use {DEMO!r}."
         cause = error
-    raise StartupError(f"model {repo_id!r} was not downloaded", why, fix) from cause
+    raise StartupError(f"{noun} {repo_id!r} was not downloaded", why, fix) from cause

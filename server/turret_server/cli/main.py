@@ -1,0 +1,45 @@
+"""The `turret` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from turret_server import __version__
+from turret_server.cli import adapters, bench, chat, serve
+from turret_server.errors import TurretError
+
+_typer = typer.Typer(
+    name="turret",
+    help="Serve many adaptations of one language model, in one batch, behind the OpenAI API.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_typer.command()(serve.serve)
+_typer.command()(chat.chat)
+_typer.add_typer(adapters.app, name="adapters")
+_typer.add_typer(bench.app, name="bench")
+
+
+@_typer.callback(invoke_without_command=True)
+def _main(version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
+    if version:
+        typer.echo(f"turret {__version__}")
+        raise typer.Exit
+
+
+def app() -> None:
+    """Entry point: errors a user can act on are three lines, not a traceback."""
+    try:
+        _typer()
+    except TurretError as error:
+        console = Console(stderr=True)
+        console.print(f"[bold red]error:[/] {error.what}", highlight=False)
+        for label, text in (("why", error.why), ("fix", error.fix)):
+            if text:
+                console.print(f"[bold]{label}:[/] {text}", highlight=False)
+        sys.exit(2)

@@ -1,0 +1,159 @@
+"""`turret serve`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from turret_server.config import ServeConfig, parse_pairs, read_config
+
+_MODEL, _ADAPTERS, _HTTP, _ENGINE = "Model", "Adapters", "HTTP", "Engine"
+
+
+def _load_config(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        known = {f.name for f in fields(ServeConfig)} | {"config"}
+        values = read_config(path, known)
+        for table, flag in (("adapters", "adapter"), ("recipes", "recipe")):
+            pairs = values.pop(table, {})
+            values[flag] = [f"{name}={value}" for name, value in pairs.items()]
+        values["adapter_root"] = values.pop("adapter_roots", [])
+        values["served_name"] = values.pop("served_names", [])
+        values["api_key"] = values.pop("api_keys", [])
+        values["admin_key"] = values.pop("admin_keys", [])
+        context.default_map = {name: value for name, value in values.items() if value != []}
+    return path
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a Hugging Face id, or [bold]demo[/].")
+    ] = "demo",
+    served_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name(s) of the base model for clients.", rich_help_panel=_MODEL),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=SOURCE: serve an adapter; a folder or a Hugging Face id. May be repeated.",
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = None,
+    adapter_root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder that run-time loads may read. [default: the folder you are in, the cache]",
+            rich_help_panel=_ADAPTERS,
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=EXPRESSION: a stack of adapters as a model, e.g. formal-sql=formal:0.7+sql.",
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = None,
+    max_resident_adapters: Annotated[
+        int, typer.Option(min=1, help="Adapters on the device at once.", rich_help_panel=_ADAPTERS)
+    ] = 64,
+    adapter_rank_rows: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            help="Ranks on the device at once, summed over adapters, per linear.",
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = 1024,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_load_config, is_eager=True, help="A turret.toml; flags and TURRET_* go first."
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_HTTP)] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on.", rich_help_panel=_HTTP)
+    ] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key that may ask. May be repeated.", rich_help_panel=_HTTP),
+    ] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key that may also load and unload adapters.", rich_help_panel=_HTTP),
+    ] = None,
+    drain_s: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds that open requests get at the end.", rich_help_panel=_HTTP
+        ),
+    ] = 30.0,
+    device: Annotated[str, typer.Option(help="auto or cpu.", rich_help_panel=_ENGINE)] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto, bfloat16 or float32.", rich_help_panel=_ENGINE)
+    ] = "auto",
+    max_model_len: Annotated[
+        int,
+        typer.Option(min=0, help="Longest context; 0 = the model's own.", rich_help_panel=_ENGINE),
+    ] = 0,
+    kv_cache_gib: Annotated[
+        float, typer.Option(min=0.01, help="Memory for keys and values.", rich_help_panel=_ENGINE)
+    ] = 1.0,
+    max_running: Annotated[
+        int, typer.Option(min=1, help="Requests in one batch.", rich_help_panel=_ENGINE)
+    ] = 64,
+    max_step_tokens: Annotated[
+        int,
+        typer.Option(
+            min=16,
+            help="Tokens in one step: lower for even streaming, higher for long prompts.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 256,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Waiting requests before 429.", rich_help_panel=_ENGINE)
+    ] = 1024,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads; 0 = all.", rich_help_panel=_ENGINE)
+    ] = 0,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve a model and its adapters behind the OpenAI API.
+
+    Without keys the server is open; that is fine on 127.0.0.1. Every flag can be set in the
+    environment (TURRET_PORT, TURRET_API_KEY, …) or in a file given with --config.
+    """
+    from turret_server.server import run_server
+
+    run_server(
+        ServeConfig(
+            model=model,
+            served_names=tuple(served_name or ()),
+            adapters=parse_pairs(adapter or (), "--adapter"),
+            adapter_roots=tuple(adapter_root or (Path.cwd(),)),
+            recipes=parse_pairs(recipe or (), "--recipe"),
+            host=host,
+            port=port,
+            api_keys=tuple(api_key or ()),
+            admin_keys=tuple(admin_key or ()),
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            kv_cache_gib=kv_cache_gib,
+            max_running=max_running,
+            max_step_tokens=max_step_tokens,
+            max_waiting=max_waiting,
+            max_resident_adapters=max_resident_adapters,
+            adapter_rank_rows=adapter_rank_rows,
+            threads=threads,
+            drain_s=drain_s,
+            log_level=log_level,
+        )
+    )

@@ -1,0 +1,173 @@
+"""From settings to a listening server: the engine's process, the app, uvicorn, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+from pathlib import Path
+
+import uvicorn
+from rich.console import Console
+
+import turret_adapters
+from turret_server.api.app import create_app
+from turret_server.api.service import Service
+from turret_server.api.settings import ApiKey, ApiSettings
+from turret_server.cache import cache_root
+from turret_server.config import ServeConfig
+from turret_server.engine.link import EngineLink
+from turret_server.engine.settings import EngineSettings
+from turret_server.errors import StartupError
+from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.sources import DEMO, resolve_adapter, resolve_model
+from turret_server.telemetry.logging import configure_logging
+
+_MAX_HEADER_BYTES = 64 << 10
+
+
+def run_server(config: ServeConfig) -> None:
+    """Serve until a signal.
+
+    Raises:
+        StartupError: what was asked for cannot be served.
+    """
+    console = Console(stderr=True)
+    folder = resolve_model(config.model, progress=console.is_terminal)
+    adapters = {**_demo_adapters(config.model), **config.adapters}
+    sources = {
+        name: resolve_adapter(source, progress=console.is_terminal)
+        for name, source in adapters.items()
+    }
+    configure_logging(config.log_level)
+    if config.is_open and not _is_loopback(config.host):
+        console.print(
+            f"[bold red]warning:[/] {config.host} is reachable from other machines and no key is "
+            "set: anybody there can use this server. Set --api-key and --admin-key.",
+            highlight=False,
+        )
+    uvicorn.config.LOG_LEVELS.setdefault("trace", 5)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(config, folder, sources, console))
+
+
+async def _serve(
+    config: ServeConfig, folder: Path, sources: dict[str, Path], console: Console
+) -> None:
+    tokenizer = Tokenizer.load(folder)
+    link = EngineLink(_engine_settings(config, folder, tokenizer))
+    try:
+        with console.status(f"loading {config.model}"):
+            ready = await link.start()
+        app = create_app(link, tokenizer, _api_settings(config, folder))
+        service: Service = app.state.service
+        for name, path in sources.items():
+            await service.adapters.load(name, str(path), confined=False)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                host=config.host,
+                port=config.port,
+                # h11 bounds the header; the faster parser takes any length.
+                http="h11",
+                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=int(config.drain_s),
+                server_header=False,
+            )
+        )
+        server.announcement = (
+            f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
+            f"{len(sources)} adapters ({', '.join(sources) or 'none'}), {ready.dtype} on "
+            f"{ready.device}, context {ready.max_model_len}"
+        )
+        server.console = console
+        await server.serve()
+    finally:
+        await link.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says where it listens once it does (port 0 is resolved then)."""
+
+    announcement = ""
+    console: Console
+
+    async def startup(self, sockets: list | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            self.console.print(f"{self.announcement}\nlistening on http://{shown}:{port}")
+
+
+def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) -> EngineSettings:
+    device, dtype = config.device, config.dtype
+    if device == "auto":
+        device = "cpu"
+    if device != "cpu":
+        raise StartupError(
+            f"the device {device!r} is not served",
+            "this version runs on the CPU",
+            "Use --device cpu.",
+        )
+    if dtype == "auto":
+        dtype = "bfloat16"
+    if dtype not in ("bfloat16", "float32"):
+        raise StartupError(
+            f"the dtype {dtype!r} is not served",
+            "known are bfloat16 and float32",
+            "Use one of them.",
+        )
+    return EngineSettings(
+        model=str(folder),
+        device=device,
+        dtype=dtype,
+        max_model_len=config.max_model_len,
+        kv_cache_bytes=int(config.kv_cache_gib * 2**30),
+        max_running=config.max_running,
+        max_step_tokens=config.max_step_tokens,
+        max_resident_adapters=config.max_resident_adapters,
+        adapter_rank_rows=config.adapter_rank_rows,
+        threads=config.threads,
+        eos_token_ids=tokenizer.eos_token_ids,
+    )
+
+
+def _api_settings(config: ServeConfig, folder: Path) -> ApiSettings:
+    default_name = folder.name if config.model == DEMO else config.model.rstrip("/")
+    return ApiSettings(
+        base_names=config.served_names or (default_name,),
+        model_root=config.model,
+        adapter_roots=(*config.adapter_roots, cache_root()),
+        recipes=config.recipes,
+        keys=tuple(
+            ApiKey(hashlib.sha256(key.encode()).hexdigest(), admin)
+            for keys, admin in ((config.api_keys, False), (config.admin_keys, True))
+            for key in keys
+        ),
+        max_waiting=config.max_waiting,
+    )
+
+
+def _demo_adapters(model: str) -> dict[str, str]:
+    if model != DEMO:
+        return {}
+    root = Path(turret_adapters.__file__).parent / "demo"
+    return {p.parent.name: str(p.parent) for p in sorted(root.glob("*/adapter_config.json"))}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _loop_factory():
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
