@@ -92,7 +92,7 @@ class GrammarCompiler:
         if matcher.is_error():
             raise BadRequest(
                 "the grammar cannot be used",
-                _first_line(matcher.get_error()),
+                _reason(matcher.get_error()),
                 "Correct or simplify the grammar, schema or regular expression.",
             )
         return matcher
@@ -118,7 +118,8 @@ class GrammarMatcher:
         Raises:
             Unprocessable: the grammar became too complex here, or refused an earlier token.
         """
-        assert out.dtype == np.int32 and out.shape == (self._mask_words,)
+        assert out.dtype == np.int32
+        assert out.shape == (self._mask_words,)
         try:
             self._matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
         except ValueError:  # the tokenizer knows more tokens than the model
@@ -139,7 +140,7 @@ class GrammarMatcher:
     def _error(self) -> Unprocessable:
         return Unprocessable(
             "the answer could not be kept to its grammar",
-            _first_line(self._matcher.get_error()),
+            _reason(self._matcher.get_error()),
             "Simplify the schema, regular expression or grammar: fewer alternatives, "
             "shorter repetitions.",
         )
@@ -152,5 +153,13 @@ def _tokenizer(text: str, vocab_size: int, eos: list[int] | None) -> LLTokenizer
         return LLTokenizer(text, eos_token=eos)
 
 
-def _first_line(message: str) -> str:
-    return message.partition("\n")[0][:300] or "no reason given"
+def _reason(message: str) -> str:
+    """Return the line of an llguidance message that says what is wrong."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("error: "):  # below a regular expression and a pointer into it
+            return line.removeprefix("error: ")
+    first = lines[0] if lines else ""
+    if first.startswith("NoExtension"):
+        return "no text satisfies it"
+    return first if len(first) <= 300 else f"... {first[-200:]}"

@@ -9,6 +9,8 @@ from turret_server.errors import BadRequest, Unprocessable
 from turret_server.pipeline.conversation import normalise
 from turret_server.pipeline.template import ChatTemplate
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.pipeline.tools import parser_for
+from turret_server.pipeline.tools.parser import ToolParser
 from turret_server.pipeline.tools.prompted import describe_tools, write_out_calls
 
 # Set by the server; a request that could overwrite them could unsay who said what.
@@ -37,6 +39,14 @@ class ChatPrompt:
         self._tool_template = self._template
         if source == tokenizer.chat_template and tokenizer.tool_template is not None:
             self._tool_template = ChatTemplate(tokenizer.tool_template)
+
+    @property
+    def tool_parser(self) -> ToolParser | None:
+        """The parser for the calls that this model writes; None if its form is not known."""
+        template = self._tool_template
+        if template is None:
+            return None
+        return parser_for(template.source, knows_tools="tools" in template.variables)
 
     def render(
         self,

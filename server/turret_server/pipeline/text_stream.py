@@ -23,6 +23,7 @@ class TextStream:
         continues: the ids continue a text that is shown before them (a completion, as opposed to
             a chat answer): a leading space is part of the text even where `decode`, which takes
             the ids for the beginning of a text, drops it.
+        keep: special tokens that stay in the text nevertheless (the markers of a tool parser).
 
     Raises:
         BadRequest: a stop string is empty.
@@ -38,9 +39,10 @@ class TextStream:
         skip_special_tokens: bool = True,
         *,
         continues: bool = False,
+        keep: Sequence[str] = (),
     ):
         self._detokenizer = tokenizer.detokenizer(
-            skip_special_tokens=skip_special_tokens, continues=continues
+            skip_special_tokens=skip_special_tokens, continues=continues, keep=keep
         )
         self._stops = StopStrings(stop) if stop else None
         self._include_stop = include_stop

@@ -66,12 +66,7 @@ class Tokenizer:
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
-        self._pieces = {
-            skip: Pieces(
-                rules, tokenizer.id_to_token, self._special_ids if skip else frozenset[int]()
-            )
-            for skip in (False, True)
-        }
+        self._pieces: dict[frozenset[int], Pieces] = {}  # by the ids that are left out
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
@@ -149,9 +144,17 @@ class Tokenizer:
                 param="tokens",
             ) from error
 
-    def detokenizer(self, *, skip_special_tokens: bool, continues: bool) -> Detokenizer:
+    def detokenizer(
+        self, *, skip_special_tokens: bool, continues: bool, keep: Iterable[str] = ()
+    ) -> Detokenizer:
         """Return the state of a new stream of tokens; see `TextStream`."""
-        pieces = self._pieces[skip_special_tokens]
+        skip = frozenset[int]()
+        if skip_special_tokens:
+            skip = self._special_ids.difference(self.token_id(token) for token in keep)
+        pieces = self._pieces.get(skip)
+        if pieces is None:
+            pieces = Pieces(self._rules, self._tokenizer.id_to_token, skip)
+            self._pieces[skip] = pieces
         if self._rules.byte_level:
             return ByteLevelDetokenizer(pieces)
         return SentencePieceDetokenizer(pieces, continues=continues)
