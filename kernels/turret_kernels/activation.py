@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from turret_kernels import native
 from turret_kernels.native import lib
 
 
@@ -14,7 +15,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     if lib is None or gate_up.dtype != torch.bfloat16 or gate_up.device.type != "cpu":
         return silu_mul_reference(gate_up)
     rows, width = gate_up.shape
-    out = torch.empty(rows, width // 2, dtype=gate_up.dtype)
+    out = native.allocate((rows, width // 2), gate_up.dtype)
     lib.turret_silu_mul(out.data_ptr(), gate_up.data_ptr(), rows, width // 2)
     return out
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from turret_kernels import native
 from turret_kernels.native import TILES, lib
 
 
@@ -63,7 +64,7 @@ def linear(
     if not weight.packed or lib is None:
         return F.linear(x, weight.data, bias).to(out_dtype)
     rows = x.shape[0]
-    y = torch.empty(rows, weight.out_features, dtype=out_dtype)
+    y = native.allocate((rows, weight.out_features), out_dtype)
     lib.turret_linear(
         y.data_ptr(),
         x.data_ptr(),

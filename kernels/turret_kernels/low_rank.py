@@ -58,15 +58,20 @@ class Entries:
         weight: float32 [E].
         row_start: int32 [E], first token row.
         row_count: int32 [E], at least 1.
+        count: int64 [1], E; the tensors may be longer.
     """
 
     slot: Tensor
     weight: Tensor
     row_start: Tensor
     row_count: Tensor
+    count: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = torch.tensor([self.slot.shape[0]])
 
     def __len__(self) -> int:
-        return self.slot.shape[0]
+        return int(self.count)
 
 
 # Native products take ranks in pairs.
@@ -169,7 +174,7 @@ def low_rank(
         entries.slot.data_ptr(),
         entries.row_start.data_ptr(),
         entries.row_count.data_ptr(),
-        len(entries),
+        entries.count.data_ptr(),
         y.stride(0),
         x.shape[1],
         TILES,

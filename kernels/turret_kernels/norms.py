@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from turret_kernels import native
 from turret_kernels.native import lib
 
 
@@ -19,7 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if not _native(x):
         return rms_norm_reference(x, weight, eps)
     flat = x.reshape(-1, x.shape[-1])
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = native.allocate(tuple(x.shape), x.dtype)
     _launch(out, flat, None, weight, eps)
     return out
 
@@ -36,7 +37,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     if not _native(x):
         residual += x
         return rms_norm_reference(residual, weight, eps)
-    out = torch.empty_like(x)
+    out = native.allocate(tuple(x.shape), x.dtype)
     _launch(out, x, residual, weight, eps)
     return out
 

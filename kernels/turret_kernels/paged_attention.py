@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from turret_kernels import native
 from turret_kernels.native import TILES, lib
 from turret_kernels.rope_kv import KVCache
 
@@ -45,7 +46,7 @@ def paged_attention(
     if not cache.native or lib is None:
         return paged_attention_reference(q, cache, meta, scale, window)
     tokens, heads, dim = q.shape
-    out = torch.empty(tokens, heads * dim, dtype=q.dtype)
+    out = native.allocate((tokens, heads * dim), q.dtype)
     lib.turret_paged_attention(
         out.data_ptr(),
         q.data_ptr(),

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from turret_kernels.activation import silu_mul, silu_mul_reference
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from turret_kernels.linear import linear, pack_linear
 
 ROWS = [1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 40, 63, 64, 100]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from turret_kernels.low_rank import (
     ROW_ALIGNMENT,
     Entries,

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from turret_kernels.norms import add_rms_norm, rms_norm, rms_norm_reference
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from turret_kernels.testing import poisoned
+
 from turret_kernels.paged_attention import AttentionMetadata, paged_attention
 from turret_kernels.rope_kv import KVCache, rope_and_store, rotate
+from turret_kernels.testing import poisoned
 
 PAGE = 32
 

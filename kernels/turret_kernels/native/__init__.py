@@ -14,7 +14,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +85,12 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_pack": [p, p, n, n],
         "turret_linear": [p, p, p, p, n, n, n, i, i],
         "turret_write_rank_rows": [p, p, p, p, n, n, n, n],
-        "turret_low_rank": [p, p, p, n, p, p, p, n, n, n, i, i],
+        "turret_low_rank": [p, p, p, n, p, p, p, p, n, n, i, i],
         "turret_rope_and_store": [p, p, p, n, n, n, p, p, p, p, p, n, n, n, n, n],
         "turret_paged_attention": [p, p, n, p, p, p, p, p, n, n, n, n, n, n, f, n, i],
         "turret_rms_norm": [p, p, p, p, n, n, n, f],
         "turret_silu_mul": [p, p, n, n],
+        "turret_run": [p, n],
     }
     for name, argtypes in signatures.items():
         function = getattr(library, name)
@@ -96,6 +100,15 @@ def _declare(library: ctypes.CDLL) -> None:
 
 lib: ctypes.CDLL | None = _load()
 TILES: int = lib.turret_has_tiles() if lib and os.environ.get("TURRET_TILES") != "0" else 0
+
+
+def torch_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory for a kernel's result."""
+    return torch.empty(shape, dtype=dtype)
+
+
+# Where native kernels get the memory of their results; graph.capture puts its pool here.
+allocate: Callable[[tuple[int, ...], torch.dtype], torch.Tensor] = torch_empty
 
 
 def set_threads(threads: int) -> None:

@@ -149,14 +149,15 @@ TURRET_API void turret_write_rank_rows(bf16* pool_a, bf16* pool_b, const bf16* a
     }
 }
 
+// The number of entries is read when the call runs, so that a recorded call serves every batch.
 TURRET_API void turret_low_rank(void* y, const bf16* x, const Slice* slices, int64_t num_slices,
                                 const int32_t* slot, const int32_t* row_start,
-                                const int32_t* row_count, int64_t entries, int64_t ldy, int64_t k,
-                                int tiles, int f32_out) {
+                                const int32_t* row_count, const int64_t* entries, int64_t ldy,
+                                int64_t k, int tiles, int f32_out) {
   if (f32_out)
-    low_rank(static_cast<float*>(y), x, slices, num_slices, slot, row_start, row_count, entries,
-             ldy, k, tiles);
+    low_rank(static_cast<float*>(y), x, slices, num_slices, slot, row_start, row_count,
+             *entries, ldy, k, tiles);
   else
-    low_rank(static_cast<bf16*>(y), x, slices, num_slices, slot, row_start, row_count, entries, ldy,
-             k, tiles);
+    low_rank(static_cast<bf16*>(y), x, slices, num_slices, slot, row_start, row_count,
+             *entries, ldy, k, tiles);
 }

@@ -1,0 +1,68 @@
+// Runs a recorded list of kernel calls: what a CUDA graph is to a GPU. The arguments are those of
+// the recording, so inputs must lie where they lay then; see turret_kernels/graph.py.
+#include <cstring>
+
+#include "common.h"
+
+#define DECLARE(name, ...) extern "C" void turret_##name(__VA_ARGS__)
+DECLARE(linear, void*, const bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t, int, int);
+DECLARE(low_rank, void*, const bf16*, const void*, int64_t, const int32_t*, const int32_t*,
+        const int32_t*, const int64_t*, int64_t, int64_t, int, int);
+DECLARE(rope_and_store, bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t, const float*,
+        const int64_t*, const int64_t*, bf16*, bf16*, int64_t, int64_t, int64_t, int64_t, int64_t);
+DECLARE(paged_attention, bf16*, const bf16*, int64_t, const bf16*, const bf16*, const int32_t*,
+        const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float,
+        int64_t, int);
+DECLARE(rms_norm, bf16*, const bf16*, bf16*, const bf16*, int64_t, int64_t, int64_t, float);
+DECLARE(silu_mul, bf16*, const bf16*, int64_t, int64_t);
+#undef DECLARE
+
+namespace {
+
+constexpr int kMaxArguments = 17;
+
+struct Call {
+  int64_t kernel;                   // index in graph.py's KERNELS
+  int64_t arguments[kMaxArguments];  // pointers and integers as they are, floats by their bits
+};
+
+struct Argument {
+  int64_t bits;
+  template <typename T>
+  operator T*() const {
+    return reinterpret_cast<T*>(bits);
+  }
+  operator int64_t() const { return bits; }
+  operator int() const { return static_cast<int>(bits); }
+  operator float() const {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  }
+};
+
+template <typename... Parameters, size_t... I>
+void invoke(void (*kernel)(Parameters...), const int64_t* a, std::index_sequence<I...>) {
+  kernel(static_cast<Parameters>(Argument{a[I]})...);
+}
+
+template <typename... Parameters>
+void invoke(void (*kernel)(Parameters...), const int64_t* a) {
+  invoke(kernel, a, std::index_sequence_for<Parameters...>{});
+}
+
+}  // namespace
+
+TURRET_API void turret_run(const Call* calls, int64_t count) {
+  for (const Call* call = calls; call < calls + count; ++call) {
+    const int64_t* a = call->arguments;
+    switch (call->kernel) {
+      case 0: invoke(turret_linear, a); break;
+      case 1: invoke(turret_low_rank, a); break;
+      case 2: invoke(turret_rope_and_store, a); break;
+      case 3: invoke(turret_paged_attention, a); break;
+      case 4: invoke(turret_rms_norm, a); break;
+      case 5: invoke(turret_silu_mul, a); break;
+    }
+  }
+}

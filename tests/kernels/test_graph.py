@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from turret_kernels import native
+from turret_kernels.activation import silu_mul
+from turret_kernels.graph import Graph, MemoryPool, capture
+from turret_kernels.linear import linear, pack_linear
+from turret_kernels.norms import add_rms_norm
+
+pytestmark = pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")
+
+
+def network():
+    up, down = (pack_linear(torch.randn(*s).bfloat16() / 8) for s in [(128, 64), (64, 64)])
+    gain = torch.randn(64).bfloat16()
+
+    def run(x, residual):
+        for _ in range(3):
+            x = linear(silu_mul(linear(add_rms_norm(x, residual, gain, 1e-5), up)), down)
+        return x
+
+    return run
+
+
+def test_a_replay_computes_what_the_calls_would():
+    run, static_x, static_r = (
+        network(),
+        torch.zeros(5, 64).bfloat16(),
+        torch.zeros(5, 64).bfloat16(),
+    )
+    with capture(MemoryPool()) as calls:
+        out = run(static_x, static_r)
+    graph = Graph(calls)
+    for _ in range(3):
+        x, r = torch.randn(5, 64).bfloat16(), torch.randn(5, 64).bfloat16()
+        static_x.copy_(x)
+        static_r.copy_(r)
+        graph.replay()
+        expected = run(x, r)
+        assert torch.equal(out, expected)
+        assert torch.equal(static_r, r)
+
+
+def test_blocks_are_reused_within_and_across_graphs():
+    pool, run = MemoryPool(), network()
+    x, r = torch.zeros(5, 64).bfloat16(), torch.zeros(5, 64).bfloat16()
+    for _ in range(4):
+        with capture(pool) as calls:
+            out = run(x, r)
+        assert len(calls) == 12
+        del out
+    assert len(pool._free) <= 4
+
+
+def test_a_torch_op_cannot_be_captured():
+    x = torch.randn(2, 64).bfloat16()
+    with pytest.raises(RuntimeError, match="cannot be captured"), capture(MemoryPool()):
+        x + 1
+    with pytest.raises(RuntimeError, match="cannot be captured"), capture(MemoryPool()):
+        x.add_(1)
+    assert native.allocate is native.torch_empty
