@@ -29,5 +29,5 @@ class Batch:
     positions: Tensor
     slots: Tensor
     attention: AttentionMetadata
-    logit_rows: Tensor
+    logit_rows: Tensor | None
     adapters: StepPlan | None = None

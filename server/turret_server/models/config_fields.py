@@ -23,6 +23,7 @@ HARMLESS = frozenset(
         "_attn_implementation_autoset",
         "tokenizer_class",
         "is_llama_config",
+        "max_sequence_length",
         "transformers.js_config",
         "unsloth_fixed",
         "unsloth_version",

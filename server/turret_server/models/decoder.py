@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from turret_adapters.plan import Group
 from turret_adapters.spec import LINEARS, ModelShape, Module, Site
 from turret_kernels.activation import silu_mul
@@ -14,7 +15,6 @@ from turret_kernels.linear import linear
 from turret_kernels.norms import add_rms_norm, rms_norm
 from turret_kernels.paged_attention import paged_attention
 from turret_kernels.rope_kv import KVCache, rope_and_store
-
 from turret_server.errors import StartupError
 from turret_server.models.batch import Batch
 from turret_server.models.config import DecoderConfig
@@ -84,10 +84,20 @@ class Decoder:
         Returns:
             float32 [L, vocab], in the order of `batch.logit_rows`.
         """
+        residual = F.embedding(batch.token_ids, self.weights.embed)
+        if batch.adapters is not None:
+            batch.adapters.apply_embed(residual, batch.token_ids)
+        return self.run(residual, batch, kv)
+
+    def run(self, residual: Tensor, batch: Batch, kv: list[KVCache]) -> Tensor:
+        """Everything behind the embedding; the part that a graph can hold.
+
+        Args:
+            residual: [T, hidden], the embedded tokens; added to in place.
+            batch: as for `forward`; without `logit_rows`, every row has logits.
+            kv: as for `forward`.
+        """
         weights, eps, adapters = self.weights, self.config.rms_norm_eps, batch.adapters
-        residual = F.embedding(batch.token_ids, weights.embed)  # [T, hidden], added to in place
-        if adapters is not None:
-            adapters.apply_embed(residual, batch.token_ids)
         x = rms_norm(residual, weights.layers[0].input_norm, eps)
         for index, (layer, cache) in enumerate(zip(weights.layers, kv, strict=True)):
             if index > 0:
@@ -96,7 +106,8 @@ class Decoder:
             x = add_rms_norm(x, residual, layer.post_norm, eps)
             x = self._mlp(x, index, layer, batch)
         if len(batch.logit_rows) == 0:
-            return torch.empty(0, self.config.vocab_size, device=self.device)
+            size = 0, self.config.vocab_size
+            return torch.empty(size, dtype=torch.float32, device=self.device)
         # From here on, only the rows that somebody samples from.
         x = add_rms_norm(x[batch.logit_rows], residual[batch.logit_rows], weights.norm, eps)
         logits = linear(x, weights.head, out_dtype=torch.float32)
@@ -112,7 +123,7 @@ class Decoder:
         if adapters is not None:
             adapters.apply(index, Group.QKV, qkv, x)
         # Views of the fused rows: [T, heads, head_dim] each.
-        q, k, v = qkv.view(-1, sum(self._heads), config.head_dim).split(self._heads, dim=1)
+        q, k, v = qkv.view(-1, sum(self._heads), config.head_dim).split_with_sizes(self._heads, 1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm, config.rms_norm_eps)
             k = rms_norm(k, layer.k_norm, config.rms_norm_eps)
@@ -133,6 +144,11 @@ class Decoder:
         if adapters is not None:
             adapters.apply(index, Group.DOWN, y, x)
         return y
+
+    @property
+    def has_graphs(self) -> bool:
+        """`run` launches native kernels alone, so `turret_kernels.graph` can record it."""
+        return self.weights.head.packed and self.weights.layers[0].q_norm is None
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -122,6 +122,62 @@ def test_bookkeeping_is_accepted(read):
     assert read(LLAMA | harmless) == read(LLAMA)
 
 
+# Fields of well-known checkpoints, beside those of LLAMA: none of them may be refused.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama-3.1-8B": LLAMA
+    | {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009],
+        "initializer_range": 0.02,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "rope_scaling": {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.43.0",
+    },
+    "SmolLM2-135M": LLAMA
+    | {
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+    "Mistral-7B-v0.1": MISTRAL | {"num_key_value_heads": 2, "sliding_window": 4096},
+    "Qwen2.5-0.5B": QWEN2
+    | {
+        "max_window_layers": 24,
+        "sliding_window": 32768,
+        "use_mrope": False,
+        "use_sliding_window": False,
+    },
+    "Qwen3-0.6B": QWEN3
+    | {
+        "attention_bias": False,
+        "head_dim": 128,
+        "max_window_layers": 28,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_accepted(read, name):
+    assert read(PUBLISHED[name]).num_layers == 3
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": (LLAMA | {"architectures": ["GPT2LMHeadModel"]}, "architectures"),
     "two architectures": (LLAMA | {"architectures": ["LlamaForCausalLM"] * 2}, "architectures"),

@@ -1,15 +1,23 @@
-"""Every architecture and RoPE scaling gives the logits of transformers, in float32.
+"""Every architecture and RoPE scaling gives the logits of transformers.
 
 Each case runs as a ragged mixed batch (see conftest) and is compared at every position.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 from turret_server.models.decoder import Decoder
 
 LENGTHS = (23, 1, 40, 9, 6)
@@ -88,11 +96,42 @@ def test_sharded_weights(save_tiny, ragged_logits):
     _assert_parity(folder, model, ragged_logits)
 
 
+@pytest.mark.parametrize(
+    ("config_class", "options"),
+    [
+        (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+        (MistralConfig, {"sliding_window": 7}),
+        (Qwen2Config, {}),
+        (Qwen3Config, {}),
+    ],
+    ids=["llama", "mistral", "qwen2", "qwen3"],
+)
+def test_bfloat16_errs_no_more_than_transformers(config_class, options, save_tiny, ragged_logits):
+    """Heads of 32 and blocks of 32 take the native kernels where the processor has them."""
+    folder, _ = save_tiny(config_class, head_dim=32, **options)
+    decoder = Decoder.load(folder, torch.bfloat16, torch.device("cpu"), max_model_len=64)
+    sequences = _sequences()
+    ours = torch.cat(ragged_logits(decoder, sequences, block_tokens=32))
+    rounded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    # The same rounded weights on both sides: what differs is the arithmetic.
+    exact = torch.cat(_reference(copy.deepcopy(rounded).float(), sequences))
+    theirs = torch.cat(_reference(rounded, sequences))
+    assert (ours - exact).abs().mean() < 1.1 * (theirs - exact).abs().mean()
+
+
 def _assert_parity(folder, model, ragged_logits):
     decoder = Decoder.load(folder, torch.float32, torch.device("cpu"), max_model_len=64)
-    generator = torch.Generator().manual_seed(1)
-    sequences = [torch.randint(128, (n,), generator=generator).tolist() for n in LENGTHS]
-    for sequence, logits in zip(sequences, ragged_logits(decoder, sequences), strict=True):
-        with torch.inference_mode():
-            expected = model(torch.tensor([sequence])).logits[0]
+    sequences = _sequences()
+    results = ragged_logits(decoder, sequences)
+    for logits, expected in zip(results, _reference(model, sequences), strict=True):
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def _sequences():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(128, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def _reference(model, sequences):
+    with torch.inference_mode():
+        return [model(torch.tensor([sequence])).logits[0] for sequence in sequences]
