@@ -10,11 +10,11 @@ from operator import or_
 
 import torch
 from torch import Tensor
-from turret_kernels.low_rank import Entries
 
 from turret_adapters.banks.device import Bank, DeviceBanks
 from turret_adapters.groups import Group, point
 from turret_adapters.spec import Module
+from turret_kernels.low_rank import Entries
 
 __all__ = ["Group", "RowUse", "StepPlan"]
 
@@ -77,6 +77,29 @@ class StepPlan:
     def __bool__(self) -> bool:
         """Does anything but the base act in this step?"""
         return bool(self._active)
+
+    @property
+    def signature(self) -> tuple[tuple[int, int], ...] | None:
+        """Equal for steps that launch the same kernels, so that one recorded graph serves them.
+
+        None where a graph cannot hold the step: banks that run torch ops, weights per module, or
+        an adapter at the embedding.
+        """
+        embed = 1 << point(-1, Group.EMBED)
+        if self._weights is not None or any(
+            not bank.capturable or mask & embed for bank, mask in self._active
+        ):
+            return None
+        return tuple((mask, bank.layout) for bank, mask in self._active)
+
+    @property
+    def entries(self) -> Entries:
+        """What acts where; a graph puts its static copy here. Only if something acts."""
+        return self._entries
+
+    @entries.setter
+    def entries(self, entries: Entries) -> None:
+        self._entries = entries
 
     def apply(self, layer: int, group: Group, y: Tensor, x: Tensor) -> None:
         """Let the adapters act on the output of a group of linears, in place.

@@ -44,10 +44,9 @@ class MemoryPool:
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor in the smallest free block that holds it."""
         size = math.prod(shape) * dtype.itemsize
-        fitting = [block for block in self._free if block.nbytes >= size]
+        fitting = [i for i, block in enumerate(self._free) if block.nbytes >= size]
         if fitting:
-            block = min(fitting, key=lambda block: block.nbytes)
-            self._free.remove(block)
+            block = self._free.pop(min(fitting, key=lambda i: self._free[i].nbytes))
         else:
             block = torch.empty(1 << max(12, (size - 1).bit_length()), dtype=torch.uint8)
         tensor = block[:size].view(dtype).view(shape)

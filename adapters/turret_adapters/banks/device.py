@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from turret_kernels.low_rank import Entries
 
 from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.offset import OffsetBank
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
 from turret_adapters.spec import Component, ModelShape, Module, Site
+from turret_kernels.low_rank import Entries
 
 Demand = tuple[Mapping[Site, int], ...]  # one per bank
 
@@ -23,6 +23,8 @@ class Bank(Protocol):
 
     component: type[Any]
     touched: list[int]
+    capturable: bool  # `apply` launches native kernels alone
+    layout: int  # changes when `apply` would launch them on other memory
 
     def demand(self, components: Sequence[Any]) -> Mapping[Site, int]:
         """What an adapter takes of the bank, per site."""

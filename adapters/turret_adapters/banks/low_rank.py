@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from turret_adapters.banks.rows import RowAllocator
+from turret_adapters.errors import AdapterUnsupported
+from turret_adapters.groups import Group, first_column, num_points, point
+from turret_adapters.spec import LowRank, ModelShape, Module, Site
+from turret_kernels import native
 from turret_kernels.low_rank import (
     ROW_ALIGNMENT,
     Entries,
@@ -16,11 +22,6 @@ from turret_kernels.low_rank import (
     low_rank,
     write_rank_rows,
 )
-
-from turret_adapters.banks.rows import RowAllocator
-from turret_adapters.errors import AdapterUnsupported
-from turret_adapters.groups import Group, first_column, num_points, point
-from turret_adapters.spec import LowRank, ModelShape, Module, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class LowRankBank:
     Attributes:
         component: what the bank stores.
         touched: per slot, the bits `point(layer, group)` of the groups it acts on.
+        capturable: `apply` launches native kernels alone, so a graph can hold it.
+        layout: counts the pools; a graph recorded before a new one is stale.
     """
 
     component = LowRank
@@ -71,6 +74,7 @@ class LowRankBank:
         dtype: torch.dtype,
     ):
         self.touched = [0] * num_slots
+        self.capturable, self.layout = native.lib is not None and dtype == torch.bfloat16, 0
         self._shape, self._max_rank_rows = shape, max_rank_rows
         self._device, self._dtype = device, dtype
         self._sites: dict[Site, _SitePool] = {}
@@ -102,7 +106,7 @@ class LowRankBank:
                 if len(demands) == 1
                 else "the adapters cannot become resident together",
                 f"they take {rows} rank rows at {site}, and there are {self._max_rank_rows}",
-                f"Restart with --max-adapter-rank-rows {rows} or more.",
+                f"Restart with --adapter-rank-rows {rows} or more.",
             )
 
     def put(self, slot: int, components: Sequence[LowRank]) -> bool:
@@ -197,6 +201,7 @@ class LowRankBank:
         modules = tuple(m for m in group.modules if Site(new.layer, m) in self._sites)
         pools = [self._sites[Site(new.layer, m)].pool for m in modules]
         columns = [first_column(self._shape, m) for m in modules]
+        self.layout += 1
         # One assignment: a running step sees the old slices or the new ones.
         self._groups[point(new.layer, group)] = _GroupSlices(modules, RankSlices(pools, columns))
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from turret_kernels.elementwise import add_offset
-from turret_kernels.low_rank import Entries
 
 from turret_adapters.groups import Group, first_column, num_points, point
 from turret_adapters.spec import ModelShape, Module, Offset, Site
+from turret_kernels.elementwise import add_offset
+from turret_kernels.low_rank import Entries
 
 
 class OffsetBank:
@@ -41,6 +41,7 @@ class OffsetBank:
         base_bias: Callable[[Site], Tensor | None],
     ):
         self.touched = [0] * num_slots
+        self.capturable, self.layout = False, 0  # torch ops
         self._shape, self._device, self._dtype = shape, device, dtype
         self._base_bias = base_bias
         self._tables: dict[Site, Tensor] = {}  # [slots, out]; rows without an offset are zero

@@ -9,10 +9,10 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 
 import torch
+
 from turret_adapters.errors import AdapterError
 from turret_adapters.plan import StepPlan
 from turret_adapters.store import AdapterStore, StoreLimits
-
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
 from turret_server.engine.grammar import GrammarCompiler
@@ -23,6 +23,7 @@ from turret_server.engine.messages import (
     ErrorInfo,
     TokenEvent,
 )
+from turret_server.engine.runner import Runner
 from turret_server.engine.sampler import sample_step
 from turret_server.engine.scheduler import Limits, Sampled, Scheduler, Share
 from turret_server.engine.sequence import Sequence
@@ -61,7 +62,6 @@ class Engine:
                 f"{settings.kv_cache_bytes >> 20} MiB hold {self.max_model_len} tokens",
                 "Raise --kv-cache-gib or lower --max-model-len.",
             )
-        self.kv = self.decoder.allocate_kv(num_blocks, settings.kv_block_tokens)
         self.store = AdapterStore(
             self.decoder.shape,
             StoreLimits(
@@ -82,6 +82,8 @@ class Engine:
         blocks = BlockPool(num_blocks, settings.kv_block_tokens)
         self.scheduler = Scheduler(limits, blocks, _Gate(self.store))
         max_blocks = -(-self.max_model_len // settings.kv_block_tokens)
+        kv = self.decoder.allocate_kv(num_blocks, settings.kv_block_tokens)
+        self._runner = Runner(self.decoder, kv, settings.max_running, max_blocks)
         self._builder = BatchBuilder(settings.max_running, max_blocks, settings.kv_block_tokens)
         self._grammars: GrammarCompiler | None = None
         self._steps = self._step_tokens = 0
@@ -122,7 +124,7 @@ class Engine:
         if uses := row_uses(shares):
             plan = StepPlan(self.store.banks, uses, batch.logit_rows)
             batch.adapters = plan if plan else None
-        return sample_step(self.decoder.forward(batch, self.kv), shares)
+        return sample_step(self._runner.forward(batch), shares)
 
     @property
     def idle(self) -> bool:

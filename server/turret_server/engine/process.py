@@ -20,10 +20,10 @@ from concurrent.futures import Future
 import msgspec
 import torch
 import zmq
+
 from turret_adapters.errors import AdapterError
 from turret_adapters.loading import LoadedAdapter
 from turret_kernels import native
-
 from turret_server.engine import messages as m
 from turret_server.engine.core import Engine, adapter_error
 from turret_server.engine.settings import EngineSettings

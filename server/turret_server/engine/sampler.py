@@ -7,8 +7,8 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import torch
 from torch import Tensor
-from turret_kernels.sampling import sample, uniforms
 
+from turret_kernels.sampling import sample, uniforms
 from turret_server.engine.messages import ErrorInfo, Sampling, TokenLogprob
 from turret_server.engine.scheduler import Sampled, Share
 from turret_server.engine.sequence import Sequence

@@ -105,11 +105,13 @@ class Decoder:
             x = self._attention(x, index, layer, cache, batch)
             x = add_rms_norm(x, residual, layer.post_norm, eps)
             x = self._mlp(x, index, layer, batch)
-        if len(batch.logit_rows) == 0:
-            size = 0, self.config.vocab_size
-            return torch.empty(size, dtype=torch.float32, device=self.device)
-        # From here on, only the rows that somebody samples from.
-        x = add_rms_norm(x[batch.logit_rows], residual[batch.logit_rows], weights.norm, eps)
+        if batch.logit_rows is not None:
+            if len(batch.logit_rows) == 0:
+                size = 0, self.config.vocab_size
+                return torch.empty(size, dtype=torch.float32, device=self.device)
+            # From here on, only the rows that somebody samples from.
+            x, residual = x[batch.logit_rows], residual[batch.logit_rows]
+        x = add_rms_norm(x, residual, weights.norm, eps)
         logits = linear(x, weights.head, out_dtype=torch.float32)
         if adapters is not None:
             adapters.apply_head(logits, x)

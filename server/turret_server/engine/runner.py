@@ -1,0 +1,119 @@
+"""Runs the decoder: as it is, or as a recorded graph where the step is a plain decode."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from turret_kernels.graph import Graph, MemoryPool, capture
+from turret_kernels.low_rank import Entries
+from turret_kernels.paged_attention import AttentionMetadata
+from turret_kernels.rope_kv import KVCache
+from turret_server.models.batch import Batch
+from turret_server.models.decoder import Decoder
+
+_MAX_GRAPHS = 128
+
+
+class Runner:
+    """The decoder with its cache.
+
+    Graphs are recorded per number of rows and per set of adapted sites, the first time each is
+    met; the base alone has graphs of its own, in which nothing of the adapters is launched.
+
+    Args:
+        decoder: the model.
+        kv: its cache.
+        max_rows: most sequences in one step.
+        max_blocks: blocks of the longest sequence.
+    """
+
+    def __init__(self, decoder: Decoder, kv: list[KVCache], max_rows: int, max_blocks: int) -> None:
+        self._decoder, self._kv = decoder, kv
+        self._graphs: OrderedDict[object, tuple[Graph, Tensor]] = OrderedDict()
+        self._pool = MemoryPool()
+        # What a graph reads from outside lies here, filled anew for each step.
+        self._residual = torch.zeros(max_rows, decoder.config.hidden_size, dtype=decoder.dtype)
+        self._positions = torch.zeros(max_rows, dtype=torch.int64)
+        self._slots = torch.zeros(max_rows, dtype=torch.int64)
+        self._query_start = torch.arange(max_rows + 1, dtype=torch.int32)
+        self._context_len = torch.zeros(max_rows, dtype=torch.int32)
+        self._block_table = torch.zeros(max_rows, max_blocks, dtype=torch.int32)
+        self._entries = Entries(
+            slot=torch.zeros(4 * max_rows, dtype=torch.int32),
+            weight=torch.zeros(4 * max_rows),
+            row_start=torch.zeros(4 * max_rows, dtype=torch.int32),
+            row_count=torch.zeros(4 * max_rows, dtype=torch.int32),
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the batch, float32 [L, vocab]; valid until the next step."""
+        key = self._key(batch)
+        if key is None:
+            return self._decoder.forward(batch, self._kv)
+        static = self._fill(batch)
+        found = self._graphs.get(key)
+        if found is None:
+            return self._record(key, static)
+        self._graphs.move_to_end(key)
+        graph, logits = found
+        graph.replay()
+        return logits
+
+    def _key(self, batch: Batch) -> object | None:
+        """What a graph depends on; None if none can hold the step."""
+        rows = batch.token_ids.shape[0]
+        if (
+            not self._decoder.has_graphs
+            or batch.attention.context_len.shape[0] != rows
+            or batch.logit_rows is None
+            or batch.logit_rows.shape[0] != rows
+        ):
+            return None
+        if batch.adapters is None:
+            return rows
+        signature = batch.adapters.signature
+        if signature is None or len(batch.adapters.entries) > self._entries.slot.shape[0]:
+            return None
+        return rows, signature
+
+    def _fill(self, batch: Batch) -> Batch:
+        """The batch, moved to where the graphs look for it."""
+        rows, meta = batch.token_ids.shape[0], batch.attention
+        torch.index_select(
+            self._decoder.weights.embed, 0, batch.token_ids, out=self._residual[:rows]
+        )
+        self._positions[:rows] = batch.positions
+        self._slots[:rows] = batch.slots
+        self._context_len[:rows] = meta.context_len
+        self._block_table[:rows, : meta.block_table.shape[1]] = meta.block_table
+        if batch.adapters is not None:
+            entries, count = batch.adapters.entries, len(batch.adapters.entries)
+            for name in ("slot", "weight", "row_start", "row_count"):
+                getattr(self._entries, name)[:count] = getattr(entries, name)
+            self._entries.count[0] = count
+            batch.adapters.entries = self._entries
+        return replace(
+            batch,
+            positions=self._positions[:rows],
+            slots=self._slots[:rows],
+            attention=AttentionMetadata(
+                self._query_start[: rows + 1], self._context_len[:rows], self._block_table
+            ),
+            logit_rows=None,
+        )
+
+    def _record(self, key: object, batch: Batch) -> Tensor:
+        """Run the step eagerly and keep its calls."""
+        rows = batch.token_ids.shape[0]
+        with capture(self._pool) as calls:
+            # A view: when the tensor itself dies its block is free for other graphs, whose steps
+            # come after these logits were used.
+            logits = self._decoder.run(self._residual[:rows], batch, self._kv).view(rows, -1)
+        self._graphs[key] = Graph(calls), logits
+        if len(self._graphs) > _MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+        return logits
