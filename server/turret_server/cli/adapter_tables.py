@@ -1,0 +1,69 @@
+"""Tables about adapters: what a folder holds, and what a server serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from turret_server.cli.terminal import marked, printable
+
+
+def description_tables(report: dict[str, Any]) -> list[Table]:
+    """Tables of what `turret_adapters.inspect.describe` reports; what it lacks is left out."""
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for label, key, shown in (
+        ("path", "path", str),
+        ("kind", "kind", str),
+        ("base model", "base_model", str),
+        ("parameters", "num_parameters", "{:,}".format),
+        ("size", "num_bytes", decimal),
+        ("tensors", "num_tensors", "{:,}".format),
+        ("stored as", "dtypes", ", ".join),
+        ("digest", "digest", str),
+    ):
+        if report.get(key) is not None:
+            facts.add_row(label, marked(shown(report[key])))
+    tables = [facts]
+    if report.get("modules"):
+        modules = Table("module", "rank", "layers")
+        for name, found in report["modules"].items():
+            ranks = ", ".join(map(str, found["ranks"]))
+            modules.add_row(marked(name), ranks, ranges(found["layers"]))
+        tables.append(modules)
+    return tables
+
+
+def served_table(cards: Sequence[dict[str, Any]]) -> Table:
+    """A table of the cards of GET /v1/adapters."""
+    table = Table("name", "kind", "rank", "parameters", "size", "resident", "digest", "path")
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    table.columns[0].overflow = table.columns[-1].overflow = "fold"
+    for card in cards:
+        table.add_row(
+            marked(card["id"]),
+            marked(str(card.get("kind", ""))),
+            str(card.get("rank") or ""),
+            f"{card.get('num_parameters', 0):,}",
+            decimal(card.get("num_bytes", 0)),
+            "yes" if card.get("resident") else "no",
+            printable(str(card.get("digest", "")))[:12],
+            marked(str(card.get("path", ""))),
+        )
+    return table
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers with runs folded: [0, 1, 2, 5] -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
