@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 import msgspec
-from turret_adapters.catalog import AdapterRecord, Catalog
 
+from turret_adapters.catalog import AdapterRecord, Catalog
 from turret_server.engine.messages import AdapterUse
 from turret_server.errors import BadRequest, NotFound
 

@@ -1,0 +1,288 @@
+"""POST /v1/completions: continue texts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+
+from turret_server.api.chunks import ChunkWriter
+from turret_server.api.disconnect import ClientDisconnected, or_disconnect
+from turret_server.api.fairness import fairness_key
+from turret_server.api.generation import Choice, Delta, Generation
+from turret_server.api.json_body import JsonRoute
+from turret_server.api.logprobs import CompletionLogprobs, prompt_logprobs
+from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
+from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
+from turret_server.api.schema.completion import CompletionBody, Prompt
+from turret_server.api.schema.responses import Completion
+from turret_server.api.service import Service, service_of
+from turret_server.api.sse import EventStream
+from turret_server.errors import BadRequest, PromptTooLong
+from turret_server.telemetry.record import RequestRecord, record_of
+
+router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
+
+
+@router.post(
+    "/v1/completions",
+    summary="Continue one or more texts",
+    response_model=Completion,
+    response_description="The continuations; with `stream`, server-sent events of the same shape.",
+)
+async def create_completion(
+    body: CompletionBody, request: Request, service: Annotated[Service, Depends(service_of)]
+) -> Response:
+    """Continue texts or token ids, with the base model or any adapters.
+
+    With `echo`, `logprobs` and `max_tokens: 0` or `1` this scores given texts.
+    """
+    record = record_of(request.scope)
+    with ExitStack() as held:
+        completion = await _prepare(body, request, service, record, held)
+        closing = held.pop_all()
+    if body.stream:
+        events = completion.stream(service)
+        return EventStream(events, closing, record, service.settings.ping_s)
+    with closing:
+        try:
+            answer = await or_disconnect(request.receive, completion.collect(service))
+        except ClientDisconnected:
+            record.disconnected = True
+            return Response(status_code=499)
+    return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+async def _prepare(
+    body: CompletionBody,
+    request: Request,
+    service: Service,
+    record: RequestRecord,
+    held: ExitStack,
+) -> _Completion:
+    per_prompt = body.best_of or body.n or 1
+    ticket, recipe = admit(service, body, record, len(body.prompt) * per_prompt, held)
+    limits = service.limits
+    grammar = await compile_constraint(service, body.constraint())
+    prompts = [
+        await _encode(service, prompt, body.add_special_tokens is not False, param)
+        for prompt, param in _named(body.prompt)
+    ]
+    max_tokens = [
+        fit_max_tokens(
+            body.max_tokens,
+            len(prompt),
+            limits,
+            default=service.settings.default_max_tokens,
+            param="max_tokens",
+            prompt_param=param,
+        )
+        for prompt, (_, param) in zip(prompts, _named(body.prompt), strict=True)
+    ]
+    check_min_tokens(body, min(max_tokens))
+    echoed = body.logprobs if body.echo else None
+    wanted = [top for top in (echoed, body.prompt_logprobs) if top is not None]
+    picks = body.best_of is not None and body.best_of > (body.n or 1)
+    sampling = base_sampling(
+        body,
+        limits,
+        # The choice among best_of needs the chosen token's own.
+        logprobs=0 if body.logprobs is None and picks else body.logprobs,
+        prompt_logprobs=max(wanted, default=None),
+        grammar=grammar,
+    )
+    generation = build_generation(
+        service,
+        body,
+        record,
+        id_prefix="cmpl-",
+        ticket=ticket,
+        recipe=recipe,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        per_prompt=per_prompt,
+        sampling=sampling,
+        continues=True,
+        skip_special_tokens=body.skip_special_tokens is not False,
+        fairness_key=fairness_key(request, record),
+    )
+    return _Completion(service, body, generation, prompts)
+
+
+def _named(prompts: list[Prompt]) -> list[tuple[Prompt, str]]:
+    if len(prompts) == 1:
+        return [(prompts[0], "prompt")]
+    return [(prompt, f"prompt[{i}]") for i, prompt in enumerate(prompts)]
+
+
+async def _encode(service: Service, prompt: Prompt, add_special: bool, param: str) -> list[int]:
+    limits = service.limits
+    if isinstance(prompt, str):
+        # No token is longer than this many bytes, so the answer is known without tokenising.
+        if len(prompt) > limits.max_model_len * service.longest_token:
+            raise PromptTooLong(
+                f"'{param}' has {len(prompt)} characters",
+                f"the context holds {limits.max_model_len} tokens",
+                "Shorten the prompt.",
+                param=param,
+            )
+        ids = await off_loop(
+            len(prompt), lambda: service.tokenizer.encode(prompt, add_special_tokens=add_special)
+        )
+        if not ids:
+            raise BadRequest(
+                f"'{param}' has no tokens", "there is nothing to continue", param=param
+            )
+        return ids
+    if (largest := max(prompt)) >= limits.vocab_size:
+        raise BadRequest(
+            f"'{param}' holds token {largest}",
+            f"the vocabulary has tokens 0 to {limits.vocab_size - 1}",
+            "Tokenise the prompt with this model's tokenizer (POST /tokenize).",
+            param=param,
+        )
+    return prompt
+
+
+class _Completion:
+    """Writes the deltas of a generation down as completions."""
+
+    def __init__(
+        self,
+        service: Service,
+        body: CompletionBody,
+        generation: Generation,
+        prompts: list[list[int]],
+    ) -> None:
+        self._service = service
+        self._body = body
+        self._generation = generation
+        self._prompts = prompts
+        self._logprobs: list[CompletionLogprobs] | None = None
+        if body.logprobs is not None:
+            self._logprobs = [self._new_logprobs(body.logprobs) for _ in generation.choices]
+
+    async def collect(self, service: Service) -> dict[str, Any]:
+        """Run to the end and return the response."""
+        generation = self._generation
+        texts: list[list[str]] = [[] for _ in generation.choices]
+        scored: list[list[dict[str, Any] | None] | None] = [None] * len(texts)
+        seen = [False] * len(texts)
+        async with aclosing(generation.deltas(service.engine)) as deltas:
+            async for delta in deltas:
+                index = delta.choice.index
+                if not seen[index]:
+                    seen[index] = True
+                    texts[index].append(self._begin(delta))
+                    scored[index] = self._prompt_logprobs(delta)
+                texts[index].append(delta.text)
+                if self._logprobs is not None and delta.logprobs:
+                    self._logprobs[index].add(delta.logprobs)
+        return {
+            "id": generation.id,
+            "object": "text_completion",
+            "created": generation.created,
+            "model": generation.model,
+            "system_fingerprint": generation.fingerprint,
+            "choices": [
+                {
+                    "index": index,
+                    "text": "".join(texts[choice.index]),
+                    "logprobs": self._logprobs and self._logprobs[choice.index].take(),
+                    "finish_reason": choice.finish_reason,
+                    "stop_reason": choice.stop_reason,
+                    "prompt_logprobs": scored[choice.index],
+                }
+                for index, choice in enumerate(self._chosen())
+            ],
+            "usage": generation.usage(),
+        }
+
+    async def stream(self, service: Service) -> AsyncGenerator[bytes]:
+        """Run and yield one event per token."""
+        generation, body = self._generation, self._body
+        options = body.stream_options
+        include_usage = bool(options and options.include_usage)
+        writer = ChunkWriter(
+            generation,
+            "text_completion",
+            b',"text":',
+            b"",
+            include_usage=include_usage,
+            continuous_usage=bool(options and options.continuous_usage_stats),
+        )
+        begun = [False] * len(generation.choices)
+        async with aclosing(generation.deltas(service.engine)) as deltas:
+            async for delta in deltas:
+                index = delta.choice.index
+                if begun[index] and delta.finish_reason is None and self._logprobs is None:
+                    yield writer.text(index, delta.text)
+                    continue
+                text, extra = delta.text, {}
+                if not begun[index]:
+                    begun[index] = True
+                    text = self._begin(delta) + text
+                    if body.prompt_logprobs is not None:
+                        extra["prompt_logprobs"] = self._prompt_logprobs(delta)
+                yield writer.full(
+                    index,
+                    {
+                        "text": text,
+                        "logprobs": self._take(delta),
+                        "finish_reason": delta.finish_reason,
+                        "stop_reason": delta.choice.stop_reason,
+                        **extra,
+                    },
+                )
+        if include_usage:
+            yield writer.usage()
+
+    def _new_logprobs(self, top: int) -> CompletionLogprobs:
+        skip_special = self._body.skip_special_tokens is not False
+        detokenizer = self._service.tokenizer.detokenizer(
+            skip_special_tokens=skip_special, continues=not self._body.echo
+        )
+        return CompletionLogprobs(self._service.tokenizer, detokenizer, top)
+
+    def _begin(self, delta: Delta) -> str:
+        """The echoed prompt, with its log-probabilities noted; "" without echo."""
+        if not self._body.echo:
+            return ""
+        at = delta.choice.prompt_index
+        if self._logprobs is not None:
+            self._logprobs[delta.choice.index].add_prompt(self._prompts[at], delta.prompt_logprobs)
+        given = self._body.prompt[at]
+        if isinstance(given, str):
+            return given
+        skip_special = self._body.skip_special_tokens is not False
+        return self._service.tokenizer.decode(given, skip_special_tokens=skip_special)
+
+    def _take(self, delta: Delta) -> dict[str, Any] | None:
+        if self._logprobs is None:
+            return None
+        logprobs = self._logprobs[delta.choice.index]
+        logprobs.add(delta.logprobs or ())
+        return logprobs.take()
+
+    def _prompt_logprobs(self, delta: Delta) -> list[dict[str, Any] | None] | None:
+        top = self._body.prompt_logprobs
+        if top is None or delta.prompt_logprobs is None:
+            return None
+        return prompt_logprobs(self._service.tokenizer, delta.prompt_logprobs, top)
+
+    def _chosen(self) -> list[Choice]:
+        """The choices to return: of each prompt's best_of, the n likeliest per token."""
+        n, best_of = self._body.n or 1, self._body.best_of or 1
+        choices = self._generation.choices
+        if best_of <= n:
+            return choices
+        chosen: list[Choice] = []
+        for start in range(0, len(choices), best_of):
+            group = choices[start : start + best_of]
+            # sorted() is stable: equal answers keep their order, so the result is reproducible.
+            group = sorted(group, key=lambda c: c.logprob_sum / max(c.num_tokens, 1), reverse=True)
+            chosen += group[:n]
+        return chosen

@@ -1,0 +1,101 @@
+"""Reading a request body: bounded in size and depth before anything parses it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from turret_server.errors import BadRequest, PayloadTooLarge
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_NO_BRACKET = bytes(b for b in range(256) if b not in b"[]{}")
+
+
+def too_deep(body: bytes, limit: int) -> bool:
+    """Whether arrays and objects are nested more than `limit` deep.
+
+    Works on whole buffers, so that a hostile body costs about what reading it costs: strings and
+    scalars are removed, then pairs of brackets from the inside out, one level per pass.
+    """
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return False
+    rest = _STRING.sub(b"", body).translate(None, _NO_BRACKET)
+    for _ in range(limit):
+        if not rest:
+            return False
+        shorter = rest.replace(b"[]", b"").replace(b"{}", b"")
+        if len(shorter) == len(rest):
+            break  # unbalanced: the parser would refuse it, if it were not too deep for it
+        rest = shorter
+    return bool(rest)
+
+
+class JsonRequest(Request):
+    """A request whose body is read within the limits of the settings and parsed strictly."""
+
+    async def body(self) -> bytes:
+        """The body.
+
+        Raises:
+            PayloadTooLarge: it is longer than `max_body_bytes`.
+        """
+        if not hasattr(self, "_body"):
+            limit = self.app.state.service.settings.max_body_bytes
+            declared = self.headers.get("content-length", "0")
+            if declared.isdecimal() and int(declared[:20]) > limit:
+                raise _too_large(limit)
+            chunks, size = [], 0
+            async for chunk in self.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                chunks.append(chunk)
+            self._body = b"".join(chunks)
+        return self._body
+
+    async def json(self) -> Any:
+        """The parsed body: RFC 8259, so no NaN, no lone surrogates, nothing after the value.
+
+        Raises:
+            BadRequest: it is not JSON, or too deep.
+        """
+        body = await self.body()
+        limit = self.app.state.service.settings.max_json_depth
+        if too_deep(body, limit):
+            raise BadRequest(
+                "the body is nested too deeply or its brackets do not match",
+                f"arrays and objects may be nested {limit} deep",
+                "Flatten the body.",
+            )
+        try:
+            return msgspec.json.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(
+                "the body is not valid JSON", str(error), "Check it with a JSON parser."
+            ) from error
+
+
+class JsonRoute(APIRoute):
+    """A route that reads its body through `JsonRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, given a `JsonRequest`."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(JsonRequest(request.scope, request.receive))
+
+        return handle
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        "the body is too large",
+        f"at most {limit} bytes are read",
+        "Shorten it, send several requests, or raise --max-body-bytes.",
+    )

@@ -1,0 +1,90 @@
+"""GET /v1/models: everything that can be named as `model`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+
+from turret_adapters.catalog import AdapterRecord
+from turret_server.api.schema.responses import ModelCard, ModelList
+from turret_server.api.service import Service, service_of
+from turret_server.pipeline.recipe import Recipe
+from turret_server.telemetry.record import record_of
+
+router = APIRouter(tags=["OpenAI"])
+
+_STARTED = int(time.time())
+
+ServiceDep = Annotated[Service, Depends(service_of)]
+
+
+@router.get("/v1/models", summary="List the base model, recipes and adapters")
+async def list_models(request: Request, service: ServiceDep) -> ModelList:
+    """List what can be named as `model`. Where keys are configured, without one: the base only."""
+    cards = [_base_card(service, name) for name in service.settings.base_names]
+    if not service.settings.keys or record_of(request.scope).caller:
+        cards += [_recipe_card(service, service.recipes.resolve(n)) for n in _recipes(service)]
+        cards += [_adapter_card(service, record) for record in service.catalog.records()]
+    return ModelList(data=cards)
+
+
+@router.get("/v1/models/{model:path}", summary="Describe one model")
+async def get_model(model: str, service: ServiceDep) -> ModelCard:
+    """Describe anything that can be named as `model`, combinations such as `a+b` included."""
+    recipe = service.recipes.resolve(model)
+    if model in service.settings.base_names:
+        return _base_card(service, model)
+    if (record := service.catalog.get(model)) is not None:
+        return _adapter_card(service, record)
+    return _recipe_card(service, recipe)
+
+
+def _recipes(service: Service) -> list[str]:
+    """Named recipes whose adapters are loaded."""
+    known = set(service.catalog.names())
+    return [
+        name
+        for name, expression in service.settings.recipes.items()
+        if {part.partition(":")[0] for part in expression.split("+")} <= known
+    ]
+
+
+def _base_card(service: Service, name: str) -> ModelCard:
+    ready = service.engine.ready
+    return ModelCard(
+        id=name,
+        created=_STARTED,
+        root=service.settings.model_root or name,
+        parent=None,
+        kind="base",
+        digest=ready and ready.weights_digest,
+        max_model_len=ready and ready.max_model_len,
+    )
+
+
+def _adapter_card(service: Service, record: AdapterRecord) -> ModelCard:
+    ready = service.engine.ready
+    return ModelCard(
+        id=record.name,
+        created=int(record.loaded_at),
+        root=record.path,
+        parent=service.settings.base_names[0],
+        kind=record.kind,
+        digest=record.digest,
+        max_model_len=ready and ready.max_model_len,
+    )
+
+
+def _recipe_card(service: Service, recipe: Recipe) -> ModelCard:
+    ready = service.engine.ready
+    return ModelCard(
+        id=recipe.model,
+        created=_STARTED,
+        root=service.settings.recipes.get(recipe.model, recipe.model),
+        parent=service.settings.base_names[0],
+        kind="recipe",
+        digest=recipe.digest,
+        max_model_len=ready and ready.max_model_len,
+    )

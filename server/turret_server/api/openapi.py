@@ -1,0 +1,44 @@
+"""The OpenAPI document, our reference: what FastAPI derives, plus what it can't know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+DESCRIPTION = """\
+An inference-time adaptation server: one base model, many adapters, chosen by each request.
+
+`model` names the base model, an adapter, or several adapters as `a+b` or `a:0.7+b`; `adapters`
+stacks more. Requests with different adapters run in one batch. The routes under `/v1` follow
+OpenAI's API, with the extensions that vLLM's clients send.
+
+Unknown fields are refused, because a misspelt field would change what is asked for; `null`, fields
+that only identify the caller (`user`, `metadata`, `store`, ...) and names that begin with `x_` are
+ignored. Errors say what happened, why, and how to fix it, and name the field in `param`.
+"""
+
+_STREAMED = ("/v1/chat/completions", "/v1/completions")
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Complete the generated document on its first use."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            for path in _STREAMED:
+                answer = document["paths"][path]["post"]["responses"]["200"]
+                answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            if app.state.service.settings.keys:
+                _require_key(document)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _require_key(document: dict[str, Any]) -> None:
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"key": []}]

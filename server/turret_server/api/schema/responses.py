@@ -1,0 +1,222 @@
+"""What the server answers. For the OpenAPI document and the tests: the token path encodes bytes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class PromptTokensDetails(BaseModel):
+    """Parts of the prompt."""
+
+    cached_tokens: int = Field(description="Prompt tokens whose KV was already there.")
+
+
+class Usage(BaseModel):
+    """Token counts of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int = Field(description="Of all answers, end-of-sequence tokens included.")
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class TopLogprob(BaseModel):
+    """One token that could have been there."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(TopLogprob):
+    """The token that was chosen, and the most likely ones."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """One entry per generated token."""
+
+    content: list[ChatTokenLogprob]
+
+
+class CalledFunction(BaseModel):
+    """What to call."""
+
+    name: str
+    arguments: str = Field(description="JSON text.")
+
+
+class ToolCall(BaseModel):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's message."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls", "abort"]
+    stop_reason: str | int | None = Field(
+        description="The stop string or stop token that ended it."
+    )
+
+
+class ChatCompletion(BaseModel):
+    """Answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+
+
+class CompletionLogprobs(BaseModel):
+    """Parallel lists, one entry per token; `null` for the first token of an echoed prompt."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One continuation; choice `i` of prompt `p` has index `p * n + i`."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length", "abort"]
+    stop_reason: str | int | None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+
+
+class Completion(BaseModel):
+    """Continuations of texts."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """Something that can be named as `model`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "turret"
+    root: str = Field(description="Where it was loaded from.")
+    parent: str | None = Field(description="The base model of an adapter or a recipe.")
+    kind: str = Field(description='"base", "recipe", or the kind of the adapter, such as "lora".')
+    digest: str | None = Field(description="Identity of the content.")
+    max_model_len: int | None = Field(description="Tokens of prompt and answer together.")
+    permission: list[Any] = []
+
+
+class ModelList(BaseModel):
+    """Everything that can be named as `model`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class AdapterCard(BaseModel):
+    """A loaded adapter."""
+
+    id: str
+    object: Literal["adapter"] = "adapter"
+    kind: str
+    digest: str
+    path: str
+    rank: int
+    targets: list[str]
+    num_parameters: int
+    num_bytes: int
+    base_model: str | None = Field(description="As the adapter's own configuration names it.")
+    loaded_at: float = Field(description="Unix time in seconds.")
+    resident: bool = Field(description="On the device now; others are fetched when needed.")
+
+
+class AdapterList(BaseModel):
+    """All loaded adapters."""
+
+    object: Literal["list"] = "list"
+    data: list[AdapterCard]
+
+
+class AdapterDeleted(BaseModel):
+    """An adapter is no longer served."""
+
+    id: str
+    object: Literal["adapter"] = "adapter"
+    deleted: Literal[True] = True
+
+
+class Tokenized(BaseModel):
+    """Token ids of a text or a conversation."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(BaseModel):
+    """Text of token ids."""
+
+    prompt: str
+
+
+class Health(BaseModel):
+    """Whether the server can serve, and why not."""
+
+    status: str
+
+
+class Version(BaseModel):
+    """Of the running server."""
+
+    version: str
+
+
+class ErrorDetail(BaseModel):
+    """What happened, why, and how to fix it."""
+
+    message: str = Field(description="The three below as one text.")
+    type: str
+    param: str | None = Field(description="The field at fault, as a JSON path.")
+    code: str | int | None
+    what: str
+    why: str
+    fix: str
+
+
+class ErrorBody(BaseModel):
+    """Every error has this shape, also inside a stream."""
+
+    error: ErrorDetail

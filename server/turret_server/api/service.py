@@ -1,0 +1,77 @@
+"""Everything the routes share, in one place and with one life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+import turret_server
+from turret_adapters.catalog import Catalog
+from turret_server.api.adapter_loader import AdapterLoader
+from turret_server.api.admission import Admission
+from turret_server.api.sampling import ModelLimits
+from turret_server.api.settings import ApiSettings
+from turret_server.engine.client import EngineClient
+from turret_server.engine.messages import EngineReady
+from turret_server.errors import EngineUnavailable
+from turret_server.pipeline.constraints import Constraints
+from turret_server.pipeline.prompt import ChatPrompt
+from turret_server.pipeline.recipe import RecipeBook
+from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts that serve a request, built by `create_app`.
+
+    `longest_token` is in characters: a text of more than that times the context can't fit.
+    """
+
+    settings: ApiSettings
+    engine: EngineClient
+    tokenizer: Tokenizer
+    prompt: ChatPrompt
+    constraints: Constraints
+    catalog: Catalog
+    recipes: RecipeBook
+    metrics: Metrics
+    admission: Admission
+    adapters: AdapterLoader
+    longest_token: int
+
+    @property
+    def ready(self) -> EngineReady:
+        """What the engine said of the base model.
+
+        Raises:
+            EngineUnavailable: it is not up.
+        """
+        if self.engine.ready is None:
+            raise EngineUnavailable(
+                "the model cannot answer yet",
+                "the engine is starting or restarting",
+                "Try again in a moment; GET /ready tells when.",
+            )
+        return self.engine.ready
+
+    @property
+    def limits(self) -> ModelLimits:
+        """What a request must fit."""
+        ready = self.ready
+        return ModelLimits(
+            max_model_len=ready.max_model_len,
+            vocab_size=ready.vocab_size,
+            eos_token_ids=self.tokenizer.eos_token_ids,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the same request may be answered differently."""
+        return f"turret-{turret_server.__version__}-{self.ready.weights_digest[:8]}"
+
+
+def service_of(request: Request) -> Service:
+    """The service of the app that a request came to; a FastAPI dependency."""
+    return request.app.state.service

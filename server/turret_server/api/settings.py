@@ -1,0 +1,56 @@
+"""Settings of the HTTP side, frozen at start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that may call the server; the key itself is never kept.
+
+    Attributes:
+        sha256: hex digest of the key.
+        admin: may load and unload adapters.
+    """
+
+    sha256: str
+    admin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """What `create_app` needs to know beside the engine and the tokenizer.
+
+    Attributes:
+        base_names: names of the base model; the first is canonical.
+        model_root: where the base model came from, shown as `root` in /v1/models.
+        adapter_roots: folders below which run-time loads may read.
+        recipes: named recipes: name -> expression such as "formal:0.7+sql".
+        keys: API keys; none leaves the server open.
+        max_body_bytes: longest request body.
+        max_json_depth: deepest nesting of arrays and objects in a body.
+        max_waiting: requests without a first token before new ones get 429.
+        max_choices: choices (`n` or `best_of`, times prompts) of one request.
+        default_max_tokens: for completions that name none, as OpenAI's 16. Chat answers may fill
+            the context.
+        max_timeout_s: largest `timeout_s` a request may ask for.
+        ping_s: a silent stream gets a comment this often, so that proxies keep it open.
+        enable_docs: serve /docs and /redoc beside /openapi.json.
+    """
+
+    base_names: tuple[str, ...]
+    model_root: str = ""
+    adapter_roots: tuple[Path, ...] = ()
+    recipes: Mapping[str, str] = field(default_factory=dict)
+    keys: tuple[ApiKey, ...] = ()
+    max_body_bytes: int = 16 * 2**20
+    max_json_depth: int = 64
+    max_waiting: int = 1024
+    max_choices: int = 1024
+    default_max_tokens: int = 16
+    max_timeout_s: float = 3600.0
+    ping_s: float = 15.0
+    enable_docs: bool = True

@@ -1,0 +1,55 @@
+"""What one request did, gathered while it is served, for its log line and the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from turret_server.errors import TurretError
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Counts and times, never text.
+
+    Attributes:
+        id: the request id, from the client or drawn.
+        caller: which key called; "" without keys.
+        model: the name the response shows; "" before it is known.
+        label: the recipe's metric label.
+        started: `time.perf_counter()` at arrival.
+        first_token_s: arrival to first token; None before.
+        error: what the client was told went wrong, also in the middle of a stream.
+    """
+
+    id: str
+    caller: str = ""
+    model: str = ""
+    label: str = ""
+    stream: bool = False
+    choices: int = 0
+    adapters: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reasons: list[str] = field(default_factory=list)
+    queued_s: float = 0.0
+    first_token_s: float | None = None
+    error: TurretError | None = None
+    disconnected: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+
+_KEY = "turret_record"
+
+
+def attach(scope: MutableMapping[str, Any], record: RequestRecord) -> None:
+    """Make a record the one of an ASGI scope."""
+    scope.setdefault("state", {})[_KEY] = record
+
+
+def record_of(scope: MutableMapping[str, Any]) -> RequestRecord:
+    """The record that `attach` put there."""
+    return scope["state"][_KEY]
