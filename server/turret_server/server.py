@@ -99,7 +99,9 @@ class _Server(uvicorn.Server):
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            self.console.print(f"{self.announcement}\nlistening on http://{shown}:{port}")
+            self.console.print(
+                f"{self.announcement}\nlistening on http://{shown}:{port}", soft_wrap=True
+            )
 
 
 def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) -> EngineSettings:
@@ -130,6 +132,8 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
         max_step_tokens=config.max_step_tokens,
         max_resident_adapters=config.max_resident_adapters,
         adapter_rank_rows=config.adapter_rank_rows,
+        # On a CPU the host is the device: copies kept for a second time would only cost memory.
+        host_adapter_bytes=64 << 20,
         threads=config.threads,
         eos_token_ids=tokenizer.eos_token_ids,
     )

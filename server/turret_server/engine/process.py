@@ -58,6 +58,10 @@ class EngineProcess:
         if settings.threads:
             torch.set_num_threads(settings.threads)
             native.set_threads(settings.threads)
+        if native.lib is not None and settings.dtype == "bfloat16":
+            # The native kernels have threads of their own; what is left to torch is small, and
+            # a second set of threads would compete for the same cores.
+            torch.set_num_threads(1)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.connect(endpoint)
