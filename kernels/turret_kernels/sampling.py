@@ -71,7 +71,8 @@ def _candidates(
     floor = (1 - top_p.double()).clamp(min=0) / vocab
     floor = torch.maximum(floor, min_p.double() * probs.amax(-1))
     counts = (probs >= floor[:, None]).sum(-1)
-    counts = torch.where(top_k > 0, torch.minimum(counts, top_k), counts)
+    # With top-k the nucleus is a share of the mass that top-k left: all of it must be there.
+    counts = torch.where(top_k > 0, top_k, counts)
     return probs.topk(int(counts.max().clamp(min=1, max=vocab)), dim=-1)
 
 

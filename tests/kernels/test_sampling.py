@@ -1,0 +1,97 @@
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from turret_kernels.sampling import sample, uniforms
+
+CASES = {
+    "plain": {},
+    "cold": {"temperature": 0.3},
+    "top_k": {"top_k": 5},
+    "top_p": {"top_p": 0.7},
+    "min_p": {"min_p": 0.2},
+    "all": {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+    "top_k=1": {"top_k": 1},
+    "tiny top_p": {"top_p": 1e-6},
+}
+
+
+def draw(logits, uniform, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    rows = logits.shape[0]
+    return sample(
+        logits,
+        torch.full((rows,), float(temperature)),
+        torch.full((rows,), top_k),
+        torch.full((rows,), float(top_p)),
+        torch.full((rows,), float(min_p)),
+        uniform,
+    )
+
+
+def kept_by_transformers(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """Probabilities after transformers' own processors, in its order."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(float(top_p)))
+    if min_p:
+        warpers.append(MinPLogitsWarper(float(min_p)))
+    return torch.softmax(warpers(torch.zeros(1, 1, dtype=torch.long), logits.clone()), dim=-1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frequencies_are_those_of_transformers(case):
+    torch.manual_seed(0)
+    logits = torch.randn(1, 200) * 2
+    grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    drawn = draw(logits.expand(20_000, -1), grid, **CASES[case])
+    found = torch.bincount(drawn, minlength=200) / 20_000
+    expected = kept_by_transformers(logits, **CASES[case])[0]
+    # An even grid of 20,000 points meets each interval within one point.
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+
+
+def test_rows_have_settings_of_their_own():
+    logits = torch.randn(3, 50)
+    out = sample(
+        logits,
+        torch.tensor([1.0, 0.01, 1.0]),
+        torch.tensor([1, 0, 3]),
+        torch.ones(3),
+        torch.zeros(3),
+        torch.tensor([0.99, 0.5, 0.999999], dtype=torch.float64),
+    )
+    top = logits.topk(3, dim=-1).indices
+    assert out.tolist() == [top[0, 0], top[1, 0], top[2, 2]]
+
+
+def test_banned_tokens_are_never_drawn():
+    logits = torch.full((1, 10), float("-inf"))
+    logits[0, 4] = 0.0
+    assert draw(logits.expand(3, -1), torch.tensor([0.0, 0.5, 1 - 1e-16]).double()).eq(4).all()
+
+
+def test_a_row_does_not_depend_on_the_others():
+    torch.manual_seed(1)
+    logits, u = torch.randn(8, 500), torch.rand(8, dtype=torch.float64)
+    whole = draw(logits, u, top_p=0.9)
+    alone = torch.cat([draw(logits[i : i + 1], u[i : i + 1], top_p=0.9) for i in range(8)])
+    assert torch.equal(whole, alone)
+
+
+def test_uniforms_depend_on_seed_and_position_only_and_are_even():
+    many = uniforms([3] * 5000, list(range(5000)))
+    assert torch.equal(many[17:18], uniforms([3], [17]))
+    assert not torch.equal(many[:10], uniforms([4] * 10, list(range(10))))
+    assert many.min() >= 0
+    assert many.max() < 1
+    counts = torch.histc(many.float(), 10, 0, 1)
+    assert counts.min() > 400
+    uniforms([-1, 2**63], [0, 1])
