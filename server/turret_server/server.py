@@ -46,7 +46,6 @@ def run_server(config: ServeConfig) -> None:
             "set: anybody there can use this server. Set --api-key and --admin-key.",
             highlight=False,
         )
-    uvicorn.config.LOG_LEVELS.setdefault("trace", 5)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(config, folder, sources, console))
 
