@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
 from turret_server.errors import BadRequest, StartupError
@@ -100,7 +100,6 @@ class Tokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         special = _special_tokens(_read_json(folder / "special_tokens_map.json") | config)
         _mark_special(tokenizer, special.values())
-        _apply_bos_eos(tokenizer, config, special)
         return cls(
             tokenizer,
             rules,
@@ -241,28 +240,9 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _mark_special(tokenizer: HFTokenizer, tokens: Iterable[str]) -> None:
     """Make named tokens special, as transformers does, where tokenizer.json forgot to."""
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    missing = [t for t in tokens if t not in special and tokenizer.token_to_id(t) is not None]
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = [t for t in tokens if t not in added and tokenizer.token_to_id(t) is not None]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in missing])
-
-
-def _apply_bos_eos(
-    tokenizer: HFTokenizer, config: Mapping[str, Any], special: Mapping[str, str]
-) -> None:
-    """Let `add_bos_token` and `add_eos_token` of the config overrule tokenizer.json."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    single, pair, used = "$A:0", "$B:1", []
-    for name, before in (("bos_token", True), ("eos_token", False)):
-        token = special.get(name)
-        token_id = tokenizer.token_to_id(token) if token is not None else None
-        if config.get(f"add_{name}") and token is not None and token_id is not None:
-            single = f"{token}:0 {single}" if before else f"{single} {token}:0"
-            pair = f"{token}:1 {pair}" if before else f"{pair} {token}:1"
-            used.append((token, token_id))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, pair=f"{single} {pair}", special_tokens=used
-    )
 
 
 def _eos_ids(folder: Path, tokenizer: HFTokenizer, eos_token: str | None) -> tuple[int, ...]:

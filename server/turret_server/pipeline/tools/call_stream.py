@@ -66,14 +66,12 @@ class CallStream:
 
     def finish(self) -> list[Delta]:
         """Return the rest; call it once, at the end of the answer."""
+        if self._mode == self._before_call or (self._mode == self._in_call and not self._announced):
+            self._not_a_call()
         if self._mode in (self._in_text, self._at_start):
             self._content(self._held)
         elif self._mode == self._in_broken_call:
             self._arguments(self._held)
-        elif self._mode == self._before_call or (
-            self._mode == self._in_call and not self._announced
-        ):
-            self._not_a_call()
         return self._take()
 
     # Each mode reads some of `_rest`.
