@@ -8,7 +8,7 @@ from typing import Any
 from rich.filesize import decimal
 from rich.table import Table
 
-from turret_server.cli.terminal import marked, printable
+from turret_server.cli.terminal import marked
 
 
 def description_tables(report: dict[str, Any]) -> list[Table]:
@@ -40,19 +40,20 @@ def description_tables(report: dict[str, Any]) -> list[Table]:
 
 def served_table(cards: Sequence[dict[str, Any]]) -> Table:
     """A table of the cards of GET /v1/adapters."""
-    table = Table("name", "kind", "rank", "parameters", "size", "resident", "digest", "path")
-    for column in table.columns[2:5]:
-        column.justify = "right"
-    table.columns[0].overflow = table.columns[-1].overflow = "fold"
+    table = Table("name", "kind", "rank", "size", "resident", "digest", "path")
+    for column in table.columns:
+        column.no_wrap = True
+    table.columns[2].justify = table.columns[3].justify = "right"
+    for column in (table.columns[0], table.columns[-1]):
+        column.no_wrap, column.overflow = False, "fold"
     for card in cards:
         table.add_row(
             marked(card["id"]),
             marked(str(card.get("kind", ""))),
             str(card.get("rank") or ""),
-            f"{card.get('num_parameters', 0):,}",
             decimal(card.get("num_bytes", 0)),
             "yes" if card.get("resident") else "no",
-            printable(str(card.get("digest", "")))[:12],
+            marked(str(card.get("digest", "")))[:12],
             marked(str(card.get("path", ""))),
         )
     return table

@@ -111,7 +111,8 @@ def chat(
 
 
 def _piped_question() -> str:
-    question = sys.stdin.read()
+    # Shells end what they pipe in a newline that nobody asks about, and models answer it.
+    question = sys.stdin.read().rstrip("\r\n")
     if not question.strip():
         raise BadRequest(
             "there is no question",

@@ -20,7 +20,7 @@ from turret_server.cli.terminal import marked, note, print_end, print_problem, w
 from turret_server.errors import BadRequest, TurretError
 
 _HELP = {
-    "/adapter NAME": "ask this adapter, recipe or stack (a:0.7+b) from now on; Tab completes",
+    "/adapter NAME": "who answers next: an adapter, a recipe, a stack (a:0.7+b)",
     "/model NAME": "the same; the base model's name goes back to the base",
     "/adapters": "list what the server offers",
     "/system TEXT": "set the system message; without TEXT show it; '-' removes it",

@@ -156,21 +156,24 @@ class Remote:
         return error
 
     def _unreachable(self, error: Exception) -> RemoteError:
-        if isinstance(error, aiohttp.InvalidURL):
+        if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
             return RemoteError(
                 f"{self.url!r} is not the URL of a server",
-                "it has no scheme or no host",
+                "it lacks http:// or https://, or a host",
                 "Give one such as --url http://127.0.0.1:8000.",
             )
+        why = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            if isinstance(error, aiohttp.ClientConnectorError) and error.strerror:
+                why = error.strerror  # without aiohttp's own words around it
             return RemoteError(
                 f"no server answers at {self.url}",
-                str(error) or type(error).__name__,
+                why,
                 "Start one with `turret serve demo`, or name another with --url.",
             )
         return RemoteError(
             f"the connection to {self.url} broke",
-            str(error) or type(error).__name__,
+            why,
             "Try again; the log of the server may say more.",
         )
 

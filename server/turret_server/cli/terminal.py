@@ -44,7 +44,7 @@ def write_answer(text: str) -> None:
 def print_end(console: Console, reply: Reply, *, stats: bool) -> None:
     """What is worth saying after an answer: that it is not complete, and how fast it came."""
     if reply.finish_reason == "length":
-        note(console, "the answer ends here because it reached its longest length")
+        note(console, "cut off: the answer reached its limit of tokens")
     if stats:
         note(console, reply.stats())
 

@@ -1,0 +1,132 @@
+"""`turret adapters`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from turret_server.cli.adapter_tables import ranges
+from turret_server.cli.main import _typer
+from turret_server.errors import TurretError
+
+
+def adapters(*args: str) -> Result:
+    return CliRunner().invoke(_typer, ["adapters", *args])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A LoRA folder: rank 4 on q_proj of layers 0, 1 and 3."""
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "layers_to_transform": [0, 1, 3],
+        "base_model_name_or_path": "some/base [v2]",
+    }
+    tensors = {}
+    for layer in (0, 1, 3):
+        stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{stem}.lora_A.weight"] = torch.ones(4, 16)
+        tensors[f"{stem}.lora_B.weight"] = torch.ones(16, 4)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    return tmp_path
+
+
+def test_inspect_shows_what_the_folder_holds(folder: Path) -> None:
+    result = adapters("inspect", str(folder))
+    assert result.exit_code == 0
+    rows = [line.strip("│ ").split() for line in result.stdout.splitlines()]
+    assert ["kind", "lora"] in rows
+    assert ["base", "model", "some/base", "[v2]"] in rows
+    assert ["parameters", "384"] in rows
+    assert ["q_proj", "│", "4", "│", "0-1,", "3"] in rows
+
+
+def test_inspect_as_json(folder: Path) -> None:
+    result = adapters("inspect", "--json", str(folder))
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["refusal"] is None
+    assert report["modules"] == {"q_proj": {"ranks": [4], "layers": [0, 1, 3]}}
+
+
+def test_inspect_says_why_it_would_be_refused(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    result = adapters("inspect", str(folder))
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "why", "fix"]
+
+
+def test_inspect_as_json_fails_too_where_it_would_be_refused(tmp_path: Path) -> None:
+    result = adapters("inspect", "--json", str(tmp_path / "nothing"))
+    assert result.exit_code == 1
+    assert set(json.loads(result.stdout)["refusal"]) == {"what", "why", "fix"}
+
+
+def test_list(server: Any) -> None:
+    result = adapters("list", "--url", server.url)
+    assert [cell.strip() for cell in result.stdout.splitlines()[3].strip("│").split("│")] == [
+        "sql",
+        "lora",
+        "8",
+        "8.2 kB",
+        "yes",
+        "0123456789ab",
+        "/adapters/sql",
+    ]
+
+
+def test_list_as_json(server: Any) -> None:
+    (card,) = json.loads(adapters("list", "--json", "--url", server.url).stdout)
+    assert card["num_parameters"] == 4096
+
+
+def test_load_puts_the_adapter(server: Any) -> None:
+    result = adapters("load", "dates", "relative/to/a/root", "--url", server.url, "--api-key", "k")
+    assert result.stdout == "serving dates: lora on q_proj, v_proj\n"
+    (asked,) = server.asked
+    assert (asked.method, asked.path) == ("PUT", "/v1/adapters/dates")
+    assert (asked.authorization, asked.body) == ("Bearer k", {"path": "relative/to/a/root"})
+
+
+def test_a_folder_that_is_here_is_sent_as_an_absolute_path(
+    server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    adapters("load", "dates", folder.name, "--url", server.url)
+    assert server.asked[0].body == {"path": str(folder)}
+
+
+def test_a_name_with_odd_characters_stays_one_segment(server: Any) -> None:
+    result = adapters("unload", "../models?x", "--url", server.url)
+    assert isinstance(result.exception, TurretError)
+    assert server.asked[0].path == "/v1/adapters/../models?x"
+
+
+def test_a_refused_load_keeps_the_servers_reason(server: Any) -> None:
+    error = adapters("load", "x", "/etc", "--url", server.url).exception
+    assert isinstance(error, TurretError)
+    assert (error.what, error.fix) == ("the path '/etc' is not allowed", "fix")
+
+
+def test_unload(server: Any) -> None:
+    assert adapters("unload", "sql", "--url", server.url).stdout == "unloaded sql\n"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([], ""), ([3], "3"), ([0, 1, 2, 5, 7, 8], "0-2, 5, 7-8")]
+)
+def test_ranges(numbers: list[int], text: str) -> None:
+    assert ranges(numbers) == text
