@@ -220,13 +220,6 @@ class EngineLink:
                 if event.finish_reason == "error" and event.error is not None:
                     finished = True
                     raise error_from(event.error)
-                if event.finish_reason == "deadline":
-                    finished = True
-                    raise errors.DeadlineExceeded(
-                        "the request ran out of time",
-                        f"its deadline of {request.deadline_s:g} s passed",
-                        "Allow more time, or ask for fewer tokens.",
-                    )
                 finished = event.finish_reason is not None
                 yield event
         finally:
