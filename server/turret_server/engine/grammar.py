@@ -162,4 +162,5 @@ def _reason(message: str) -> str:
     first = lines[0] if lines else ""
     if first.startswith("NoExtension"):
         return "no text satisfies it"
-    return first if len(first) <= 300 else f"... {first[-200:]}"
+    # What is wrong may stand at either end of it, with the user's own text between.
+    return first if len(first) <= 300 else f"{first[:120]} ... {first[-160:]}"

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from turret_server.errors import BadRequest, StartupError, Unprocessable
@@ -217,6 +219,59 @@ def test_special_tokens_of_the_template_are_not_doubled(make_folder):
     tokenizer = Tokenizer.load(folder)
     bos = tokenizer.token_id("<s>")
     assert ChatPrompt(tokenizer).render(SIMPLE).count(bos) == 1
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "text", "function", "name", "arguments", "content", "id"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+roles = st.sampled_from(["system", "user", "assistant", "tool", "developer", "x", 1])
+any_messages = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": roles,
+            "content": json_values,
+            "tool_calls": json_values,
+            "tool_call_id": json_values,
+            "reasoning": json_values,
+        },
+    )
+    | json_values,
+    max_size=4,
+)
+
+
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    name=st.sampled_from(sorted(TEMPLATES)),
+    messages=any_messages,
+    tools=st.none()
+    | st.lists(st.just(WEATHER) | st.dictionaries(st.text(max_size=3), json_values)),
+    last=st.booleans(),
+)
+def test_any_messages_are_rendered_or_refused(pairs, name, messages, tools, last):
+    prompt = pairs[name][0]
+    try:
+        ids = prompt.render(messages, tools, not last, continue_final_message=last)
+    except BadRequest as error:
+        assert error.param  # noqa: PT017
+        assert error.fix  # noqa: PT017
+    else:
+        assert all(isinstance(token, int) for token in ids)
 
 
 class TestToolsWithoutTemplate:
