@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from turret_server.errors import EngineUnavailable, StartupError
-from turret_server.pipeline.grammar_sandbox import (
+from turret_server.pipeline.grammar_wire import (
     Question,
     Setup,
     Verdict,

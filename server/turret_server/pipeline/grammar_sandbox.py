@@ -13,10 +13,8 @@ import os
 import random
 import select
 import signal
-import struct
 import sys
 from pathlib import Path
-from typing import IO
 
 import msgspec
 import numpy as np
@@ -24,48 +22,17 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from turret_server.engine.grammar import GrammarCompiler
 from turret_server.errors import TurretError
+from turret_server.pipeline.grammar_wire import (
+    Question,
+    Setup,
+    Verdict,
+    read_frame,
+    write_frame,
+)
 
 CPU_SECONDS = 0.1
 WALL_SECONDS = 2.0  # for a fork that waits: the machine is busy, or it deadlocked
 _STEPS = 16  # tokens that are tried
-
-
-class Setup(msgspec.Struct, frozen=True):
-    """The first message to the process."""
-
-    tokenizer_json: str
-    vocab_size: int
-    eos_token_ids: list[int]
-
-
-class Question(msgspec.Struct, frozen=True):
-    """A grammar to try: an llguidance grammar, or GBNF to be made one."""
-
-    grammar: str
-    gbnf: bool = False
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """The answer to a grammar, and to the setup; `refusal` is None when all is well."""
-
-    refusal: str | None = None
-    grammar: str = ""  # as the engine takes it
-
-
-def write_frame(stream: IO[bytes], payload: bytes) -> None:
-    """Write one message: four bytes of length, then the payload."""
-    stream.write(struct.pack("<I", len(payload)) + payload)
-    stream.flush()
-
-
-def read_frame(stream: IO[bytes]) -> bytes | None:
-    """Read one message; None when the other side is gone."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    (length,) = struct.unpack("<I", head)
-    payload = stream.read(length)
-    return payload if len(payload) == length else None
 
 
 def main() -> None:
