@@ -13,6 +13,7 @@ from turret_adapters.errors import AdapterMalformed
 from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.registry import detect
 from turret_adapters.spec import Component, LowRank, ModelShape, Program
+from turret_adapters.tensor_file import is_finite
 
 StrPath = str | PathLike[str]
 
@@ -96,7 +97,7 @@ def _cast(program: Program, dtype: torch.dtype) -> Program:
         # Only float16 overflows where float32 was finite.
         if dtype == torch.float16 and isinstance(cast, LowRank):
             for name, factor in (("A", cast.a), ("B", cast.b)):
-                if not torch.isfinite(factor).all():
+                if not is_finite(factor):
                     raise AdapterMalformed(
                         "the adapter was not loaded",
                         f"its factor {name} at {cast.site} exceeds the range of float16",

@@ -47,24 +47,24 @@ class Records:
     def __contains__(self, digest: str) -> bool:
         return digest in self._by_digest
 
-    def __getitem__(self, digest: str) -> Record:
-        """The record.
-
-        Raises:
-            AdapterNotFound: there is none.
-        """
-        record = self._by_digest.get(digest)
-        if record is None:
-            raise AdapterNotFound(
-                f"adapter {digest[:12]} is not loaded",
-                "it was never loaded here, or was unloaded since",
-                "Load it again.",
-            )
-        return record
-
     def get(self, digest: str) -> Record | None:
         """The record, or None."""
         return self._by_digest.get(digest)
+
+    def problem(self, digest: str) -> AdapterError | None:
+        """Why it cannot run, None if it can as soon as it is resident."""
+        record = self._by_digest.get(digest)
+        if record is not None:
+            return record.error
+        return AdapterNotFound(
+            f"adapter {digest[:12]} is not loaded",
+            "it was never loaded here, or was unloaded since",
+            "Load it again.",
+        )
+
+    def demand(self, digest: str) -> Demand:
+        """What it takes of every bank."""
+        return self._by_digest[digest].demand
 
     def add(self, record: Record) -> None:
         """Add one under the digest of its content."""
@@ -97,14 +97,11 @@ class Records:
         self._touch(record)
 
     def pin(self, digests: Sequence[str]) -> tuple[int, ...] | None:
-        """Pin all of them and return their slots, or do nothing where one is not resident.
-
-        Raises:
-            AdapterNotFound: one of them is not here.
-        """
-        records = [self[digest] for digest in digests]
+        """Pin all of them and return their slots, or do nothing where one is not resident."""
+        found = [self._by_digest.get(digest) for digest in digests]
+        records = [record for record in found if record is not None]
         slots = tuple(record.slot for record in records if record.slot is not None)
-        if len(slots) < len(records):
+        if len(slots) < len(digests):
             return None
         for record in records:
             record.pins += 1

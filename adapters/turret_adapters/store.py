@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from turret_adapters.banks.device import DeviceBanks
-from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterNotFound
+from turret_adapters.errors import AdapterError, AdapterMalformed
 from turret_adapters.files import FileLimits
 from turret_adapters.host_cache import HostCache
 from turret_adapters.loading import LoadedAdapter, StrPath, describe_program, read_adapter
@@ -131,12 +131,12 @@ class AdapterStore:
             AdapterError: one of them failed to become resident.
         """
         with self._lock:
-            records = [self._records[digest] for digest in digests]
-            for record in records:
-                if record.error is not None:
-                    raise record.error
-        if len(digests) > 1:
-            self.banks.check_fits([record.demand for record in records])
+            for digest in digests:
+                if (problem := self._records.problem(digest)) is not None:
+                    raise problem
+            demands = [self._records.demand(digest) for digest in digests]
+        if len(demands) > 1:  # alone it was checked when it was loaded
+            self.banks.check_fits(demands)
 
     def try_pin(self, digests: Sequence[str]) -> tuple[int, ...] | None:
         """Pin every adapter of a recipe, or none.
@@ -144,16 +144,13 @@ class AdapterStore:
         Returns:
             Their slots, valid until `unpin`; None if one is not resident: it is then on its way
             (`on_resident` tells), or `failed` tells why not.
-
-        Raises:
-            AdapterNotFound: a digest is not loaded.
         """
         key = tuple(digests)
         with self._lock:
             slots = self._records.pin(key)
             if slots is not None:
                 self._wants.done(key)
-            elif not any(self._records[digest].error for digest in key):
+            elif not any(self._records.problem(digest) for digest in key):
                 if self._wants.ask(key, time.monotonic()):
                     self._blocked = False
                 self._wake.notify()
@@ -184,12 +181,9 @@ class AdapterStore:
                 self._remove(digest)
 
     def failed(self, digest: str) -> AdapterError | None:
-        """Why an adapter cannot become resident; None if nothing stands in its way."""
+        """Why an adapter is not and will not be resident; None if nothing stands in its way."""
         with self._lock:
-            try:
-                return self._records[digest].error
-            except AdapterNotFound as error:
-                return error
+            return self._records.problem(digest)
 
     def resident(self) -> list[str]:
         """Digests on the device."""
@@ -286,8 +280,8 @@ class AdapterStore:
                 "See the server's log, then load it again.",
             )
         with self._lock:
-            if digest in self._records:
-                self._records[digest].error = error
+            if (record := self._records.get(digest)) is not None:
+                record.error = error
             self._wants.drop(digest)
 
     def _make_resident(self, digest: str, protected: frozenset[str] | None) -> bool:

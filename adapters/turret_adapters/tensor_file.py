@@ -197,6 +197,14 @@ class TensorFile:
         return AdapterMalformed(f"{self.name!r} was refused", why, _FIX)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Does a floating-point tensor hold neither NaN nor infinity?
+
+    Minimum and maximum propagate NaN, in a tenth of the time of `isfinite(tensor).all()`.
+    """
+    return tensor.numel() == 0 or all(math.isfinite(x.item()) for x in torch.aminmax(tensor))
+
+
 def _counts(value: Any) -> bool:
     """A list of int64 counts; `type is int` because True is an int, too."""
     return isinstance(value, list) and all(type(x) is int and 0 <= x < 1 << 63 for x in value)

@@ -20,7 +20,7 @@ from turret_adapters.peft.config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig
 from turret_adapters.peft.names import TensorName, module_path, parse_name
 from turret_adapters.peft.targets import PatternTable, Targets
 from turret_adapters.spec import Component, Kind, LowRank, ModelShape, Module, Offset, Program, Site
-from turret_adapters.tensor_file import TensorFile
+from turret_adapters.tensor_file import TensorFile, is_finite
 
 _FULL_WEIGHTS = "it stores full weights of modules; low-rank changes and offsets can be served"
 _REFUSED = {
@@ -207,10 +207,8 @@ class _Compiler:
         scale = self._settings.scale(path, rank)
         fan_in, fan_out = self._shape.dims[site.module]
         a = self._read(keys["A"], (rank, fan_in), rank_dim=0)
-        b = self._read(keys["B"], (fan_out, rank), rank_dim=1)
-        components: list[Component] = [
-            LowRank(site, a, self._scaled(b, scale, keys["B"]).T.contiguous())
-        ]
+        b = self._read_scaled(keys["B"], (fan_out, rank), scale, rank_dim=1)
+        components: list[Component] = [LowRank(site, a, b.T.contiguous())]
         if ("B.bias" in keys) != self._settings.has_branch_bias and site.module is not Module.EMBED:
             stored = "is stored" if "B.bias" in keys else "is missing"
             raise self._malformed(
@@ -218,8 +216,8 @@ class _Compiler:
                 f"lora_B at {path} {stored}"
             )
         if "B.bias" in keys:
-            bias = self._read(keys["B.bias"], (fan_out,))
-            components.append(Offset(site, self._scaled(bias, scale, keys["B.bias"])))
+            bias = self._read_scaled(keys["B.bias"], (fan_out,), scale)
+            components.append(Offset(site, bias))
         return components
 
     def _biases(self, site: Site, tensors: _SiteTensors) -> list[Component]:
@@ -276,21 +274,32 @@ class _Compiler:
         if self._settings.targets.names is None:
             self._notes.append("target_modules is null: the stored tensors say what is adapted")
 
-    def _scaled(self, tensor: Tensor, scale: float, key: str) -> Tensor:
-        scaled = tensor.float() * scale
-        if not torch.isfinite(scaled).all():
-            raise self._malformed(f"{quote(key)} times the scale {scale:g} overflows float32")
-        return scaled
-
     def _read(self, key: str, size: tuple[int, ...], rank_dim: int | None = None) -> Tensor:
+        """A tensor of this size whose values are finite."""
         self._check_tensor(key, size, rank_dim)
         self._used.add(key)
         tensor = self._tensors.read(key)
-        if not torch.isfinite(tensor).all():
+        self._check_finite(key, tensor)
+        return tensor
+
+    def _read_scaled(
+        self, key: str, size: tuple[int, ...], scale: float, rank_dim: int | None = None
+    ) -> Tensor:
+        """The same times the scale, in float32."""
+        self._check_tensor(key, size, rank_dim)
+        self._used.add(key)
+        tensor = self._tensors.read(key)
+        scaled = tensor.float() * scale
+        if not is_finite(scaled):
+            self._check_finite(key, tensor)
+            raise self._malformed(f"{quote(key)} times the scale {scale:g} overflows float32")
+        return scaled
+
+    def _check_finite(self, key: str, tensor: Tensor) -> None:
+        if not is_finite(tensor):
             raise self._malformed(
                 f"{quote(key)} holds NaN or infinity", "Its training diverged, or it is damaged."
             )
-        return tensor
 
     def _check_tensor(self, key: str, size: tuple[int, ...], rank_dim: int | None = None) -> None:
         info = self._tensors.infos[key]

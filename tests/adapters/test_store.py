@@ -1,0 +1,488 @@
+"""Load, pin, evict, forget: with a real loader thread, and nothing left behind."""
+
+import os
+import random
+import shutil
+import threading
+import time
+
+import pytest
+import torch
+
+from turret_adapters.errors import (
+    AdapterError,
+    AdapterMalformed,
+    AdapterNotFound,
+    AdapterUnsupported,
+)
+from turret_adapters.spec import LowRank, Site
+from turret_adapters.store import AdapterStore, StoreLimits
+from turret_adapters.wants import EXPIRES_S, WantQueue
+
+CPU = torch.device("cpu")
+WAIT_S = 20  # a bound for a busy machine, never reached otherwise
+
+
+@pytest.fixture(scope="module")
+def folders(lab, tmp_path_factory):
+    """Six adapters on q and v of ranks 2, 4, ... 12."""
+    root = tmp_path_factory.mktemp("store")
+    for i in range(6):
+        path = root / f"a{i}"
+        torch.manual_seed(i)
+        lab.save_lora(path, r=2 * i + 2, target_modules=["q_proj", "v_proj"])
+        lab.edit_tensors(path, lambda t, i=i: {k: v + i for k, v in t.items()})
+    return [root / f"a{i}" for i in range(6)]
+
+
+class Woken:
+    """Counts wake-ups and waits for conditions between them."""
+
+    def __init__(self):
+        self._condition = threading.Condition()
+        self.count = 0
+
+    def __call__(self):
+        with self._condition:
+            self.count += 1
+            self._condition.notify_all()
+
+    def wait_until(self, condition):
+        """Wait for a condition that only a wake-up can make true."""
+        with self._condition:
+            assert self._condition.wait_for(condition, WAIT_S)
+
+
+@pytest.fixture
+def make(shape):
+    """Stores, closed at the end with nothing pinned."""
+    stores = []
+
+    def make(max_resident=4, max_rank_rows=64, dtype=torch.float32, **limits):
+        woken = Woken()
+        limits = StoreLimits(max_resident=max_resident, max_rank_rows=max_rank_rows, **limits)
+        store = AdapterStore(shape, limits, CPU, dtype, on_resident=woken)
+        stores.append(store)
+        return store, woken
+
+    yield make
+    for store in stores:
+        assert store.num_pins == 0
+        store.close()
+
+
+def load(store, path, **kwargs):
+    return store.load(path, **kwargs).result(WAIT_S)
+
+
+def pin(store, woken, *digests):
+    """Ask until it is granted, as the scheduler does at every wake-up."""
+    slots = None
+
+    def ask():
+        nonlocal slots
+        slots = store.try_pin(digests)
+        return slots is not None
+
+    woken.wait_until(ask)
+    return slots
+
+
+def settle(store):
+    """Wait for the loader: a load that fails comes back after everything before it."""
+    with pytest.raises(AdapterNotFound):
+        load(store, "/there/is/no/such/folder")
+
+
+def assert_slot_holds(store, slot, program):
+    """The rows of a slot are the factors of the program."""
+    bank = store.banks.low_rank
+    components = [c for c in program.components if isinstance(c, LowRank)]
+    for component in components:
+        pool = bank._sites[component.site].pool
+        first, count = int(pool.start[slot]), int(pool.count[slot])
+        assert torch.equal(pool.a[first : first + count], component.a)
+        assert torch.equal(pool.b[first : first + count], component.b)
+    held = {site for site, pool in bank._sites.items() if pool.pool.count[slot]}
+    assert held == {c.site for c in components}
+
+
+def test_loading_tells_what_it_is_and_warms_it(lab, shape, folders, make):
+    store, woken = make()
+    loaded = load(store, folders[1])
+    assert (loaded.kind, loaded.rank, loaded.targets) == ("lora", 4, ("q_proj", "v_proj"))
+    assert loaded.num_bytes == 4 * loaded.num_parameters
+    woken.wait_until(lambda: store.resident() == [loaded.digest])
+    (slot,) = store.try_pin([loaded.digest])
+    assert_slot_holds(store, slot, lab.compile_folder(folders[1], shape))
+    store.unpin([loaded.digest])
+    assert store.host_bytes == loaded.num_bytes
+
+
+def test_the_served_dtype_halves_the_bytes(folders, make):
+    store, _ = make(dtype=torch.bfloat16)
+    loaded = load(store, folders[1])
+    assert loaded.num_bytes == 2 * loaded.num_parameters
+
+
+def test_float16_that_overflows_is_refused(lab, folder, make):
+    lab.edit_tensors(folder, lambda t: {k: v * 1e6 for k, v in t.items()})
+    store, _ = make(dtype=torch.float16)
+    with pytest.raises(AdapterMalformed, match="range of float16"):
+        load(store, folder)
+
+
+def test_the_same_content_is_one_adapter(folders, make, tmp_path):
+    store, _ = make()
+    first = load(store, folders[0])
+    copy = shutil.copytree(folders[0], tmp_path / "copy")
+    assert load(store, copy) == first
+    assert store.loaded() == [first.digest]
+
+
+def test_the_least_recently_used_goes_and_the_pinned_stay(folders, make):
+    store, woken = make(max_resident=2)
+    a, b, c = (load(store, folders[i]).digest for i in range(3))
+    pin(store, woken, a)
+    pin(store, woken, b)
+    store.unpin([a, b])
+    pin(store, woken, a)  # used last, and pinned
+    pin(store, woken, c)
+    assert sorted(store.resident()) == sorted([a, c])
+    assert store.try_pin([b]) is None  # both slots are pinned
+    store.unpin([c])
+    pin(store, woken, b)
+    assert sorted(store.resident()) == sorted([a, b])
+    store.unpin([a, b])
+
+
+def test_rows_run_out_before_slots(lab, shape, folders, make):
+    store, woken = make(max_rank_rows=14)
+    digests = [load(store, path).digest for path in folders]
+    settle(store)
+    assert set(store.resident()) == set(digests[:3])  # 2 + 4 + 6 rows
+    (slot,) = pin(store, woken, digests[5])  # 12 rows: all others go
+    assert store.resident() == [digests[5]]
+    assert_slot_holds(store, slot, lab.compile_folder(folders[5], shape))
+    assert store.try_pin([digests[1]]) is None
+    store.unpin([digests[5]])
+    pin(store, woken, digests[1])
+    store.unpin([digests[1]])
+
+
+def test_a_recipe_is_pinned_as_a_whole(folders, make):
+    store, woken = make(max_resident=3)
+    a, b, c, d = (load(store, folders[i]).digest for i in range(4))
+    slots = pin(store, woken, a, b, c)
+    assert len(set(slots)) == 3
+    assert store.try_pin([a, d]) is None
+    assert store.num_pins == 3
+    store.unpin([a, b, c])
+    pin(store, woken, a, d)
+    store.unpin([a, d])
+
+
+def test_recipes_that_need_all_slots_take_turns(folders, make):
+    """Neither evicts what the other has just been given: both run."""
+    store, _ = make(max_resident=2)
+    digests = [load(store, folders[i]).digest for i in range(4)]
+    recipes = [digests[:2], digests[2:]]
+    runs = [0, 0]
+
+    def step():
+        for i, recipe in enumerate(recipes):
+            if store.try_pin(recipe) is not None:
+                store.unpin(recipe)
+                runs[i] += 1
+        return min(runs) >= 3
+
+    deadline = time.monotonic() + WAIT_S
+    while not step():
+        assert time.monotonic() < deadline, runs
+        time.sleep(0.001)
+
+
+def test_a_busy_adapter_does_not_starve_another(folders, make):
+    """It is pinned again in the very step in which it was unpinned, yet the other gets its turn."""
+    store, woken = make(max_resident=1)
+    busy, other = load(store, folders[0]).digest, load(store, folders[1]).digest
+    pin(store, woken, busy)
+    held, deadline = [busy], time.monotonic() + WAIT_S
+    while store.try_pin([other]) is None:
+        if held:
+            store.unpin(held)
+        held = [busy] if store.try_pin([busy]) else []
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    store.unpin([other, *held])
+
+
+def test_check_refuses_what_can_never_run(folders, make):
+    store, _ = make(max_resident=2, max_rank_rows=14)
+    small, large = load(store, folders[0]).digest, load(store, folders[5]).digest
+    store.check([small, large])
+    with pytest.raises(AdapterUnsupported, match="--adapter-rank-rows 24"):
+        store.check([large, large])
+    with pytest.raises(AdapterUnsupported, match="--max-resident-adapters 3"):
+        store.check([small, small, small])
+    with pytest.raises(AdapterNotFound):
+        store.check([small, "0" * 64])
+
+
+def test_an_adapter_that_never_fits_is_refused_at_load(folders, make):
+    store, _ = make(max_rank_rows=8)
+    with pytest.raises(AdapterUnsupported, match="--adapter-rank-rows 12"):
+        load(store, folders[5])
+    assert store.loaded() == []
+
+
+class TestForget:
+    def test_at_once_when_nobody_uses_it(self, folders, make):
+        store, woken = make()
+        digest = load(store, folders[0]).digest
+        woken.wait_until(store.resident)
+        store.forget(digest)
+        assert store.resident() == store.loaded() == []
+        assert store.host_bytes == 0
+        assert store.try_pin([digest]) is None
+        assert isinstance(store.failed(digest), AdapterNotFound)
+        settle(store)
+        assert store.banks.low_rank.rows_used == 0
+
+    def test_with_the_last_pin(self, folders, make):
+        store, woken = make()
+        digest = load(store, folders[0]).digest
+        pin(store, woken, digest)
+        pin(store, woken, digest)
+        store.forget(digest)
+        store.unpin([digest])
+        assert store.resident() == [digest]
+        store.unpin([digest])
+        assert store.loaded() == []
+
+    def test_loading_it_again_keeps_it(self, folders, make):
+        store, woken = make()
+        digest = load(store, folders[0]).digest
+        pin(store, woken, digest)
+        store.forget(digest)
+        load(store, folders[0])
+        store.unpin([digest])
+        assert store.loaded() == [digest]
+
+    def test_twice_or_unknown_is_fine(self, make):
+        store, _ = make()
+        store.forget("0" * 64)
+
+    def test_one_pin_too_few_is_a_bug_that_shows(self, folders, make):
+        store, _ = make()
+        digest = load(store, folders[0]).digest
+        with pytest.raises(RuntimeError, match="unpinned more often"):
+            store.unpin([digest])
+
+
+class TestHost:
+    def one_at_a_time(self, make, **limits):
+        return make(max_resident=1, max_host_bytes=1, **limits)
+
+    def test_what_was_dropped_is_read_again(self, lab, shape, folders, make):
+        store, woken = self.one_at_a_time(make)
+        a, b = load(store, folders[0]), load(store, folders[1])
+        assert store.host_bytes == b.num_bytes
+        for digest, path in ((b.digest, folders[1]), (a.digest, folders[0])):
+            (slot,) = pin(store, woken, digest)
+            assert_slot_holds(store, slot, lab.compile_folder(path, shape))
+            store.unpin([digest])
+
+    @pytest.mark.parametrize("damage", ["gone", "other", "truncated"])
+    def test_what_changed_on_disk_fails_and_says_so(self, folders, make, tmp_path, damage):
+        store, woken = self.one_at_a_time(make)
+        path = shutil.copytree(folders[0], tmp_path / "a")
+        a, b = load(store, path).digest, load(store, folders[1]).digest
+        pin(store, woken, b)
+        weights = path / "adapter_model.safetensors"
+        if damage == "gone":
+            shutil.rmtree(path)
+        elif damage == "other":
+            shutil.copytree(folders[2], path, dirs_exist_ok=True)
+        else:
+            weights.write_bytes(weights.read_bytes()[:-8])
+        store.unpin([b])
+        assert store.try_pin([a]) is None
+        woken.wait_until(lambda: store.failed(a))
+        with pytest.raises((AdapterMalformed, AdapterNotFound)):
+            store.check([a])
+        assert store.try_pin([a]) is None
+        # Loading it again from where it is heals it.
+        assert load(store, shutil.copytree(folders[0], tmp_path / "b")).digest == a
+        pin(store, woken, a)
+        store.unpin([a])
+
+    def test_roots_hold_for_the_second_reading_too(self, folders, make, tmp_path):
+        store, woken = self.one_at_a_time(make)
+        root = tmp_path / "root"
+        path = shutil.copytree(folders[0], root / "a")
+        a, b = load(store, path, roots=[root]).digest, load(store, folders[1]).digest
+        pin(store, woken, b)
+        weights = path / "adapter_model.safetensors"
+        weights.rename(tmp_path / "outside")
+        weights.symlink_to(tmp_path / "outside")
+        store.unpin([b])
+        assert store.try_pin([a]) is None
+        woken.wait_until(lambda: store.failed(a))
+        assert "outside the folders" in store.failed(a).why
+
+
+def test_an_unexpected_error_reaches_the_request_that_waits(folders, make, monkeypatch):
+    store, woken = make(max_resident=1)
+    a, b = load(store, folders[0]).digest, load(store, folders[1]).digest
+    settle(store)
+
+    def fail(slot, components):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(store.banks, "put", fail)
+    absent = next(d for d in (a, b) if d not in store.resident())
+    assert store.try_pin([absent]) is None
+    woken.wait_until(lambda: store.failed(absent))
+    assert "no room" in store.failed(absent).why
+    monkeypatch.undo()
+    load(store, folders[0 if absent == a else 1])
+    pin(store, woken, absent)
+    store.unpin([absent])
+
+
+def test_close_cancels_what_did_not_begin(shape, folders):
+    store = AdapterStore(shape, StoreLimits(), CPU, torch.float32)
+    futures = [store.load(path) for path in folders * 5]
+    store.close()
+    assert all(future.done() for future in futures)
+    with pytest.raises(RuntimeError, match="closed"):
+        store.load(folders[0])
+
+
+def test_random_use_from_many_sides(lab, shape, folders, make):
+    """Whatever is pinned holds exactly its own rows, and everything returns to zero."""
+    store, _ = make(max_resident=3, max_rank_rows=20, max_host_bytes=20_000)
+    programs = {}
+    for path in folders:
+        programs[load(store, path).digest] = lab.compile_folder(path, shape), path
+    digests = list(programs)
+    rng, running, runs = random.Random(0), [], 0
+    deadline = time.monotonic() + 6
+    while runs < 150 and time.monotonic() < deadline:
+        recipe = rng.sample(digests, rng.choice([1, 1, 2]))
+        action = rng.random()
+        if action < 0.05:
+            store.forget(recipe[0])
+            store.load(programs[recipe[0]][1])
+        elif len(running) < 3 and (slots := store.try_pin(recipe)) is not None:
+            running.append((recipe, slots))
+            runs += 1
+        elif running and action < 0.7:
+            done, _ = running.pop(rng.randrange(len(running)))
+            store.unpin(done)
+        else:
+            time.sleep(0.0005)
+        for held, slots in running:
+            for digest, slot in zip(held, slots, strict=True):
+                assert_slot_holds(store, slot, programs[digest][0])
+    assert runs >= 20
+    for done, _ in running:
+        store.unpin(done)
+    for digest in digests:
+        store.forget(digest)
+    settle(store)
+    for digest in store.loaded():  # a load that came after the last forget
+        store.forget(digest)
+    settle(store)
+    assert store.num_pins == 0
+    assert store.host_bytes == 0
+    assert store.resident() == []
+    assert all(pool.rows.used == 0 for pool in store.banks.low_rank._sites.values())
+    assert not any(bank.touched[slot] for bank in store.banks.banks for slot in range(3))
+
+
+HOSTILE = {
+    "truncated": lambda p: _cut(p / "adapter_model.safetensors", -100),
+    "truncated config": lambda p: _cut(p / "adapter_config.json", -3),
+    "missing config": lambda p: (p / "adapter_config.json").unlink(),
+    "missing weights": lambda p: (p / "adapter_model.safetensors").unlink(),
+    "pickle": lambda p: (p / "adapter_model.safetensors").rename(p / "adapter_model.bin"),
+    "terabyte header": lambda p: _prefix(p / "adapter_model.safetensors", 1 << 42),
+    "link out of the root": lambda p: _link_out(p / "adapter_model.safetensors"),
+}
+
+
+def _cut(path, end):
+    path.write_bytes(path.read_bytes()[:end])
+
+
+def _prefix(path, length):
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+def _link_out(path):
+    outside = path.parent.parent.parent / "outside.safetensors"
+    path.rename(outside)
+    path.symlink_to(outside)
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_leave_no_trace(folders, make, tmp_path, case):
+    store, _ = make()
+    root = tmp_path / "root"
+    path = shutil.copytree(folders[0], root / "adapter")
+    HOSTILE[case](path)
+    settle(store)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(AdapterError) as caught:
+        load(store, path, roots=[root])
+    assert caught.value.what
+    assert caught.value.why
+    assert caught.value.fix
+    assert store.loaded() == store.resident() == []
+    assert store.host_bytes == 0
+    assert store.banks.low_rank._sites == {}
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+class TestWantQueue:
+    def test_first_come_first_served(self):
+        queue = WantQueue()
+        queue.ask(("a", "b"), 0)
+        queue.ask(("c",), 0)
+        queue.ask(("a", "b"), 1)
+        want = queue.first({"a"}.__contains__)
+        assert want.missing == ("b",)
+        assert want.protected == {"a", "b"}
+
+    def test_complete_recipes_stay_protected_until_they_run(self):
+        queue = WantQueue()
+        queue.ask(("a", "b"), 0)
+        queue.ask(("c",), 0)
+        want = queue.first({"a", "b"}.__contains__)
+        assert want.missing == ("c",)
+        assert want.protected == {"a", "b", "c"}
+        queue.done(("a", "b"))
+        assert queue.first({"a", "b"}.__contains__).protected == {"c"}
+
+    def test_recipes_nobody_asks_for_expire(self):
+        queue = WantQueue()
+        queue.ask(("a",), 0)
+        assert not queue.ask(("b",), EXPIRES_S)
+        assert queue.ask(("b",), EXPIRES_S + 0.1)
+        assert queue.first(lambda d: False).missing == ("b",)
+
+    def test_a_dropped_adapter_takes_its_recipes_along(self):
+        queue = WantQueue()
+        queue.ask(("a", "b"), 0)
+        queue.drop("b")
+        assert queue.first(lambda d: False) is None
+
+
+def test_sites_of_the_bank_are_those_of_the_adapters(folders, make):
+    store, woken = make()
+    load(store, folders[0])
+    woken.wait_until(store.resident)
+    assert {site.module for site in store.banks.low_rank._sites} == {"q_proj", "v_proj"}
+    assert Site(-1, "lm_head") not in store.banks.low_rank._sites
