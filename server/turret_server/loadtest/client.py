@@ -22,7 +22,7 @@ _DETAIL_CHARS = 300
 
 
 class Client:
-    """Sends requests of one run over one pool of connections.
+    """Sends the requests of one run, each over a connection of its own.
 
     Use as an async context manager. `send` never raises for what a server or a network does: every
     outcome is a `Record`.
@@ -41,9 +41,11 @@ class Client:
             self._headers[tenant.name] = headers
 
     async def __aenter__(self) -> Client:
-        # Idle connections are dropped before common servers (uvicorn: 5 s) drop them: a request
-        # on a connection that is being closed would count as an error of the server.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
+        # A connection for each request. Servers close idle or used ones without a word (uvicorn
+        # after 5 s, llama.cpp's after a stream), and a request written onto such a connection
+        # would count as an error of the server; sending it again could hide a real one. The
+        # handshake is part of the time to first token: about 0.1 ms on one machine.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None),

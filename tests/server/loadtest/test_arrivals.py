@@ -2,6 +2,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+
 from turret_server.errors import BadRequest
 from turret_server.loadtest.arrivals import Arrivals
 

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from turret_server.errors import BadRequest
 from turret_server.loadtest import flags
 from turret_server.loadtest.arrivals import Arrivals

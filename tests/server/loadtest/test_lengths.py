@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from turret_server.errors import BadRequest
 from turret_server.loadtest.lengths import parse_lengths
 

@@ -3,6 +3,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+
 from turret_server.errors import BadRequest
 from turret_server.loadtest.popularity import parse_popularity
 

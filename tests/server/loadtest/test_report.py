@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+
 from turret_server.errors import BadRequest, StartupError
 from turret_server.loadtest.config import LoadConfig, Tenant
 from turret_server.loadtest.driver import LoadRun, run_load

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from turret_server.loadtest.arrivals import Arrivals
 from turret_server.loadtest.config import LoadConfig, Tenant
 from turret_server.loadtest.driver import run_load

@@ -1,4 +1,5 @@
 import pytest
+
 from turret_server.loadtest.sse import SseParser
 
 STREAM = 'data: {"a":"é"}\n\n: ping\n\nevent: x\ndata:two\ndata: lines\n\ndata: [DONE]\n\n'.encode()

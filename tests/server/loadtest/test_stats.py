@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from turret_server.loadtest.driver import LoadRun
 from turret_server.loadtest.goodput import parse_objective
 from turret_server.loadtest.record import Record
