@@ -59,6 +59,7 @@ class Graph:
 
     def __init__(self, calls: list[tuple[int, tuple[Any, ...]]]) -> None:
         self._count = len(calls)
+        self._tables = [value for _, arguments in calls for value in arguments if _is_table(value)]
         self._calls = (_Call * self._count)()
         for slot, (kernel, arguments) in zip(self._calls, calls, strict=True):
             slot.kernel = kernel
@@ -122,11 +123,18 @@ def _are_views(made: list[Tensor], args: Any) -> bool:
     return bool(made) and is_same
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, ctypes.Array)
+
+
 def _keep(value: Any) -> Any:
-    return ctypes.addressof(value) if isinstance(value, ctypes.Array) else value
+    """A table's owner points it elsewhere for every eager step: the graph keeps it as it is now."""
+    return type(value).from_buffer_copy(value) if _is_table(value) else value
 
 
 def _bits(value: Any) -> int:
+    if _is_table(value):
+        return ctypes.addressof(value)
     if isinstance(value, float):
         return struct.unpack("<i", struct.pack("<f", value))[0]
     return int(value or 0)

@@ -5,6 +5,7 @@ from turret_kernels import native
 from turret_kernels.activation import silu_mul
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.linear import linear, pack_linear
+from turret_kernels.low_rank import Entries, RankPool, RankSlices, low_rank, write_rank_rows
 from turret_kernels.norms import add_rms_norm
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")
@@ -59,3 +60,29 @@ def test_a_torch_op_cannot_be_captured():
     with pytest.raises(RuntimeError, match="cannot be captured"), capture(MemoryPool()):
         x.add_(1)
     assert native.allocate is native.torch_empty
+
+
+def test_an_eager_step_leaves_a_recorded_one_as_it_is():
+    """Both use the tables of the same adapters, with weights that lie elsewhere."""
+
+    def entries(weight, rows):
+        one = torch.tensor([rows], dtype=torch.int32)
+        return Entries(torch.zeros_like(one), torch.tensor([weight]), torch.zeros_like(one), one)
+
+    pool = RankPool(
+        a=torch.zeros(8, 64).bfloat16(),
+        b=torch.zeros(8, 32).bfloat16(),
+        start=torch.tensor([0], dtype=torch.int32),
+        count=torch.tensor([8], dtype=torch.int32),
+    )
+    write_rank_rows(pool, 0, torch.randn(8, 64), torch.randn(8, 32))
+    slices, x = RankSlices([pool], [0]), torch.randn(3, 64).bfloat16()
+    recorded, eager = torch.zeros(3, 32).bfloat16(), torch.zeros(3, 32).bfloat16()
+    static = entries(1.0, 3)
+    with capture(MemoryPool()) as calls:
+        low_rank(recorded, x, slices, static)
+    expected = recorded.clone()
+    low_rank(eager, x, slices, entries(-2.0, 3))
+    recorded.zero_()
+    Graph(calls).replay()
+    assert torch.equal(recorded, expected)
