@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from turret_server.api.auth import ANONYMOUS, OPEN
+
 DESCRIPTION = """\
 An inference-time adaptation server: one base model, many adapters, chosen by each request.
 
@@ -31,6 +33,7 @@ def install_openapi(app: FastAPI) -> None:
             for path in _STREAMED:
                 answer = document["paths"][path]["post"]["responses"]["200"]
                 answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            _errors_are_json(document)
             if app.state.service.settings.keys:
                 _require_key(document)
             app.openapi_schema = document
@@ -39,6 +42,17 @@ def install_openapi(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def _errors_are_json(document: dict[str, Any]) -> None:
+    """FastAPI documents errors in the media type of the route's success."""
+    for item in document["paths"].values():
+        for operation in item.values():
+            for status in ("4XX", "5XX"):
+                (schema,) = operation["responses"][status]["content"].values()
+                operation["responses"][status]["content"] = {"application/json": schema}
+
+
 def _require_key(document: dict[str, Any]) -> None:
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"key": []}]
+    for path in OPEN | ANONYMOUS:
+        document["paths"][path]["get"]["security"] = []

@@ -72,6 +72,9 @@ class Service:
         return f"turret-{turret_server.__version__}-{self.ready.weights_digest[:8]}"
 
 
-def service_of(request: Request) -> Service:
-    """The service of the app that a request came to; a FastAPI dependency."""
+async def service_of(request: Request) -> Service:
+    """The service of the app that a request came to; a FastAPI dependency.
+
+    A coroutine, because FastAPI would run a plain function in a thread.
+    """
     return request.app.state.service

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+async def loaded(client):
+    for name in ("sql", "json"):
+        await client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": name})
+    return client
+
+
+async def test_the_list(loaded, settings, engine):
+    cards = (await loaded.get("/v1/models")).json
+    assert cards["object"] == "list"
+    assert [card["id"] for card in cards["data"]] == ["demo", "smollm2", "sql", "json"]
+    base, _, sql, _ = cards["data"]
+    assert base["object"] == "model"
+    assert (base["kind"], base["parent"], base["root"]) == ("base", None, "/models/demo")
+    assert base["digest"] == engine.ready.weights_digest
+    assert base["max_model_len"] == 2048
+    assert (sql["kind"], sql["parent"]) == ("lora", "demo")
+    assert sql["root"] == str(settings.adapter_roots[0] / "sql")
+    assert sql["digest"] in engine.loaded
+
+
+async def test_one_model(loaded):
+    listed = (await loaded.get("/v1/models")).json["data"]
+    for card in listed:
+        assert (await loaded.get(f"/v1/models/{card['id']}")).json == card
+    composed = (await loaded.get("/v1/models/sql:0.5+json")).json
+    assert (composed["id"], composed["kind"]) == ("sql:0.5+json", "recipe")
+    answer = await loaded.get("/v1/models/nope")
+    assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_named_recipes_are_models_once_their_adapters_are_loaded(make_client, engine):
+    client = make_client(recipes={"strict": "sql:0.5+json"})
+    assert "strict" not in [c["id"] for c in (await client.get("/v1/models")).json["data"]]
+    for name in ("sql", "json"):
+        await client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": name})
+    (card,) = [c for c in (await client.get("/v1/models")).json["data"] if c["id"] == "strict"]
+    assert (card["kind"], card["root"], card["parent"]) == ("recipe", "sql:0.5+json", "demo")
+    assert (await client.chat(model="strict", max_tokens=1)).json["model"] == "strict"
+    assert len(engine.requests[0].adapters) == 2
+
+
+async def test_the_list_works_while_the_engine_starts(client, engine):
+    engine.ready = None
+    (card, _) = (await client.get("/v1/models")).json["data"]
+    assert (card["id"], card["max_model_len"]) == ("demo", None)
