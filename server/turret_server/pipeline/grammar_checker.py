@@ -24,7 +24,7 @@ from turret_server.pipeline.grammar_wire import (
 )
 
 _REMEMBERED = 256
-_PATIENCE_S = 30.0  # the sandbox answers within two seconds, or it is broken
+_PATIENCE_S = 30.0  # the sandbox answers well before, or it is broken
 
 
 class GrammarChecker:
@@ -45,8 +45,8 @@ class GrammarChecker:
     def check(self, grammar: str, *, gbnf: bool = False) -> Verdict:
         """Return whether a grammar can be used, and the form of it that the engine takes.
 
-        Blocks for the compilation, so call it from a thread: some 10 ms for most grammars, at most
-        two seconds, and about a second more for the first of all.
+        Blocks for the compilation, so call it from a thread: some 10 ms for most grammars, 200 ms
+        for one that is stopped, and about a second more for the first of all.
 
         Raises:
             EngineUnavailable: the sandbox process died; the next call starts another.

@@ -31,7 +31,7 @@ from turret_server.pipeline.grammar_wire import (
 )
 
 CPU_SECONDS = 0.1
-WALL_SECONDS = 2.0  # for a fork that waits: the machine is busy, or it deadlocked
+WALL_SECONDS = 8.0  # for a fork that gets no processor: the machine is busy, or it deadlocked
 _STEPS = 16  # tokens that are tried
 
 

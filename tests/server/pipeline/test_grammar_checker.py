@@ -29,7 +29,7 @@ def test_a_hanging_grammar_costs_its_processor_time_and_no_more(checker):
     process = checker._process
     began = time.monotonic()
     assert checker.check(HANGS).refusal == "it takes more than 100 ms to compile"
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 10
     assert checker.check('start: "b"').refusal is None
     assert checker._process is process
 

@@ -253,7 +253,7 @@ any_messages = st.lists(
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=300,
+    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

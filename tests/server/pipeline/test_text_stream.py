@@ -35,7 +35,7 @@ sorts = st.sampled_from(["byte_level", "sentencepiece", "metaspace"])
 hold = settings(
     derandomize=True,
     deadline=None,
-    max_examples=300,
+    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -12,7 +12,7 @@ from turret_server.pipeline.tools import PARSERS
 from turret_server.pipeline.tools.calls import ContentDelta
 from turret_server.pipeline.tools.parser import ToolParser
 
-hold = settings(derandomize=True, deadline=None, max_examples=300)
+hold = settings(derandomize=True, deadline=None, max_examples=100)
 
 # (answer, content, [(name, arguments)])
 WELL_FORMED = {
