@@ -250,12 +250,15 @@ class AdapterStore:
                 want = None if self._blocked else self._first_want()
                 job = self._loads.popleft() if want is None and self._loads else None
                 garbage, self._garbage = self._garbage, []
-            for slot in garbage:
-                self._clear(slot)
-            if want is not None:
-                self._serve(want)
-            elif job is not None:
-                self._load(job)
+            try:
+                for slot in garbage:
+                    self._clear(slot)
+                if want is not None:
+                    self._serve(want)
+                elif job is not None:
+                    self._load(job)
+            except Exception:  # a callback's: the thread must live, or nothing loads any more
+                log.exception("the adapter loader met an unexpected error")
 
     def _has_work(self) -> bool:
         wanted = not self._blocked and self._first_want() is not None

@@ -1,4 +1,8 @@
-"""Which recipes wait for their adapters, first come first served."""
+"""Which recipes wait for their adapters: first come first served.
+
+Strictly, even where a later one would fit: a large adapter must not wait for ever behind small
+ones.
+"""
 
 from __future__ import annotations
 

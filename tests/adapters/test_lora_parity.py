@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import MontecloraConfig, VeloraConfig
+from peft import LoraConfig, MontecloraConfig, VeloraConfig, get_peft_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BIASED = {"attention_bias": True, "mlp_bias": True}
@@ -150,3 +150,27 @@ def test_the_copy_of_the_embedding_is_compared_where_the_base_is_at_hand(lab, tm
     program = lab.compile_folder(tmp_path, shape)
     assert any("not compared" in note for note in program.notes) != has_reader
     torch.testing.assert_close(lab.adapted_logits(base, program), expected)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@torch.no_grad()
+def test_a_converted_adapter_of_a_mutating_initialisation_is_plain(lab, tmp_path, init):
+    """PEFT turns it into LoRA of twice the rank, on the base as it was before."""
+    model = get_peft_model(
+        lab.make_base(), LoraConfig(r=4, target_modules=ALL, init_lora_weights=init)
+    ).eval()
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "initial")
+    model.peft_config["default"].init_lora_weights = init
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter += torch.randn_like(parameter) / 10
+    trained = model(lab.tokens).logits
+    model.save_pretrained(
+        tmp_path / "final", path_initial_model_for_weight_conversion=str(tmp_path / "initial")
+    )
+    base = lab.make_base()
+    program = lab.compile_folder(tmp_path / "final", lab.make_shape(base))
+    assert program.rank == 8
+    # PEFT subtracts and adds the initial factors in float32.
+    torch.testing.assert_close(lab.adapted_logits(base, program), trained, rtol=1e-4, atol=1e-4)

@@ -217,6 +217,23 @@ def test_a_busy_adapter_does_not_starve_another(folders, make):
     store.unpin([other, *held])
 
 
+def test_waiting_for_room_is_no_work(folders, make, monkeypatch):
+    store, woken = make(max_resident=1)
+    a, b = load(store, folders[0]).digest, load(store, folders[1]).digest
+    pin(store, woken, a)
+    calls = []
+    evict = store._records.evict
+    monkeypatch.setattr(store._records, "evict", lambda p: calls.append(p) or evict(p))
+    assert store.try_pin([b]) is None
+    time.sleep(0.1)
+    assert store.try_pin([b]) is None  # the engine goes on asking at every step
+    time.sleep(0.1)
+    assert len(calls) == 1
+    store.unpin([a])
+    pin(store, woken, b)
+    store.unpin([b])
+
+
 def test_check_refuses_what_can_never_run(folders, make):
     store, _ = make(max_resident=2, max_rank_rows=14)
     small, large = load(store, folders[0]).digest, load(store, folders[5]).digest
@@ -349,6 +366,16 @@ def test_an_unexpected_error_reaches_the_request_that_waits(folders, make, monke
     load(store, folders[0 if absent == a else 1])
     pin(store, woken, absent)
     store.unpin([absent])
+
+
+def test_the_loader_survives_a_callback_that_raises(shape, folders):
+    def raise_error():
+        raise ValueError("a bug of the caller")
+
+    store = AdapterStore(shape, StoreLimits(), CPU, torch.float32, on_resident=raise_error)
+    load(store, folders[0])
+    assert load(store, folders[1]).rank == 4
+    store.close()
 
 
 def test_close_cancels_what_did_not_begin(shape, folders):
