@@ -1,4 +1,4 @@
-"""`turret chat` on a real terminal: Ctrl-C ends the answer, Ctrl-D the program."""
+"""`turret chat` on a real terminal: Tab completes, Ctrl-C ends the answer, Ctrl-D the program."""
 
 from __future__ import annotations
 
@@ -61,6 +61,14 @@ def terminal(server: Any) -> Iterator[Terminal]:
     terminal.expect("base> ")
     yield terminal
     terminal.close()
+
+
+@pytest.mark.e2e
+def test_tab_completes_the_parts_of_a_stack(terminal: Terminal) -> None:
+    terminal.type("/adap\t")
+    terminal.expect("ter")
+    terminal.type(" formal:0.7+s\t\r")
+    terminal.expect(r"formal:0\.7\+sql> ")
 
 
 @pytest.mark.e2e

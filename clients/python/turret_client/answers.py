@@ -1,0 +1,223 @@
+"""What the server answers. Fields that a newer server adds are ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from turret_client.errors import InvalidAnswer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a request; `cached_tokens` of the prompt were computed before."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model asks for; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer of a request.
+
+    Attributes:
+        index: its place; `n` answers to each of several prompts come prompt by prompt.
+        text: what the model wrote.
+        finish_reason: "stop", "length", "tool_calls" or "abort".
+        stop_reason: the stop string or stop token that ended it.
+        tool_calls: of a chat answer.
+        logprobs: as OpenAI's API shapes them, which differs between chat and completions.
+    """
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a chat or a completion request.
+
+    Attributes:
+        id: of the request.
+        model: as it was asked for.
+        choices: `n` answers per prompt.
+        usage: of all choices; None where the server did not tell.
+        raw: the body as it came, for fields not listed here; empty after a stream.
+    """
+
+    id: str
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        return self.choices[0].text if self.choices else ""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls of the first choice."""
+        return self.choices[0].tool_calls if self.choices else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Something that can be named as `model`.
+
+    Attributes:
+        id: the name.
+        kind: "base", "recipe", or the kind of an adapter, such as "lora".
+        root: where it was loaded from.
+        parent: the base model of an adapter or recipe.
+        digest: identity of the content.
+        max_model_len: tokens of prompt and answer together.
+        created: Unix time in seconds.
+    """
+
+    id: str
+    kind: str = ""
+    root: str = ""
+    parent: str | None = None
+    digest: str | None = None
+    max_model_len: int | None = None
+    created: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A loaded adapter.
+
+    Attributes:
+        id: its name.
+        kind: such as "lora".
+        digest: identity of the content.
+        path: on the server.
+        rank: the largest, 0 for kinds without one.
+        targets: modules it touches.
+        num_parameters: as published.
+        num_bytes: as served.
+        base_model: as its own configuration names it.
+        loaded_at: Unix time in seconds.
+        resident: on the device now; others are fetched when needed.
+    """
+
+    id: str
+    kind: str
+    digest: str
+    path: str = ""
+    rank: int = 0
+    targets: tuple[str, ...] = ()
+    num_parameters: int = 0
+    num_bytes: int = 0
+    base_model: str | None = None
+    loaded_at: float = 0.0
+    resident: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids of a text or a conversation; `token_strs` where they were asked for."""
+
+    tokens: tuple[int, ...]
+    count: int
+    max_model_len: int
+    token_strs: tuple[str, ...] | None = None
+
+
+def parse(cls: type[T], body: Any) -> T:
+    """One of the flat classes above from a JSON object.
+
+    Raises:
+        InvalidAnswer: a field is missing.
+    """
+    try:
+        known = {name: body[name] for name in (f.name for f in fields(cls)) if name in body}  # type: ignore[arg-type]
+        for name, value in known.items():
+            if isinstance(value, list):
+                known[name] = tuple(value)
+        return cls(**known)
+    except (TypeError, KeyError) as error:
+        raise invalid(f"it does not hold a {cls.__name__}: {error}") from error
+
+
+def parse_list(cls: type[T], body: Any) -> tuple[T, ...]:
+    """The `data` of an OpenAI list.
+
+    Raises:
+        InvalidAnswer: it is no list of these.
+    """
+    if not isinstance(body, dict) or not isinstance(body.get("data"), list):
+        raise invalid("it does not hold a list")
+    return tuple(parse(cls, entry) for entry in body["data"])
+
+
+def parse_answer(body: Any) -> Answer:
+    """A chat completion or a completion.
+
+    Raises:
+        InvalidAnswer: it is neither.
+    """
+    try:
+        choices = tuple(_choice(choice) for choice in body["choices"])
+        usage = parse_usage(body.get("usage"))
+        return Answer(body["id"], body["model"], choices, usage, body)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise invalid(f"it is no completion: {error!r}") from error
+
+
+def parse_usage(body: Any) -> Usage | None:
+    """Token counts, where there are any."""
+    if not body:
+        return None
+    details = body.get("prompt_tokens_details") or {}
+    return Usage(
+        body["prompt_tokens"],
+        body.get("completion_tokens", 0),
+        body["total_tokens"],
+        details.get("cached_tokens") or 0,
+    )
+
+
+def invalid(why: str) -> InvalidAnswer:
+    """The error of an answer that is not Turret's."""
+    return InvalidAnswer(
+        "the answer of the server is not understood",
+        why,
+        "Check base_url: a proxy or another program may listen there.",
+    )
+
+
+def _choice(body: dict[str, Any]) -> Choice:
+    message = body.get("message")
+    calls = () if message is None else message.get("tool_calls") or ()
+    return Choice(
+        index=body["index"],
+        text=body["text"] if message is None else message.get("content") or "",
+        finish_reason=body.get("finish_reason"),
+        stop_reason=body.get("stop_reason"),
+        tool_calls=tuple(
+            ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
+            for call in calls
+        ),
+        logprobs=body.get("logprobs"),
+    )
