@@ -9,6 +9,7 @@ from rich.console import Console
 
 from turret_server import __version__
 from turret_server.cli import adapters, bench, chat, serve
+from turret_server.cli.terminal import print_problem
 from turret_server.errors import TurretError
 
 _typer = typer.Typer(
@@ -37,9 +38,5 @@ def app() -> None:
     try:
         _typer()
     except TurretError as error:
-        console = Console(stderr=True)
-        console.print(f"[bold red]error:[/] {error.what}", highlight=False)
-        for label, text in (("why", error.why), ("fix", error.fix)):
-            if text:
-                console.print(f"[bold]{label}:[/] {text}", highlight=False)
+        print_problem(Console(stderr=True), error.what, error.why, error.fix)
         sys.exit(2)
