@@ -1,8 +1,9 @@
 """Put load on an OpenAI-compatible server: `turret bench serve` as a script."""
 
-import typer
+import sys
 
-from turret_server.cli.bench import serve
+from turret_server.cli import app
 
 if __name__ == "__main__":
-    typer.run(serve)
+    sys.argv[1:1] = ["bench", "serve"]
+    app()

@@ -20,6 +20,13 @@ _STOP_LIMIT_S = 30.0
 _LOG_TAIL_LINES = 30
 
 
+def free_port() -> int:
+    """Return a port of the loopback interface that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class ServerFailed(RuntimeError):
     """A server ended, or did not answer in time. The message ends with its last output."""
 
@@ -29,11 +36,8 @@ def running(launch: Launch, port: int, log: Path) -> Iterator[RunningServer]:
     """Run a server in a process group of its own for the length of a `with` block.
 
     Raises:
-        ServerFailed: something else holds the port, or the server does not come up.
+        ServerFailed: the server does not come up.
     """
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ServerFailed(f"Port {port} is taken: stop what listens there, or give --port.")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         started_s = time.monotonic()
@@ -86,15 +90,17 @@ class RunningServer:
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline_s = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            raise ServerFailed(f"It ended with status {process.returncode}.\n{_tail(log)}")
+        time.sleep(0.2)
         try:
             with urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
+                ready = answer.status == 200
         except (URLError, OSError):
-            pass
-        time.sleep(0.2)
+            ready = False
+        # After the answer: a stranger on the same port must not pass for the server.
+        if process.poll() is not None:
+            raise ServerFailed(f"It ended with status {process.returncode}.\n{_tail(log)}")
+        if ready:
+            return
     raise ServerFailed(f"No answer at {url} within {_START_LIMIT_S:g} s.\n{_tail(log)}")
 
 

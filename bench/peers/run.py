@@ -23,7 +23,7 @@ from deployment import Deployment, Server
 from folders import peer_folder
 from loads import LOADS, MAX_MODEL_LEN, Load
 from make_adapters import make_adapters
-from process import RunningServer, ServerFailed, running
+from process import RunningServer, ServerFailed, free_port, running
 from server_llama_cpp import LlamaCpp
 from server_peft import Peft
 from server_turret import Turret
@@ -85,7 +85,7 @@ def measure(
 
 
 def run_all(
-    model: Path, servers: list[Server], loads: list[Load], repeats: int, port: int, out: Path
+    model: Path, servers: list[Server], loads: list[Load], repeats: int, out: Path
 ) -> list[str]:
     """Run every load against every server, `repeats` times; return what failed."""
     folder = peer_folder("adapters") / model.name
@@ -94,18 +94,18 @@ def run_all(
     for repeat in range(1, repeats + 1):
         for num_resident, group in groupby(loads, key=lambda load: load.num_resident):
             same_start = list(group)
-            deployment = Deployment(
-                model=model,
-                adapters=dict(list(adapters.items())[:num_resident]),
-                max_concurrency=max(load.concurrency for load in same_start),
-                max_model_len=MAX_MODEL_LEN,
-                port=port,
-            )
             for server in servers:
+                deployment = Deployment(
+                    model=model,
+                    adapters=dict(list(adapters.items())[:num_resident]),
+                    max_concurrency=max(load.concurrency for load in same_start),
+                    max_model_len=MAX_MODEL_LEN,
+                    port=free_port(),
+                )
                 print(f"{server.name}, {num_resident} adapters, repeat {repeat}", flush=True)
                 log = peer_folder("logs") / f"{server.name}-{num_resident}.log"
                 try:
-                    with running(server.launch(deployment), port, log) as live:
+                    with running(server.launch(deployment), deployment.port, log) as live:
                         for load in same_start:
                             measure(server, deployment, load, repeat, live, out)
                 except ServerFailed as error:
@@ -126,7 +126,6 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="one short request per worker: does everything start?"
     )
-    parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--install-only", action="store_true")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="update the table in FILE")
@@ -142,8 +141,9 @@ def main() -> int:
         loads = [load for load in LOADS if load.name in (args.load or [x.name for x in LOADS])]
         if args.quick:
             loads = [replace(load, requests_per_worker=1, output_tokens=8) for load in loads]
+            args.results = args.results / "quick"  # not to be taken for measurements
         model = args.model.resolve()
-        failed = run_all(model, servers, loads, args.repeats, args.port, args.results)
+        failed = run_all(model, servers, loads, args.repeats, args.results)
     if args.markdown is not None or args.model is not None:
         tables = render_tables([read_result(path) for path in sorted(args.results.glob("*.json"))])
         print(tables)

@@ -28,15 +28,16 @@ class Turret:
         argv = [
             *(str(Path(sys.executable).with_name("turret")), "serve", str(deployment.model)),
             *("--host", "127.0.0.1", "--port", str(deployment.port)),
-            *("--dtype", "bfloat16", "--max-model-len", str(deployment.max_model_len)),
+            *("--served-name", "base", "--dtype", "bfloat16"),
+            *("--max-model-len", str(deployment.max_model_len)),
         ]
         for name, path in deployment.adapters.items():
             argv += ["--adapter", f"{name}={path}"]
         return Launch(argv=argv, ready_path="/ready")
 
     def base(self, deployment: Deployment) -> Target:
-        """Return the base model: it is served under the name of its folder."""
-        return Target(model=deployment.model.name)
+        """Return the base model."""
+        return Target(model="base")
 
     def adapter(self, deployment: Deployment, name: str) -> Target:
         """Return an adapter: its name is a model."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from turret_server.errors import TurretError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -177,48 +175,45 @@ def serve(
     from turret_server.loadtest.table import result_tables
 
     console = Console(stderr=True)
-    try:
-        tenants = flags.tenants(api_key or (), tenant or ())
-        models = model or asyncio.run(served_models(url, tenants[0].api_key))[:1]
-        targets, extra_body = flags.targets(models, body or ())
-        prompt_lengths, tokenizer_json = flags.prompts(prompt_words, prompt_tokens, tokenizer)
-        config = flags.load_config(
-            url=url,
-            endpoint=endpoint,
-            targets=targets,
-            popularity=popularity,
-            tenants=tenants,
-            concurrency=concurrency,
-            rate=rate,
-            burstiness=burstiness,
-            burst_size=burst_size,
-            trace=trace,
-            num_requests=num_requests,
-            duration_s=duration,
-            prompt_lengths=prompt_lengths,
-            tokenizer_json=tokenizer_json,
-            output_lengths=output_tokens,
-            stream=stream,
-            ignore_eos=ignore_eos,
-            temperature=temperature,
-            extra_body=extra_body,
-            num_warmup=warmup,
-            timeout_s=timeout,
-            objectives=goodput or (),
-            seed=seed,
-        )
-        run = _run(config, console)
-        result = build_result(
-            config,
-            run,
-            label=label or url,
-            server=asyncio.run(server_version(url, tenants[0].api_key)),
-            save_requests=save_requests,
-        )
-        if output is not None:
-            write_result(result, output)
-    except TurretError as error:
-        _refuse(error, console)
+    tenants = flags.tenants(api_key or (), tenant or ())
+    models = model or asyncio.run(served_models(url, tenants[0].api_key))[:1]
+    targets, extra_body = flags.targets(models, body or ())
+    prompt_lengths, tokenizer_json = flags.prompts(prompt_words, prompt_tokens, tokenizer)
+    config = flags.load_config(
+        url=url,
+        endpoint=endpoint,
+        targets=targets,
+        popularity=popularity,
+        tenants=tenants,
+        concurrency=concurrency,
+        rate=rate,
+        burstiness=burstiness,
+        burst_size=burst_size,
+        trace=trace,
+        num_requests=num_requests,
+        duration_s=duration,
+        prompt_lengths=prompt_lengths,
+        tokenizer_json=tokenizer_json,
+        output_lengths=output_tokens,
+        stream=stream,
+        ignore_eos=ignore_eos,
+        temperature=temperature,
+        extra_body=extra_body,
+        num_warmup=warmup,
+        timeout_s=timeout,
+        objectives=goodput or (),
+        seed=seed,
+    )
+    run = _run(config, console)
+    result = build_result(
+        config,
+        run,
+        label=label or url,
+        server=asyncio.run(server_version(url, tenants[0].api_key)),
+        save_requests=save_requests,
+    )
+    if output is not None:
+        write_result(result, output)
     for table in result_tables(result):
         Console().print(table)
     _print_errors(result, console)
@@ -245,23 +240,20 @@ def compare(
     from turret_server.loadtest.table import comparison_table, differences
 
     console = Console(stderr=True)
-    try:
-        loaded = [read_result(path) for path in results]
-        Console().print(comparison_table(loaded))
-        for sentence in differences(loaded):
-            console.print(f"note: {sentence}", style="yellow", markup=False)
-        if html is not None:
-            from turret_server.loadtest.html import render_html
+    loaded = [read_result(path) for path in results]
+    Console().print(comparison_table(loaded))
+    for sentence in differences(loaded):
+        console.print(f"note: {sentence}", style="yellow", markup=False)
+    if html is not None:
+        from turret_server.loadtest.html import render_html
 
-            html.write_text(render_html(loaded), encoding="utf-8")
-            console.print(f"Report written to {html}")
-        if plots is not None:
-            from turret_server.loadtest.plots import draw, save_plots
+        html.write_text(render_html(loaded), encoding="utf-8")
+        console.print(f"Report written to {html}")
+    if plots is not None:
+        from turret_server.loadtest.plots import draw, save_plots
 
-            for path in save_plots(draw(loaded), plots):
-                console.print(f"Plot written to {path}")
-    except TurretError as error:
-        _refuse(error, console)
+        for path in save_plots(draw(loaded), plots):
+            console.print(f"Plot written to {path}")
 
 
 def _run(config: LoadConfig, console: Console) -> LoadRun:
@@ -294,8 +286,3 @@ def _print_errors(result: dict[str, Any], console: Console) -> None:
         console.print(f"{kind}: {detail}", style="red", markup=False)
     if warmup_errors := result["summary"]["generator"]["warmup_errors"]:
         console.print(f"warm-up errors: {warmup_errors}", style="red", markup=False)
-
-
-def _refuse(error: TurretError, console: Console) -> NoReturn:
-    console.print(f"error: {error}", style="red", markup=False)
-    raise typer.Exit(2) from error
