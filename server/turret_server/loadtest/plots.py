@@ -126,6 +126,7 @@ def _figure(num_panels: int, *, height: float) -> tuple[Figure, Sequence[Axes]]:
     figure = figure_class(figsize=(9.5, height), layout="constrained")
     panels = figure.subplots(1, num_panels, squeeze=False)[0]
     for axes in panels:
+        axes.set_axisbelow(True)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels

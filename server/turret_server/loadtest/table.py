@@ -70,13 +70,17 @@ def comparison_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str
 
 
 def comparison_table(results: Sequence[Result]) -> Table:
-    """Return the comparison for a terminal."""
+    """Return the comparison for a terminal: a column per result, since lines are short there."""
     header, rows = comparison_rows(results)
-    table = Table(title="Comparison (latencies in ms, ratio against the first)")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*map(escape, row))
+    table = Table(title="latencies in ms, ratio against the first")
+    for index, cells in enumerate(zip(header, *rows, strict=True)):
+        words = [escape(cell) for cell in cells]
+        if index == 0:
+            table.add_column("")
+            for label in words[1:]:
+                table.add_column(label, justify="right", overflow="fold")
+        else:
+            table.add_row(*words)
     return table
 
 
