@@ -46,6 +46,7 @@ class RankPool:
             and self.a.dtype == torch.bfloat16
             and self.a.device.type == "cpu"
             and self.a.shape[1] % 2 == 0
+            and self.b.shape[1] % 16 == 0
         )
 
 

@@ -89,9 +89,10 @@ def test_weights_per_slice():
     assert y[:, 32:].abs().max() == 0
 
 
-def test_logits_stay_float32():
-    slices, deltas = make(64, [50], [4], torch.bfloat16)
-    x, y = torch.randn(3, 64).bfloat16(), torch.zeros(3, 50)
+@pytest.mark.parametrize("width", [48, 50])
+def test_logits_stay_float32(width):
+    slices, deltas = make(64, [width], [4], torch.bfloat16)
+    x, y = torch.randn(3, 64).bfloat16(), torch.zeros(3, width)
     low_rank(y, x, slices, entries([(0, 1.0, 0, 3)]))
     torch.testing.assert_close(y.double(), x.double() @ deltas[0][0].T, rtol=2**-6, atol=0.1)
 

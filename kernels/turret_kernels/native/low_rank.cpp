@@ -1,8 +1,8 @@
 // Low-rank branches of many adapters: y[rows] += w * (x[rows] A^T) B, true ranks, no padding.
 //
 // An adapter of rank r owns consecutive rank rows of each pool. Inside its rows A lies in groups of
-// g <= 16 ranks as [K/2][g][2] and B as [r/2][N][2] (r even; an odd rank has a zero row): both are
-// B operands of tile.h as they stand.
+// g <= 16 ranks as [K/2][g][2] and B as [N/16][r/2][16][2] (r even; an odd rank has a zero row): both
+// are B operands of tile.h as they stand, and both are read front to back.
 #include <algorithm>
 #include <vector>
 
@@ -61,28 +61,28 @@ void expand(const Task& t, const Slice& s, Out* y, int64_t ldy, const bf16* hidd
   const bf16* h = hidden + t.hidden;
   const int whole = t.rank / 32 * 32, rest = t.rank - whole;
   for (int64_t n = first; n < last; n += kTileCols) {
-    const __mmask16 mask = tail_mask(last - n);
+    const bf16* bn = b + n * t.rank;
 #ifdef __AMX_BF16__
     if (tiles) {
       if (whole) {
         if (rest || n == first) turret::configure(t.rows, kTileCols, 32);
-        turret::multiply_tiles(c, h, t.rank, b + n * 2, s.n * 2, whole, false);
+        turret::multiply_tiles(c, h, t.rank, bn, kTileCols * 2, whole, false);
       }
       if (rest) {
         if (whole || n == first) turret::configure(t.rows, kTileCols, rest);
-        turret::multiply_tiles(c, h + whole, t.rank, b + (whole / 2 * s.n + n) * 2, s.n * 2, rest,
+        turret::multiply_tiles(c, h + whole, t.rank, bn + whole * kTileCols, kTileCols * 2, rest,
                                whole > 0);
       }
     } else
 #endif
-      turret::multiply_avx512(c, h, t.rank, b + n * 2, s.n * 2, t.rows, t.rank, mask, false);
+      turret::multiply_avx512(c, h, t.rank, bn, kTileCols * 2, t.rows, t.rank, 0xFFFF, false);
     for (int r = 0; r < t.rows; ++r) {
       Out* out = y + (t.row + r) * ldy + s.column + n;
       const __m512 delta = _mm512_load_ps(c + r * kTileCols);
       if constexpr (sizeof(Out) == 4)
-        _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(delta, _mm512_maskz_loadu_ps(mask, out)));
+        _mm512_storeu_ps(out, _mm512_add_ps(delta, _mm512_loadu_ps(out)));
       else
-        store_bf16(out, _mm512_add_ps(delta, load_bf16(out, mask)), mask);
+        store_bf16(out, _mm512_add_ps(delta, load_bf16(out)));
     }
   }
 }
@@ -117,18 +117,17 @@ void low_rank(Out* y, const bf16* x, const Slice* slices, int64_t num_slices, co
   turret::Pool::get().run(parts, [=](int64_t part) {
     for (int64_t i = 0; i < num_tasks; ++i) {
       const Slice& s = slices[tasks[i].slice];
-      const int64_t blocks = (s.n + 15) / 16;
+      const int64_t blocks = s.n / kTileCols;
       const int64_t first = blocks * part / parts * 16;
-      const int64_t last = std::min(s.n, blocks * (part + 1) / parts * 16);
-      if (first < last)
-        expand(tasks[i], s, y, ldy, hidden, slot, first, last, tiles && s.n % 16 == 0);
+      const int64_t last = blocks * (part + 1) / parts * 16;
+      if (first < last) expand(tasks[i], s, y, ldy, hidden, slot, first, last, tiles);
     }
   });
 }
 
 }  // namespace
 
-// Writes an adapter's rows. a: [rank][k], b: [rank][n], row major; the pool rows
+// Writes an adapter's rows. a: [rank][k], b: [rank][n], row major, n a multiple of 16; the pool rows
 // [start, start + round_up(rank, 2)) are overwritten.
 TURRET_API void turret_write_rank_rows(bf16* pool_a, bf16* pool_b, const bf16* a, const bf16* b,
                                        int64_t start, int64_t rank, int64_t k, int64_t n) {
@@ -142,11 +141,12 @@ TURRET_API void turret_write_rank_rows(bf16* pool_a, bf16* pool_b, const bf16* a
           out[(i / 2 * cols + c) * 2 + p] = g + c < rank ? a[(g + c) * k + i + p] : 0;
   }
   bf16* out = pool_b + start * n;
-  for (int64_t r = 0; r < even; r += 2)
-    for (int64_t c = 0; c < n; ++c) {
-      out[(r / 2 * n + c) * 2] = b[r * n + c];
-      out[(r / 2 * n + c) * 2 + 1] = r + 1 < rank ? b[(r + 1) * n + c] : 0;
-    }
+  for (int64_t c = 0; c < n; c += kTileCols)
+    for (int64_t r = 0; r < even; r += 2)
+      for (int64_t i = 0; i < kTileCols; ++i, out += 2) {
+        out[0] = b[r * n + c + i];
+        out[1] = r + 1 < rank ? b[(r + 1) * n + c + i] : 0;
+      }
 }
 
 // The number of entries is read when the call runs, so that a recorded call serves every batch.
