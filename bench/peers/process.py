@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -105,15 +105,13 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the group to end, then make it."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        deadline_s = time.monotonic() + _STOP_LIMIT_S
-        while time.monotonic() < deadline_s and _group_alive(process):
-            time.sleep(0.1)
+    """Ask the server to end, as an operator does; then end whatever is left of its group."""
+    process.terminate()
+    deadline_s = time.monotonic() + _STOP_LIMIT_S
+    while time.monotonic() < deadline_s and _group_alive(process):
+        time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
