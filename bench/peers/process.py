@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 from deployment import Launch
 
-_START_LIMIT_S = 600.0
+_START_LIMIT_S = 900.0
 _STOP_LIMIT_S = 30.0
 _LOG_TAIL_LINES = 30
 
