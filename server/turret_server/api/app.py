@@ -90,6 +90,7 @@ def create_app(
         lifespan=run,
         docs_url="/docs" if settings.enable_docs else None,
         redoc_url="/redoc" if settings.enable_docs else None,
+        generate_unique_id_function=lambda route: route.name,
         # Declared once for all routes; without it FastAPI documents a 422 that is never sent.
         responses={
             "4XX": {"model": ErrorBody, "description": "The request is at fault."},

@@ -6,22 +6,20 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from turret_server.api.chat_tools import ToolUse, tool_use
 from turret_server.api.chunks import ChunkWriter
-from turret_server.api.disconnect import ClientDisconnected, or_disconnect
 from turret_server.api.fairness import fairness_key
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.json_body import JsonRoute
 from turret_server.api.logprobs import chat_logprobs, prompt_logprobs
 from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
+from turret_server.api.respond import respond
 from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
 from turret_server.api.schema.chat import ChatBody, plain_messages
 from turret_server.api.schema.responses import ChatCompletion
 from turret_server.api.service import Service, service_of
-from turret_server.api.sse import EventStream
 from turret_server.errors import PromptTooLong
 from turret_server.telemetry.record import RequestRecord, record_of
 
@@ -42,15 +40,9 @@ async def create_chat_completion(
     with ExitStack() as held:
         chat = await _prepare(body, request, service, record, held)
         closing = held.pop_all()
-    if body.stream:
-        return EventStream(chat.stream(), closing, record, service.settings.ping_s)
-    with closing:
-        try:
-            answer = await or_disconnect(request.receive, chat.collect())
-        except ClientDisconnected:
-            record.disconnected = True
-            return Response(status_code=499)
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    return await respond(
+        chat, request, closing, stream=bool(body.stream), ping_s=service.settings.ping_s
+    )
 
 
 async def _prepare(

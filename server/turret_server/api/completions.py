@@ -6,21 +6,19 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from turret_server.api.chunks import ChunkWriter
-from turret_server.api.disconnect import ClientDisconnected, or_disconnect
 from turret_server.api.fairness import fairness_key
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.json_body import JsonRoute
 from turret_server.api.logprobs import CompletionLogprobs, prompt_logprobs
 from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
+from turret_server.api.respond import respond
 from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
 from turret_server.api.schema.completion import CompletionBody, Prompt
 from turret_server.api.schema.responses import Completion
 from turret_server.api.service import Service, service_of
-from turret_server.api.sse import EventStream
 from turret_server.errors import BadRequest, PromptTooLong
 from turret_server.telemetry.record import RequestRecord, record_of
 
@@ -44,16 +42,9 @@ async def create_completion(
     with ExitStack() as held:
         completion = await _prepare(body, request, service, record, held)
         closing = held.pop_all()
-    if body.stream:
-        events = completion.stream(service)
-        return EventStream(events, closing, record, service.settings.ping_s)
-    with closing:
-        try:
-            answer = await or_disconnect(request.receive, completion.collect(service))
-        except ClientDisconnected:
-            record.disconnected = True
-            return Response(status_code=499)
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    return await respond(
+        completion, request, closing, stream=bool(body.stream), ping_s=service.settings.ping_s
+    )
 
 
 async def _prepare(
@@ -165,13 +156,13 @@ class _Completion:
         if body.logprobs is not None:
             self._logprobs = [self._new_logprobs(body.logprobs) for _ in generation.choices]
 
-    async def collect(self, service: Service) -> dict[str, Any]:
+    async def collect(self) -> dict[str, Any]:
         """Run to the end and return the response."""
         generation = self._generation
         texts: list[list[str]] = [[] for _ in generation.choices]
         scored: list[list[dict[str, Any] | None] | None] = [None] * len(texts)
         seen = [False] * len(texts)
-        async with aclosing(generation.deltas(service.engine)) as deltas:
+        async with aclosing(generation.deltas(self._service.engine)) as deltas:
             async for delta in deltas:
                 index = delta.choice.index
                 if not seen[index]:
@@ -201,7 +192,7 @@ class _Completion:
             "usage": generation.usage(),
         }
 
-    async def stream(self, service: Service) -> AsyncGenerator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes]:
         """Run and yield one event per token."""
         generation, body = self._generation, self._body
         options = body.stream_options
@@ -215,7 +206,7 @@ class _Completion:
             continuous_usage=bool(options and options.continuous_usage_stats),
         )
         begun = [False] * len(generation.choices)
-        async with aclosing(generation.deltas(service.engine)) as deltas:
+        async with aclosing(generation.deltas(self._service.engine)) as deltas:
             async for delta in deltas:
                 index = delta.choice.index
                 if begun[index] and delta.finish_reason is None and self._logprobs is None:

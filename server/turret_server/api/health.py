@@ -18,7 +18,7 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 
 
 @router.get("/health", summary="Is the engine up?")
-@router.get("/ping", summary="Is the engine up?")
+@router.get("/ping", name="ping", summary="Is the engine up?")
 async def health(service: ServiceDep) -> Health:
     """200 while the engine can answer, 503 while it starts or restarts."""
     assert service.ready

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 
 from turret_server.errors import BadRequest, PayloadTooLarge
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NO_BRACKET = bytes(b for b in range(256) if b not in b"[]{}")
 
 

@@ -20,6 +20,11 @@ that only identify the caller (`user`, `metadata`, `store`, ...) and names that 
 ignored. Errors say what happened, why, and how to fix it, and name the field in `param`.
 """
 
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {"data": {"type": "string", "description": "A chunk in JSON; last, `[DONE]`."}},
+}
 _STREAMED = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -32,7 +37,7 @@ def install_openapi(app: FastAPI) -> None:
             document = generate()
             for path in _STREAMED:
                 answer = document["paths"][path]["post"]["responses"]["200"]
-                answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+                answer["content"]["text/event-stream"] = {"schema": _EVENT}
             _errors_are_json(document)
             if app.state.service.settings.keys:
                 _require_key(document)

@@ -30,7 +30,8 @@ class ApiSettings:
         adapter_roots: folders below which run-time loads may read.
         recipes: named recipes: name -> expression such as "formal:0.7+sql".
         keys: API keys; none leaves the server open.
-        max_body_bytes: longest request body.
+        max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
+            up to a quarter of a second, in which no other stream gets a token.
         max_json_depth: deepest nesting of arrays and objects in a body.
         max_waiting: requests without a first token before new ones get 429.
         max_choices: choices (`n` or `best_of`, times prompts) of one request.
@@ -46,7 +47,7 @@ class ApiSettings:
     adapter_roots: tuple[Path, ...] = ()
     recipes: Mapping[str, str] = field(default_factory=dict)
     keys: tuple[ApiKey, ...] = ()
-    max_body_bytes: int = 16 * 2**20
+    max_body_bytes: int = 4 * 2**20
     max_json_depth: int = 64
     max_waiting: int = 1024
     max_choices: int = 1024

@@ -53,13 +53,13 @@ async def tokenize(body: TokenizeBody, service: ServiceDep) -> Tokenized:
 async def detokenize(body: DetokenizeBody, service: ServiceDep) -> Detokenized:
     """Decode token ids; special tokens are kept unless told otherwise."""
     service.recipes.resolve(body.model)
-    for i, token in enumerate(body.tokens):
-        if token >= service.tokenizer.vocab_size:
-            raise BadRequest(
-                f"'tokens[{i}]' is {token}",
-                f"the vocabulary has tokens 0 to {service.tokenizer.vocab_size - 1}",
-                param=f"tokens[{i}]",
-            )
+    if (largest := max(body.tokens, default=0)) >= service.tokenizer.vocab_size:
+        at = f"tokens[{body.tokens.index(largest)}]"
+        raise BadRequest(
+            f"{at!r} is {largest}",
+            f"the vocabulary has tokens 0 to {service.tokenizer.vocab_size - 1}",
+            param=at,
+        )
     skip = bool(body.skip_special_tokens)
     text = await off_loop(
         len(body.tokens), lambda: service.tokenizer.decode(body.tokens, skip_special_tokens=skip)

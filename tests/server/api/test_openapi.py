@@ -34,56 +34,31 @@ def test_request_fields_are_described_and_bounded(document):
                     assert upper, field
 
 
-def test_the_fields_of_the_contract_are_there(document):
-    schemas = document["components"]["schemas"]
-    shared = [
-        "model",
-        "adapters",
-        "stream",
-        "stream_options",
-        "n",
-        "max_tokens",
-        "min_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-        "logit_bias",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "ignore_eos",
-        "skip_special_tokens",
-        "include_stop_str_in_output",
-        "prompt_logprobs",
-        "cache_salt",
-        "timeout_s",
-        "response_format",
-        "structured_outputs",
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
-        "logprobs",
-    ]
-    chat = [
-        "messages",
-        "max_completion_tokens",
-        "top_logprobs",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "add_generation_prompt",
-        "continue_final_message",
-        "chat_template_kwargs",
-    ]
-    assert {*shared, *chat} <= set(schemas["ChatBody"]["properties"])
-    assert {*shared, "prompt", "best_of", "echo"} <= set(schemas["CompletionBody"]["properties"])
-    assert schemas["ChatBody"]["required"] == ["messages"]
-    assert schemas["CompletionBody"]["required"] == ["prompt"]
+SHARED = """
+    model adapters stream stream_options n max_tokens min_tokens temperature top_p top_k min_p
+    presence_penalty frequency_penalty repetition_penalty logit_bias seed stop stop_token_ids
+    ignore_eos skip_special_tokens include_stop_str_in_output prompt_logprobs cache_salt timeout_s
+    response_format structured_outputs guided_json guided_regex guided_choice guided_grammar
+    logprobs
+"""
+CHAT = """
+    messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls
+    add_generation_prompt continue_final_message chat_template_kwargs
+"""
+COMPLETION = "prompt best_of echo add_special_tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "required"),
+    [
+        ("ChatBody", SHARED + CHAT, ["messages"]),
+        ("CompletionBody", SHARED + COMPLETION, ["prompt"]),
+    ],
+)
+def test_the_fields_of_the_contract_are_there(document, name, fields, required):
+    schema = document["components"]["schemas"][name]
+    assert set(fields.split()) <= set(schema["properties"])
+    assert schema["required"] == required
 
 
 async def test_answers_are_what_the_document_says(client, engine):

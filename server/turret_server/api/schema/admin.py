@@ -66,5 +66,5 @@ class DetokenizeBody(RequestBody):
     """Token ids."""
 
     model: str | None = Field(None, max_length=2048, description="Any served name.")
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=2**20)
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=2**17)
     skip_special_tokens: bool | None = Field(None, description="Default false.")

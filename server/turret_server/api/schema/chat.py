@@ -99,6 +99,19 @@ class NamedToolChoice(Part):
 class ChatBody(GenerationBody):
     """A conversation to continue."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "demo",
+                    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                    "max_completion_tokens": 64,
+                    "stream": True,
+                }
+            ]
+        }
+    )
+
     messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         None, description="Most tokens to generate. Default: what the context leaves."

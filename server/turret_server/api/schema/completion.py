@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from turret_server.api.schema.fields import MAX_LOGPROBS, GenerationBody
 from turret_server.errors import BadRequest
@@ -78,6 +78,12 @@ def _bad(param: str) -> BadRequest:
 
 class CompletionBody(GenerationBody):
     """One or more texts to continue."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "demo", "prompt": "Once upon a time", "max_tokens": 64}]
+        }
+    )
 
     prompt: Annotated[
         list[Any],
