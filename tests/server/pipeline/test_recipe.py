@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from turret_adapters.catalog import AdapterRecord, Catalog
 
+from turret_adapters.catalog import AdapterRecord, Catalog
 from turret_server.engine.messages import AdapterUse
 from turret_server.errors import BadRequest, NotFound
 from turret_server.pipeline.recipe import MAX_ADAPTERS, RecipeBook
@@ -92,6 +92,13 @@ def test_unknown_models_are_not_served_by_the_base(book: RecipeBook, model: str)
 
 
 def test_close_names_are_suggested(book: RecipeBook) -> None:
+    with pytest.raises(NotFound, match="Did you mean 'sql'"):
+        book.resolve("sqll")
+
+
+def test_close_names_are_suggested_among_thousands(book: RecipeBook) -> None:
+    for i in range(2000):
+        put(book.catalog, f"customer-{i}", f"digest-{i}")
     with pytest.raises(NotFound, match="Did you mean 'sql'"):
         book.resolve("sqll")
 
