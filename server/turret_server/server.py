@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import ipaddress
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from rich.console import Console
@@ -81,17 +85,35 @@ async def _serve(
             f"{len(sources)} adapters ({', '.join(sources) or 'none'}), {ready.dtype} on "
             f"{ready.device}, context {ready.max_model_len}"
         )
-        server.console = console
+        server.console, server.service = console, service
         await server.serve()
     finally:
         await link.close()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says where it listens once it does (port 0 is resolved then)."""
+    """uvicorn that says where it listens (port 0 is resolved then) and drains at the end."""
 
     announcement = ""
     console: Console
+    service: Service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; what is in flight may finish, what comes now is turned away."""
+        self.service.admission.draining = True
+        super().handle_exit(sig, frame)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises the signal again at the end, before the engine could be closed."""
+        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list | None = None) -> None:
         await super().startup(sockets)
@@ -151,6 +173,7 @@ def _api_settings(config: ServeConfig, folder: Path) -> ApiSettings:
             for key in keys
         ),
         max_waiting=config.max_waiting,
+        max_body_bytes=config.max_body_bytes,
     )
 
 

@@ -67,6 +67,13 @@ void configure_linear(int64_t rows) {
   config.load();
 }
 
+// The hardware's prefetcher stops at every page of 4 KB, which is four tiles.
+void prefetch_tile(const bf16* w) {
+  constexpr int64_t kAhead = 4096;
+  for (int line = 0; line < 16; ++line)
+    _mm_prefetch(reinterpret_cast<const char*>(w) + kAhead + line * 64, _MM_HINT_T0);
+}
+
 // m is at most 32, or a multiple of 32.
 template <typename Out>
 void columns_amx(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_t column,
@@ -81,6 +88,8 @@ void columns_amx(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_t
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t i = 0; i < k; i += 32) {
+      prefetch_tile(w0 + i * kColumns);
+      if (blocks > 1) prefetch_tile(w1 + i * kColumns);
       _tile_loadd(4, x0 + i, k * 2);
       _tile_loadd(6, w0 + i * kColumns, 64);
       _tile_dpbf16ps(0, 4, 6);

@@ -89,6 +89,9 @@ def serve(
         list[str] | None,
         typer.Option(help="Key that may also load and unload adapters.", rich_help_panel=_HTTP),
     ] = None,
+    max_body_bytes: Annotated[
+        int, typer.Option(min=1024, help="Longest request body.", rich_help_panel=_HTTP)
+    ] = 4 << 20,
     drain_s: Annotated[
         float,
         typer.Option(
@@ -153,6 +156,7 @@ def serve(
             max_resident_adapters=max_resident_adapters,
             adapter_rank_rows=adapter_rank_rows,
             threads=threads,
+            max_body_bytes=max_body_bytes,
             drain_s=drain_s,
             log_level=log_level,
         )
