@@ -46,7 +46,7 @@ def serve(
     adapter_root: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder that run-time loads may read. \\[default: the folder you are in, the cache]",
+            help="Folder that run-time loads may read. \\[default: this folder, the cache]",
             rich_help_panel=_ADAPTERS,
             show_default=False,
         ),
