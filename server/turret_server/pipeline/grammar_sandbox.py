@@ -65,23 +65,22 @@ def _in_fork(compiler: GrammarCompiler, question: Question, vocab_size: int) -> 
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its default action ends the process
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a panic writes is of no use
             answer = msgspec.json.encode(_try(compiler, question, vocab_size))
+            signal.setitimer(signal.ITIMER_PROF, 0)  # no half answers
             while answer:
                 answer = answer[os.write(writer, answer) :]
         finally:
             os._exit(0)
     os.close(writer)
-    answer = b""
+    answer, complete = b"", False
     try:
-        while select.select([reader], [], [], WALL_SECONDS)[0]:
+        while not complete and select.select([reader], [], [], WALL_SECONDS)[0]:
             part = os.read(reader, 65_536)
-            if not part:
-                break
-            answer += part
+            answer, complete = answer + part, not part
     finally:
         os.close(reader)
         os.kill(pid, signal.SIGKILL)  # a fork that has ended is still there to be waited for
         _, status = os.waitpid(pid, 0)
-    if answer:
+    if complete and answer:
         return msgspec.json.decode(answer, type=Verdict)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGKILL):
         return Verdict(f"it takes more than {CPU_SECONDS * 1000:.0f} ms to compile")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ class StopStrings:
         BadRequest: one of the strings is empty.
     """
 
-    __slots__ = ("_depth", "_fail", "_found", "_next")
+    __slots__ = ("_depth", "_fail", "_first", "_found", "_next")
 
     def __init__(self, stops: Sequence[str]):
         self._next: list[dict[str, int]] = [{}]
@@ -39,6 +40,8 @@ class StopStrings:
                 )
             self._insert(stop)
         self._link()
+        # Where nothing has been matched, only these characters matter.
+        self._first = re.compile("|".join(map(re.escape, self._next[0])))
 
     def _insert(self, stop: str) -> None:
         state = 0
@@ -57,13 +60,43 @@ class StopStrings:
             state = queue.popleft()
             for char, child in self._next[state].items():
                 self._depth[child] = self._depth[state] + 1
-                self._fail[child] = self.step(self._fail[state], char) if state else 0
+                self._fail[child] = self._step(self._fail[state], char) if state else 0
                 if self._found[child] is None:
                     self._found[child] = self._found[self._fail[child]]
                 queue.append(child)
 
-    def step(self, state: int, char: str) -> int:
-        """Return the state after `char`; 0 is the start."""
+    def scan(self, state: int, text: str) -> tuple[int, int | None]:
+        """Read `text` up to the end of the first stop string.
+
+        Args:
+            state: what the text before has matched; 0 at the start.
+            text: the next piece.
+
+        Returns:
+            The state after it, and the index behind a stop string (`found` names it) or None.
+        """
+        at, size = 0, len(text)
+        while at < size:
+            if state == 0:
+                match = self._first.search(text, at)
+                if match is None:
+                    return 0, None
+                at = match.start()
+            state = self._step(state, text[at])
+            at += 1
+            if self._found[state] is not None:
+                return state, at
+        return state, None
+
+    def found(self, state: int) -> str:
+        """Return the stop string that is complete in `state`; "" for none."""
+        return self._found[state] or ""
+
+    def held(self, state: int) -> int:
+        """Return how many of the last characters may be the start of a stop string."""
+        return self._depth[state]
+
+    def _step(self, state: int, char: str) -> int:
         while True:
             after = self._next[state].get(char)
             if after is not None:
@@ -71,11 +104,3 @@ class StopStrings:
             if state == 0:
                 return 0
             state = self._fail[state]
-
-    def found(self, state: int) -> str | None:
-        """Return the stop string that is complete in `state`."""
-        return self._found[state]
-
-    def held(self, state: int) -> int:
-        """Return how many of the last characters may be the start of a stop string."""
-        return self._depth[state]

@@ -68,16 +68,12 @@ class TextStream:
         return text
 
     def _scan(self, text: str, stops: StopStrings) -> str:
-        state = self._state
-        for at, char in enumerate(text, 1):
-            state = stops.step(state, char)
-            if (stop := stops.found(state)) is not None:
-                self.stopped = stop
-                text = self._held + text[:at]
-                self._held = ""
-                return text if self._include_stop else text[: -len(stop)]
-        self._state = state
+        self._state, end = stops.scan(self._state, text)
+        if end is not None:
+            self.stopped = stops.found(self._state)
+            text, self._held = self._held + text[:end], ""
+            return text if self._include_stop else text[: -len(self.stopped)]
         text = self._held + text
-        certain = len(text) - stops.held(state)
+        certain = len(text) - stops.held(self._state)
         self._held = text[certain:]
         return text[:certain]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import NoReturn
 
 _BLANKS = " \t\r\n"
 _ARGUMENTS = ("arguments", "parameters")
 _MAX_NAME = 256  # characters
+_STRING_MARK = re.compile(r'["\\]')
 
 
 class Malformed(ValueError):
@@ -101,6 +103,13 @@ class CallObject:
         while at < len(text):
             char = text[at]
             if self._in_string:
+                if not self._escaped:
+                    mark = _STRING_MARK.search(text, at)
+                    if mark is None:
+                        at = len(text)
+                        break
+                    at = mark.start()
+                    char = text[at]
                 if self._escaped:
                     self._escaped = False
                 elif char == "\\":
@@ -144,7 +153,8 @@ class CallObject:
             if not 0 < len(self.name) <= _MAX_NAME:
                 raise Malformed("the name is empty or too long")
         elif self._key in _ARGUMENTS and value.startswith('"'):
-            self._ready.append(_string(value))  # JSON inside of a JSON string: some models do
+            inner = _string(value)  # some models write JSON inside of a JSON string
+            self._ready.append(inner if is_json(inner) else value)
         self._expect = "comma"
         return end
 
@@ -152,6 +162,19 @@ class CallObject:
         if self.name is None:
             raise Malformed("it has no name")
         self.done = True
+
+
+def is_json(text: str) -> bool:
+    """Tell whether `text` is valid JSON; Python's reader takes NaN and Infinity for numbers."""
+    try:
+        json.loads(text, parse_constant=_not_json)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _string(text: str) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import NoReturn
 
 from turret_server.pipeline.stops import StopStrings
-from turret_server.pipeline.tools.call_object import CallObject, Malformed
+from turret_server.pipeline.tools.call_object import CallObject, Malformed, is_json
 from turret_server.pipeline.tools.calls import ContentDelta, Delta, ToolCallDelta, new_call_id
 
 _BLANKS = " \t\r\n"
@@ -86,29 +84,35 @@ class CallStream:
             self._mode = self._in_text
 
     def _in_text(self) -> None:
-        for at, char in enumerate(self._rest, 1):
-            self._state = self._opens.step(self._state, char)
-            if self._opens.found(self._state) is not None:
-                text, self._rest = self._held + self._rest[:at], self._rest[at:]
-                content = text[: -len(self._format.open)].rstrip(_BLANKS)
-                self._content(content)
-                self._open_block(text[len(content) :])
-                return
-        text, self._rest = self._held + self._rest, ""
+        rest = self._rest
+        self._state, end = self._opens.scan(self._state, rest)
+        if end is not None:
+            text, self._rest = self._held + rest[:end], rest[end:]
+            content = text[: -len(self._format.open)].rstrip(_BLANKS)
+            self._content(content)
+            self._open_block(text[len(content) :])
+            return
+        self._rest = ""
+        if not rest.strip(_BLANKS):  # however many a model writes
+            self._held += rest
+            return
+        text = self._held + rest
         certain = len(text[: len(text) - self._opens.held(self._state)].rstrip(_BLANKS))
         self._content(text[:certain])
         self._held = text[certain:]
 
     def _before_call(self) -> None:
-        char = self._rest[0]
-        if char == "{":
+        text = self._rest.lstrip(_BLANKS)
+        self._block += self._rest[: len(self._rest) - len(text)]
+        self._rest = text
+        if text.startswith("{"):
             self._object, self._announced = CallObject(), False
             self._mode = self._in_call
-        elif char in _BLANKS or (char == "[" and not self._in_list):
-            self._in_list |= char == "["
-            self._block += char
-            self._rest = self._rest[1:]
-        else:
+        elif text.startswith("[") and not self._in_list:
+            self._in_list = True
+            self._block += "["
+            self._rest = text[1:]
+        elif text:
             self._not_a_call()
 
     def _in_call(self) -> None:
@@ -119,8 +123,9 @@ class CallStream:
                 self._check(call)
         except Malformed:
             self._rest = text[len(call.raw[-1]) :] if not call.done else self._rest
+            if not (self._whole or call.done):
+                self._pass_on(call)  # what came before the fault would have been, piece by piece
             if self._announced:
-                self._arguments(call.take_arguments())
                 self._state, self._held, self._mode = 0, "", self._in_broken_call
             else:
                 self._not_a_call()
@@ -131,12 +136,15 @@ class CallStream:
             self._block, self._mode = "", self._after_object
 
     def _after_object(self) -> None:
-        char, self._rest = self._rest[0], self._rest[1:]
-        self._block += char
-        seen, close = self._block.strip(_BLANKS), self._format.close
-        if seen and seen == close:
+        if not self._block:
+            self._rest = self._rest.lstrip(_BLANKS)
+        if not self._rest:
+            return
+        self._block, self._rest = self._block + self._rest[0], self._rest[1:]
+        seen, close = self._block, self._format.close
+        if seen == close:
             self._close_block()
-        elif not seen or close.startswith(seen):
+        elif close.startswith(seen):
             pass
         elif self._in_list and seen == "]":
             self._in_list, self._block = False, ""
@@ -145,27 +153,24 @@ class CallStream:
         elif seen in ("," if self._in_list else self._format.separators):
             self._mode = self._before_call
         else:  # text, or another call, without an end of this block
-            self._rest = self._block + self._rest
-            bare_call = self._format.bare and seen == "{"
+            self._rest = seen + self._rest
             self._close_block()
-            if bare_call:
-                self._rest = self._rest.lstrip(_BLANKS)
+            if self._format.bare and seen == "{":
                 self._open_block("")
 
     def _in_broken_call(self) -> None:
         """Pass on what the model writes in place of arguments, up to the end of the block."""
+        rest, self._rest = self._rest, ""
         if self._closes is None:
-            self._arguments(self._rest)
-            self._rest = ""
+            self._arguments(rest)
             return
-        for at, char in enumerate(self._rest, 1):
-            self._state = self._closes.step(self._state, char)
-            if self._closes.found(self._state) is not None:
-                text, self._rest = self._held + self._rest[:at], self._rest[at:]
-                self._arguments(text[: -len(self._format.close)])
-                self._close_block()
-                return
-        text, self._rest = self._held + self._rest, ""
+        self._state, end = self._closes.scan(self._state, rest)
+        text = self._held + rest[:end]
+        if end is not None:
+            self._rest = rest[end:]
+            self._arguments(text[: -len(self._format.close)])
+            self._close_block()
+            return
         certain = len(text) - self._closes.held(self._state)
         self._arguments(text[:certain])
         self._held = text[certain:]
@@ -194,11 +199,8 @@ class CallStream:
     def _check(self, call: CallObject) -> None:
         if self._format.needs_arguments and not call.has_arguments:
             raise Malformed("it has no arguments")
-        if self._whole:
-            try:
-                json.loads("".join(call.raw), parse_constant=_not_json)
-            except (ValueError, RecursionError) as error:
-                raise Malformed(str(error)) from error
+        if self._whole and not is_json("".join(call.raw)):
+            raise Malformed("it is not valid JSON")
 
     # Output.
 
@@ -230,7 +232,3 @@ class CallStream:
     def _take(self) -> list[Delta]:
         out, self._out = self._out, []
         return out
-
-
-def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

@@ -10,6 +10,7 @@ from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.pipeline.tools.call_stream import CallFormat, CallStream
 from turret_server.pipeline.tools.calls import ContentDelta, ToolCall, ToolCallDelta
 
+_PIECE = 256  # characters; a stream copies what is left of a piece at every change of mode
 MAX_CALLS = 16  # of one constrained answer: a small model would not stop by itself
 
 
@@ -66,7 +67,12 @@ class ToolParser:
         stream = CallStream(self.format, whole=True)
         content = ""
         calls: list[tuple[ToolCallDelta, list[str]]] = []
-        for delta in [*stream.push(text), *stream.finish()]:
+        deltas = [
+            delta
+            for at in range(0, len(text), _PIECE)
+            for delta in stream.push(text[at : at + _PIECE])
+        ]
+        for delta in [*deltas, *stream.finish()]:
             if isinstance(delta, ContentDelta):
                 content += delta.text
             elif delta.name is not None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from itertools import pairwise
 
 import pytest
@@ -41,6 +42,7 @@ WELL_FORMED = {
             None,
             [("f", '{"a": 1}')],
         ),
+        ('<tool_call>{"name": "f", "arguments": "{a"}</tool_call>', None, [("f", '"{a"')]),
         ('<tool_call>{"name": "f", "arguments": {"a": 1}}', None, [("f", '{"a": 1}')]),
         (
             '<tool_call>{"name": "é\\u0301", "arguments": null}</tool_call>',
@@ -108,6 +110,7 @@ LATE = [
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>', '{"a": NaN}'),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a', '{"a'),
     ("hermes", '<tool_call>{"name": "f", "arguments": {}, x}</tool_call>', "{}x}"),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {}"}</tool_call>', '{}"}'),
     ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {"a"', '{"a"'),
 ]
 
@@ -166,7 +169,8 @@ def test_what_goes_wrong_late_is_content_when_whole_and_arguments_when_streamed(
     name, answer, arguments
 ):
     assert whole(PARSERS[name], answer) == (answer, [])
-    assert streamed(PARSERS[name], answer, list(range(len(answer)))) == (None, [("f", arguments)])
+    for cuts in ([], list(range(len(answer)))):
+        assert streamed(PARSERS[name], answer, cuts) == (None, [("f", arguments)])
 
 
 def test_the_name_comes_first_and_arguments_in_pieces():
@@ -259,3 +263,34 @@ def test_any_answer_is_read_the_same_however_it_is_cut(name, parts, data):
 def test_deep_nesting_is_content_and_takes_no_stack():
     answer = '<tool_call>{"name": "f", "arguments": ' + "[" * 200_000 + "]" * 200_000 + "}"
     assert whole(PARSERS["hermes"], answer) == (answer, [])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        " " * 300_000,
+        "<tool_call>" + " " * 300_000,
+        '<tool_call>{"name": "f"}' + " " * 300_000,
+        '<tool_call>{"name": "f"}</tool_call>' * 1_500,
+        "<tool_call>" * 10_000,
+        '<tool_call>{"name": "' + "f" * 300_000,
+        '<tool_call>{"name": "f", "arguments": {"a": "' + '\\"' * 100_000,
+    ],
+    ids=[
+        "blanks",
+        "blanks in a block",
+        "blanks after a call",
+        "calls",
+        "markers",
+        "name",
+        "string",
+    ],
+)
+def test_long_answers_take_no_longer_than_their_length_explains(answer):
+    began = time.monotonic()
+    PARSERS["hermes"].parse(answer)
+    stream = PARSERS["hermes"].stream()
+    for at in range(0, len(answer), 8):
+        stream.push(answer[at : at + 8])
+    stream.finish()
+    assert time.monotonic() - began < 10  # a second; quadratic work would take minutes
