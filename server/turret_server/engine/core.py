@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from turret_adapters.store import AdapterStore, StoreLimits
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
 from turret_server.engine.grammar import GrammarCompiler
+from turret_server.engine.grammar_queue import GrammarQueue
 from turret_server.engine.messages import (
     EngineReady,
     EngineRequest,
@@ -28,7 +29,7 @@ from turret_server.engine.sampler import sample_step
 from turret_server.engine.scheduler import Limits, Sampled, Scheduler, Share
 from turret_server.engine.sequence import Sequence
 from turret_server.engine.settings import EngineSettings
-from turret_server.errors import StartupError, TurretError
+from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
 
@@ -85,7 +86,7 @@ class Engine:
         kv = self.decoder.allocate_kv(num_blocks, settings.kv_block_tokens)
         self._runner = Runner(self.decoder, kv, settings.max_running, max_blocks)
         self._builder = BatchBuilder(settings.max_running, max_blocks, settings.kv_block_tokens)
-        self._grammars: GrammarCompiler | None = None
+        self._grammars = GrammarQueue(self._grammar_compiler, wake)
         self._steps = self._step_tokens = 0
         self._step_seconds = 0.0
 
@@ -96,20 +97,25 @@ class Engine:
             sequence.prompt_logprobs = [None]
         try:
             self.store.check(sequence.recipe)
-            if request.sampling.grammar is not None:
-                sequence.grammar = self._compiler().matcher(request.sampling.grammar)
         except AdapterError as error:
             return _refusal(request, adapter_error(error))
-        except TurretError as error:
-            info = ErrorInfo(type(error).__name__, error.what, error.why, error.fix)
-            return _refusal(request, info)
-        self.scheduler.add(sequence)
+        if request.sampling.grammar is not None:
+            self._grammars.put(sequence)
+        else:
+            self.scheduler.add(sequence)
         return None
+
+    def cancel(self, request_id: str) -> None:
+        """Free whatever a request holds; an unknown id is fine."""
+        if not self._grammars.cancel(request_id):
+            self.scheduler.cancel(request_id)
 
     def step(self) -> list[TokenEvent]:
         """Run whoever is ready for one step; events for the clients."""
         began = time.perf_counter()
+        refused = [*self._admit_compiled()]
         shares, events = self.scheduler.schedule()
+        events += refused
         if not shares:
             return events
         events += self.scheduler.update(shares, self._run(shares))
@@ -168,14 +174,19 @@ class Engine:
             host_adapter_bytes=self.store.host_bytes,
         )
 
-    def _compiler(self) -> GrammarCompiler:
-        if self._grammars is None:  # most servers never see a grammar
-            self._grammars = GrammarCompiler(
-                Path(self.settings.model) / "tokenizer.json",
-                self.decoder.config.vocab_size,
-                self.settings.eos_token_ids,
-            )
-        return self._grammars
+    def _admit_compiled(self) -> Iterator[TokenEvent]:
+        for sequence, error in self._grammars.take():
+            if error is not None:
+                yield _refusal(sequence.request, error)
+            else:
+                self.scheduler.add(sequence)
+
+    def _grammar_compiler(self) -> GrammarCompiler:
+        return GrammarCompiler(
+            Path(self.settings.model) / "tokenizer.json",
+            self.decoder.config.vocab_size,
+            self.settings.eos_token_ids,
+        )
 
 
 class _Gate:

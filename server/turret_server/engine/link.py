@@ -56,6 +56,7 @@ class EngineLink:
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._supervision: asyncio.Task[None] | None = None
+        self._refusal: m.ErrorInfo | None = None
         self._up = asyncio.Event()
         self._last_message = time.monotonic()
         self._closing = False
@@ -66,7 +67,7 @@ class EngineLink:
         """Start the engine and wait until it serves.
 
         Raises:
-            StartupError: it ended before it was ready; its own message is on stderr.
+            StartupError: what the engine refuses, or that it ended before it was ready.
         """
         self._supervision = asyncio.create_task(self._supervise())
         up = asyncio.create_task(self._up.wait())
@@ -98,13 +99,24 @@ class EngineLink:
                 if self._closing:
                     return
                 if not served and attempt == 0:
-                    raise errors.StartupError("the engine ended before it could serve")
+                    raise self._why_not_started()
                 self.restarts += 1
                 # A crash loop must not burn the machine.
                 await asyncio.sleep(0 if time.monotonic() - began > 10 else 1)
         finally:
             context.destroy(linger=0)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _why_not_started(self) -> errors.TurretError:
+        if self._refusal is not None:
+            return error_from(self._refusal)
+        assert self._process is not None
+        assert self._process.returncode is not None
+        return errors.StartupError(
+            "the engine ended before it could serve",
+            f"it ended with {_exit_text(self._process.returncode)}",
+            "See its own messages above.",
+        )
 
     async def _serve_once(self, context: zmq.asyncio.Context, endpoint: str) -> bool:
         """Run one engine to its end; did it ever serve?"""
@@ -129,7 +141,9 @@ class EngineLink:
         tasks.append(asyncio.create_task(self._watch_for_hang(self._process)))
         try:
             code = await self._process.wait()
-            if not self._closing:
+            if code == m.REFUSED:
+                await tasks[0]  # the refusal was sent before the process ended
+            elif not self._closing:
                 log.error("the engine ended with %s", _exit_text(code))
         finally:
             for task in tasks:
@@ -169,6 +183,9 @@ class EngineLink:
                     self._settle(message.operation, error_from(message.error))
                 case m.EngineReady():
                     await self._welcome(message)
+                case m.EngineRefused():
+                    self._refusal = message.error
+                    return
 
     async def _welcome(self, ready: m.EngineReady) -> None:
         """A new engine: give it back the adapters before requests may name them."""

@@ -167,6 +167,15 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     weights_digest: str
 
 
+REFUSED = 78  # exit code of an engine that has sent EngineRefused (EX_CONFIG)
+
+
+class EngineRefused(msgspec.Struct, frozen=True, tag="refused"):
+    """Sent instead of EngineReady: the settings or the model cannot be served; the process ends."""
+
+    error: ErrorInfo
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """Gauges and counters since the engine's start, sent a few times a second while it works."""
 
@@ -186,4 +195,12 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     host_adapter_bytes: int = 0
 
 
-Outbound = StepEvents | AdapterLoaded | OperationDone | OperationFailed | EngineReady | EngineStats
+Outbound = (
+    StepEvents
+    | AdapterLoaded
+    | OperationDone
+    | OperationFailed
+    | EngineReady
+    | EngineRefused
+    | EngineStats
+)

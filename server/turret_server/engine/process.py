@@ -27,6 +27,7 @@ from turret_kernels import native
 from turret_server.engine import messages as m
 from turret_server.engine.core import Engine, adapter_error
 from turret_server.engine.settings import EngineSettings
+from turret_server.errors import StartupError
 
 log = logging.getLogger("turret.engine")
 
@@ -73,7 +74,13 @@ class EngineProcess:
         self._wake_out.connect("inproc://wake")
         self._wake_lock = threading.Lock()
         self._outbox: queue.SimpleQueue[m.Outbound] = queue.SimpleQueue()
-        self._engine = Engine(settings, wake=self._wake, progress=_log_progress())
+        try:
+            self._engine = Engine(settings, wake=self._wake, progress=_log_progress())
+        except StartupError as error:
+            info = m.ErrorInfo("StartupError", error.what, error.why, error.fix)
+            self._send(m.EngineRefused(info))
+            self._context.destroy(linger=5000)  # not before it is on its way
+            sys.exit(m.REFUSED)
         self._last_stats: m.EngineStats | None = None
         self._stats_due = 0.0
 
@@ -116,7 +123,7 @@ class EngineProcess:
                     if event := self._engine.submit(message):
                         refused.append(event)
                 case m.CancelRequest():
-                    self._engine.scheduler.cancel(message.id)
+                    self._engine.cancel(message.id)
                 case m.LoadAdapter():
                     self._load_adapter(message)
                 case m.UnloadAdapter():
