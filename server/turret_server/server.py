@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import ipaddress
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -58,6 +59,8 @@ async def _serve(
     config: ServeConfig, folder: Path, sources: dict[str, Path], console: Console
 ) -> None:
     tokenizer = Tokenizer.load(folder)
+    # Before the model is loaded: a port in use should not be found out minutes later.
+    listener = _bind(config.host, config.port)
     link = EngineLink(_engine_settings(config, folder, tokenizer))
     try:
         with console.status(f"loading {config.model}"):
@@ -69,8 +72,6 @@ async def _serve(
         server = _Server(
             uvicorn.Config(
                 app,
-                host=config.host,
-                port=config.port,
                 # h11 bounds the header; the faster parser takes any length.
                 http="h11",
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
@@ -86,9 +87,28 @@ async def _serve(
             f"{ready.device}, context {ready.max_model_len}"
         )
         server.console, server.service = console, service
-        await server.serve()
+        await server.serve(sockets=[listener])
     finally:
+        listener.close()
         await link.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket with its address; it listens once the model can answer."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise StartupError(
+            f"the server cannot listen on {host} port {port}",
+            error.strerror or str(error),
+            "Choose another --host or --port; --port 0 takes a free one.",
+        ) from error
+    return listener
 
 
 class _Server(uvicorn.Server):
