@@ -12,7 +12,14 @@ ITEMS: dict[Split, list[str]] = {
         boot, sneaker, backpack, umbrella, towel, blanket, pillow, mug, bottle, notebook, lamp,
         chair, desk, poster, candle, watch, brush, box, bench, dress, cherry tree, puppy collar,
         yoga mat, phone case, travel pouch, desk fan, lunch box, wine glass, key ring, coffee
-        grinder, bike bell, tea strainer, door mat
+        grinder, bike bell, tea strainer, door mat, sofa, stool, curtain, carpet, mirror, vase,
+        basket, bucket, broom, mop, kettle, pan, pot, spoon, fork, plate, bowl, tray, jar, cup,
+        ladle, peeler, toaster, blender, scooter, helmet, racket, skateboard, tent, sleeping bag,
+        compass, whistle, rope, torch, battery, cable, charger, keyboard, monitor, headset, speaker,
+        camera, tripod, printer, pen, pencil, eraser, ruler, stapler, folder, envelope, sticker,
+        puzzle, doll, kite, drum, guitar, violin, flute, bracelet, necklace, earring, brooch, purse,
+        wallet, suit, skirt, blouse, coat, gown, robe, pyjama top, swimsuit, bonnet, visor, toy car,
+        picture frame, bread knife, soap dish, shower curtain, bird feeder, watering can, baby seat
         """
     ),
     "test": words(
@@ -27,7 +34,10 @@ COLORS: dict[Split, list[str]] = {
     "train": words(
         """
         red, blue, green, black, white, yellow, purple, pink, grey, brown, navy, beige, teal,
-        silver, dark green
+        silver, dark green, scarlet, crimson, ivory, cream, charcoal, lime, mint, coral, salmon,
+        indigo, violet, magenta, cyan, aqua, bronze, copper, tan, khaki, mustard, plum, rust, sand,
+        slate, peach, amber, burgundy, fuchsia, light green, light grey, pale pink, pale yellow,
+        dark red, dark blue, bright red, bright green, deep purple, off-white
         """
     ),
     "test": words("orange, maroon, turquoise, olive, gold, light blue, lavender"),
@@ -107,6 +117,31 @@ NO_RUSH = ["", "", "", ". No rush", ". Standard shipping is fine", ", take your 
 ENDINGS = ["", "", "", ". Thanks!", ". My budget is {price} dollars", ". Cheers, {name}", " please"]
 
 
+# Parts of invented nouns and towns: from word lists alone a small model learns to choose, from
+# words that it has never seen it learns to copy.
+ONSETS = words("b, bl, br, c, cl, d, dr, f, fl, g, gr, h, j, k, l, m, n, p, pr, r, s, st, t, tr, v")
+NUCLEI = words("a, e, i, o, u, ai, ea, ou")
+CODAS = words("b, ck, g, l, ll, m, n, nd, ng, p, r, rn, rt, st, t, tch, x")
+
+
+def _invented(rng: random.Random) -> str:
+    syllables = [rng.choice(ONSETS) + rng.choice(NUCLEI) for _ in range(rng.randint(1, 3))]
+    return "".join(syllables) + rng.choice(CODAS)
+
+
+def _item(rng: random.Random, split: Split) -> str:
+    if split == "test" or rng.random() < 0.7:
+        return rng.choice(ITEMS[split])
+    return _invented(rng)
+
+
+def _city(rng: random.Random, split: Split) -> str:
+    if split == "test" or rng.random() < 0.5:
+        return rng.choice(CITIES[split])
+    name = _invented(rng).capitalize()
+    return rng.choice([name, name, f"San {name}", f"{name} City", f"Port {name}", f"El {name}"])
+
+
 def _plural(noun: str) -> str:
     if noun.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
@@ -147,11 +182,11 @@ def _ordered(rng: random.Random, quantity: str, noun: str, size: str, color: str
 
 def make(rng: random.Random, split: Split) -> Example:
     """Draw one order."""
-    item = rng.choice(ITEMS[split])
+    item = _item(rng, split)
     quantity, spoken = _quantity(rng)
     size = rng.choice([None, *SIZES]) if rng.random() < 0.9 else None
     color = rng.choice(COLORS[split]) if rng.random() < 0.7 else None
-    city = rng.choice(CITIES[split]) if rng.random() < 0.75 else None
+    city = _city(rng, split) if rng.random() < 0.75 else None
     express = rng.random() < 0.4
     noun = item if quantity == 1 else _plural(item)
     size_word = rng.choice(SIZES[size]) if size else ""

@@ -57,7 +57,7 @@ def _where(rng: random.Random, table: Table, chance: float) -> tuple[str, str]:
     if rng.random() > chance:
         return "", ""
     words, sql = _condition(rng, table)
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         more, second = _condition(rng, table)
         if second.split()[0] != sql.split()[0]:
             return f" {words} and {more}", f" WHERE {sql} AND {second}"

@@ -1,5 +1,6 @@
 """What a demo task is."""
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,10 +46,23 @@ class Task:
             found.setdefault(example.prompt, example)
         return list(found.values())
 
-    def instructed(self, prompt: str) -> str:
-        """Return the prompt as the base model gets it: instruction, a worked example, the input."""
-        shown = self.examples("train", 1, seed=0)[0]
-        return (
-            f"{self.instruction}\n\nInput:\n{shown.prompt}\nOutput:\n{shown.answer}\n\n"
-            f"Input:\n{prompt}\nOutput:"
-        )
+    @staticmethod
+    def digest(examples: list[Example]) -> str:
+        """Return the SHA-256 of examples: it ties a published score to what was asked."""
+        text = "\0".join(part for e in examples for part in (e.prompt, e.answer))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def conversation(self, prompt: str, *, shots: int) -> list[dict[str, str]]:
+        """Return the messages that ask for `prompt`.
+
+        With `shots`, the instruction and that many worked examples, as turns of the conversation,
+        come first: the form in which a chat model makes most of them.
+        """
+        asked = [{"role": "user", "content": prompt}]
+        if not shots:
+            return asked
+        turns = [{"role": "system", "content": self.instruction}]
+        for shown in self.examples("train", shots, seed=0):
+            turns.append({"role": "user", "content": shown.prompt})
+            turns.append({"role": "assistant", "content": shown.answer})
+        return turns + asked
