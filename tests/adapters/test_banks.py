@@ -213,6 +213,13 @@ class TestOffsets:
         torch.testing.assert_close(y[:3], vector.expand(3, 24))
         torch.testing.assert_close(y[3:], bias.expand(4, 24))
 
+    def test_other_offsets_leave_the_bias(self):
+        bank = self.make(torch.full((24,), 5.0))
+        bank.put(0, [Offset(Q0, torch.ones(24)), Offset(Q0, torch.full((24,), 7.0), True)])
+        y = torch.full((1, 24), 5.0)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        assert y.unique().tolist() == [8.0]  # 7 instead of the bias, and 1
+
     def test_the_difference_is_rounded_not_the_bias(self):
         bias = torch.full((24,), 100.0)
         bank = self.make(bias.bfloat16(), torch.bfloat16)

@@ -49,8 +49,11 @@ class Woken:
 
     def wait_until(self, condition):
         """Wait for a condition that only a wake-up can make true."""
+        began = time.monotonic()
         with self._condition:
             assert self._condition.wait_for(condition, WAIT_S)
+        # At its end the wait looks once more, wake-up or not.
+        assert time.monotonic() - began < WAIT_S
 
 
 @pytest.fixture
