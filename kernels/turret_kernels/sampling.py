@@ -1,14 +1,16 @@
 """From logits to tokens: filters and seeded draws, for a whole batch at once.
 
-A draw is the inverse of the cumulative distribution at one uniform number per row, taken in
-descending order of probability. The number depends on the request's seed and the position alone,
-so that a request draws the same tokens whatever batch it runs in.
+A draw is the inverse of the cumulative distribution, in the order of the vocabulary, at one uniform
+number per row. The number depends on the request's seed and the position alone, so that a request
+draws the same tokens whatever batch it runs in.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from turret_kernels.native import lib
 
 
 def sample(
@@ -26,7 +28,7 @@ def sample(
 
     Args:
         logits: float32 [R, V]; -inf bans a token.
-        temperature: float32 [R], positive.
+        temperature: float32 [R]; 0 takes the likeliest token, the first of equals.
         top_k: int64 [R], 0 = off.
         top_p: float32 [R], in (0, 1].
         min_p: float32 [R], 0 = off.
@@ -35,45 +37,51 @@ def sample(
     Returns:
         int64 [R].
     """
-    scaled = logits / temperature[:, None]
-    probs = torch.softmax(scaled, dim=-1)
-    values, order = _candidates(probs, top_k, top_p, min_p)
+    if lib is None or logits.device.type != "cpu":
+        return sample_reference(logits, temperature, top_k, top_p, min_p, uniform)
+    logits = logits.contiguous()
+    rows, vocab = logits.shape
+    tokens = torch.empty(rows, dtype=torch.int64)
+    lib.turret_sample(
+        tokens.data_ptr(),
+        logits.data_ptr(),
+        rows,
+        vocab,
+        temperature.data_ptr(),
+        top_k.data_ptr(),
+        top_p.data_ptr(),
+        min_p.data_ptr(),
+        uniform.data_ptr(),
+    )
+    return tokens
+
+
+def sample_reference(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+) -> Tensor:
+    """Sort everything, in float64."""
+    greedy = logits.argmax(-1)
+    heat = torch.where(temperature > 0, temperature, 1.0)
+    probs = torch.softmax(logits.double() / heat[:, None], dim=-1)
+    values, order = probs.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(values.shape[1], device=values.device)[None]
-    mass = values.double().cumsum(-1)
-    before = mass - values  # probability of all that are likelier
-    limit = torch.where(top_k > 0, top_k, values.shape[1])[:, None]
-    inside_k = rank < limit
-    # top-p counts within what top-k left; the token that crosses the threshold stays.
-    kept_mass = torch.where(inside_k, values, 0).double().sum(-1, keepdim=True)
-    if not bool((top_k > 0).any()):
-        kept_mass = torch.ones_like(kept_mass)
-    keep = inside_k & (before < top_p[:, None].double() * kept_mass)
-    keep &= values >= min_p[:, None] * values[:, :1]
+    inside = (top_k[:, None] == 0) | (rank < top_k[:, None])
+    values = torch.where(inside, values, 0.0)
+    before = values.cumsum(-1) - values  # probability of all that are likelier
+    keep = inside & (before < top_p[:, None].double() * values.sum(-1, keepdim=True))
+    keep |= (top_p[:, None] >= 1) & inside
+    keep &= values >= min_p[:, None].double() * values[:, :1]
     keep[:, 0] = True
-    kept = torch.where(keep, values.double(), 0.0)
+    kept = torch.zeros_like(values).scatter(1, order, torch.where(keep, values, 0.0))
     cumulative = kept.cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    index = (cumulative <= target).sum(-1).clamp(max=values.shape[1] - 1)
-    # Rounding may step past the last kept token.
-    last = values.shape[1] - 1 - keep.flip(-1).int().argmax(-1)
-    return order.gather(1, torch.minimum(index, last)[:, None])[:, 0]
-
-
-def _candidates(
-    probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens of each row in descending order: all that any filter could keep.
-
-    A token below `(1 - p) / V` cannot be in the nucleus: everything that small weighs less than
-    `1 - p` together. The longest list any row needs decides, so the vocabulary is rarely sorted.
-    """
-    vocab = probs.shape[1]
-    floor = (1 - top_p.double()).clamp(min=0) / vocab
-    floor = torch.maximum(floor, min_p.double() * probs.amax(-1))
-    counts = (probs >= floor[:, None]).sum(-1)
-    # With top-k the nucleus is a share of the mass that top-k left: all of it must be there.
-    counts = torch.where(top_k > 0, top_k, counts)
-    return probs.topk(int(counts.max().clamp(min=1, max=vocab)), dim=-1)
+    drawn = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
+    last = kept.shape[1] - 1 - (kept > 0).flip(-1).int().argmax(-1)  # rounding at the end
+    return torch.where(temperature > 0, torch.minimum(drawn, last), greedy)
 
 
 def uniforms(seeds: list[int], positions: list[int]) -> Tensor:

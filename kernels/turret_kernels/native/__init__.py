@@ -90,6 +90,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_paged_attention": [p, p, n, p, p, p, p, p, n, n, n, n, n, n, f, n, i],
         "turret_rms_norm": [p, p, p, p, n, n, n, f],
         "turret_silu_mul": [p, p, n, n],
+        "turret_sample": [p, p, n, n, p, p, p, p, p],
         "turret_run": [p, n],
     }
     for name, argtypes in signatures.items():

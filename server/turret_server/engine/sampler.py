@@ -75,11 +75,7 @@ def _sample_rows(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
                 _constrain(logits[i], sequence)
             except TurretError as error:
                 failed[i] = ErrorInfo(type(error).__name__, error.what, error.why, error.fix)
-    tokens = logits.argmax(-1)
-    drawn = [i for i, s in enumerate(samplings) if s.temperature > 0]
-    if drawn:
-        tokens[drawn] = _draw(logits[drawn], [sequences[i] for i in drawn])
-    chosen = tokens.tolist()
+    chosen = _draw(logits, sequences).tolist()
     logprobs: dict[int, TokenLogprob] = {}
     if raw is not None:
         ids, count = [chosen[i] for i in wants], max(samplings[i].logprobs or 0 for i in wants)
@@ -168,12 +164,13 @@ def _constrain(logits: Tensor, sequence: Sequence) -> None:
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    """int64 [R]: a token per row of `logits` [R, V]."""
     samplings = [s.request.sampling for s in sequences]
     return sample(
         logits,
-        torch.tensor([s.temperature for s in samplings]),
+        torch.tensor([s.temperature for s in samplings], dtype=torch.float32),
         torch.tensor([s.top_k for s in samplings]),
-        torch.tensor([s.top_p for s in samplings]),
-        torch.tensor([s.min_p for s in samplings]),
+        torch.tensor([s.top_p for s in samplings], dtype=torch.float32),
+        torch.tensor([s.min_p for s in samplings], dtype=torch.float32),
         uniforms([s.seed for s in samplings], [s.num_output for s in sequences]),
     )
