@@ -86,8 +86,10 @@ class AdapterLoader:
                     param="name",
                 )
             try:
-                info = await self._engine.load_adapter(name, str(folder))
-            except (BadRequest, NotFound) as error:
+                # Links inside the folder are the engine's to check: it opens the files.
+                roots = [str(root) for root in self._roots] if confined else None
+                info = await self._engine.load_adapter(name, str(folder), roots)
+            except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
             record = AdapterRecord(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from turret_server.engine.messages import (
@@ -32,8 +32,19 @@ class EngineClient(Protocol):
         """
         ...
 
-    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Load and validate an adapter folder; raises BadRequest/Unprocessable/NotFound."""
+    async def load_adapter(
+        self, name: str, path: str, roots: Sequence[str] | None = None
+    ) -> AdapterInfo:
+        """Load and validate an adapter folder.
+
+        Args:
+            name: for messages.
+            path: the folder.
+            roots: folders that may be read, after links are followed; None for all.
+
+        Raises:
+            BadRequest, Unprocessable, Forbidden, NotFound.
+        """
         ...
 
     async def unload_adapter(self, digest: str) -> None:

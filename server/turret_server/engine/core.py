@@ -84,8 +84,13 @@ class Engine:
         self.scheduler = Scheduler(limits, blocks, _Gate(self.store))
         max_blocks = -(-self.max_model_len // settings.kv_block_tokens)
         kv = self.decoder.allocate_kv(num_blocks, settings.kv_block_tokens)
-        self._runner = Runner(self.decoder, kv, settings.max_running, max_blocks)
-        self._builder = BatchBuilder(settings.max_running, max_blocks, settings.kv_block_tokens)
+        self._runner = Runner(self.decoder, kv, settings.max_running)
+        self._builder = BatchBuilder(
+            max(settings.max_step_tokens, settings.max_running),
+            settings.max_running,
+            max_blocks,
+            settings.kv_block_tokens,
+        )
         self._grammars = GrammarQueue(self._grammar_compiler, wake)
         self._steps = self._step_tokens = 0
         self._step_seconds = 0.0
@@ -210,7 +215,11 @@ def _refusal(request: EngineRequest, error: ErrorInfo) -> TokenEvent:
 
 def adapter_error(error: AdapterError) -> ErrorInfo:
     """An adapter's refusal as the error the API raises."""
-    kinds = {"AdapterNotFound": "NotFound", "AdapterUnsupported": "Unprocessable"}
+    kinds = {
+        "AdapterForbidden": "Forbidden",
+        "AdapterNotFound": "NotFound",
+        "AdapterUnsupported": "Unprocessable",
+    }
     kind = kinds.get(type(error).__name__, "BadRequest")
     return ErrorInfo(kind, error.what, error.why, error.fix)
 

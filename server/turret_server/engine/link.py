@@ -8,7 +8,6 @@ their digests stay what they were: recipes remain valid.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -18,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from collections.abc import Sequence as Seq
 from pathlib import Path
 
 import msgspec
@@ -51,15 +51,16 @@ class EngineLink:
         self._decode = msgspec.msgpack.Decoder(m.Outbound).decode
         self._streams: dict[str, _Stream] = {}
         self._operations: dict[str, asyncio.Future[m.AdapterInfo | None]] = {}
-        self._adapters: dict[str, tuple[str, str]] = {}  # digest -> (name, path)
+        # digest -> name, path, roots
+        self._adapters: dict[str, tuple[str, str, Seq[str] | None]] = {}
         self._numbers = itertools.count()
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._supervision: asyncio.Task[None] | None = None
+        self._welcoming: asyncio.Task[None] | None = None
         self._refusal: m.ErrorInfo | None = None
         self._up = asyncio.Event()
         self._last_message = time.monotonic()
-        self._closing = False
 
     # ------------------------------------------------------------ life cycle
 
@@ -80,14 +81,9 @@ class EngineLink:
 
     async def close(self) -> None:
         """End the engine; open requests get EngineUnavailable."""
-        self._closing = True
-        self._fail_open()
-        if self._process and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
         if self._supervision:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._supervision, 5)
+            self._supervision.cancel()
+            await asyncio.wait({self._supervision})
 
     async def _supervise(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="turret-"))  # mode 0700
@@ -96,8 +92,6 @@ class EngineLink:
             for attempt in itertools.count():
                 began = time.monotonic()
                 served = await self._serve_once(context, f"ipc://{folder}/engine-{attempt}")
-                if self._closing:
-                    return
                 if not served and attempt == 0:
                     raise self._why_not_started()
                 self.restarts += 1
@@ -143,15 +137,20 @@ class EngineLink:
             code = await self._process.wait()
             if code == m.REFUSED:
                 await tasks[0]  # the refusal was sent before the process ended
-            elif not self._closing:
+            else:
                 log.error("the engine ended with %s", _exit_text(code))
         finally:
-            for task in tasks:
-                task.cancel()
+            for task in (*tasks, self._welcoming):
+                if task is not None:
+                    task.cancel()
             served, self.ready = self.ready is not None, None
+            self.stats = m.EngineStats()
             self._up.clear()
             self._socket.close(linger=0)
             self._fail_open()
+            if self._process.returncode is None:  # closing
+                self._process.kill()
+                await self._process.wait()
         return served
 
     async def _watch_for_hang(self, process: asyncio.subprocess.Process) -> None:
@@ -182,28 +181,32 @@ class EngineLink:
                 case m.OperationFailed():
                     self._settle(message.operation, error_from(message.error))
                 case m.EngineReady():
-                    await self._welcome(message)
+                    self._welcoming = asyncio.create_task(self._welcome(message))
                 case m.EngineRefused():
                     self._refusal = message.error
                     return
 
     async def _welcome(self, ready: m.EngineReady) -> None:
-        """A new engine: give it back the adapters before requests may name them."""
-        for name, path in list(self._adapters.values()):
-            load = m.LoadAdapter(operation=f"reload-{next(self._numbers)}", name=name, path=path)
-            await self._send(load)
-        self.ready, self.stats = ready, m.EngineStats()
+        """A new engine: it has its adapters again before requests may name them."""
+        loads = [self._operate(self._load(*known)) for known in self._adapters.values()]
+        for result in await asyncio.gather(*loads, return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.error("an adapter could not be loaded again: %s", result)
+        self.ready = ready
         self._up.set()
 
     def _settle(self, operation: str, result: m.AdapterInfo | errors.TurretError | None) -> None:
         future = self._operations.pop(operation, None)
         if future is None or future.done():
-            if isinstance(result, errors.TurretError):
-                log.error("an adapter could not be reloaded: %s", result)
-        elif isinstance(result, errors.TurretError):
+            return
+        if isinstance(result, errors.TurretError):
             future.set_exception(result)
         else:
             future.set_result(result)
+
+    def _check_ready(self) -> None:
+        if self.ready is None:
+            raise _unavailable()
 
     async def _send(self, message: m.Inbound) -> None:
         if self._socket is None or self._socket.closed:
@@ -222,9 +225,10 @@ class EngineLink:
 
     async def generate(self, request: m.EngineRequest) -> AsyncIterator[m.TokenEvent]:
         """See EngineClient.generate."""
-        if self.ready is None:
-            raise _unavailable()
+        self._check_ready()
         stream: _Stream = asyncio.Queue()
+        if not self._streams:
+            self._last_message = time.monotonic()  # silence counts while there is work
         self._streams[request.id] = stream
         finished = False
         try:
@@ -251,17 +255,24 @@ class EngineLink:
                 self._encode(m.CancelRequest(request_id)), zmq.NOBLOCK
             )
 
-    async def load_adapter(self, name: str, path: str) -> m.AdapterInfo:
+    async def load_adapter(
+        self, name: str, path: str, roots: Seq[str] | None = None
+    ) -> m.AdapterInfo:
         """See EngineClient.load_adapter."""
-        operation = f"load-{next(self._numbers)}"
-        info = await self._operate(m.LoadAdapter(operation=operation, name=name, path=path))
+        self._check_ready()
+        info = await self._operate(self._load(name, path, roots))
         assert info is not None
-        self._adapters[info.digest] = (name, path)
+        self._adapters[info.digest] = (name, path, roots)
         return info
+
+    def _load(self, name: str, path: str, roots: Seq[str] | None) -> m.LoadAdapter:
+        operation = f"load-{next(self._numbers)}"
+        return m.LoadAdapter(operation=operation, name=name, path=path, roots=roots)
 
     async def unload_adapter(self, digest: str) -> None:
         """See EngineClient.unload_adapter."""
         self._adapters.pop(digest, None)
+        self._check_ready()
         operation = f"unload-{next(self._numbers)}"
         await self._operate(m.UnloadAdapter(operation=operation, digest=digest))
 
@@ -270,8 +281,6 @@ class EngineLink:
         await self._send(m.InjectFault(kind))
 
     async def _operate(self, message: m.LoadAdapter | m.UnloadAdapter) -> m.AdapterInfo | None:
-        if self.ready is None:
-            raise _unavailable()
         future: asyncio.Future[m.AdapterInfo | None] = asyncio.get_running_loop().create_future()
         self._operations[message.operation] = future
         await self._send(message)

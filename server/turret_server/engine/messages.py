@@ -6,6 +6,8 @@ cache keys. Times are seconds, lengths are tokens. Imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 # ---------------------------------------------------------------- requests: API -> engine
@@ -62,6 +64,8 @@ class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     operation: str
     name: str  # for messages only: the engine identifies adapters by digest
     path: str
+    roots: list[str] | None = None  # folders that links may lead to; None for all
+    roots: Sequence[str] | None = None  # what links lead to must lie below one; None allows all
 
 
 class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="unload"):

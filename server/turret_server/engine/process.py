@@ -146,7 +146,7 @@ class EngineProcess:
                 self._outbox.put(m.OperationFailed(request.operation, _refusal(request, error)))
             self._wake()
 
-        self._engine.store.load(request.path).add_done_callback(answer)
+        self._engine.store.load(request.path, request.roots).add_done_callback(answer)
 
     def _wake(self) -> None:
         with self._wake_lock:  # called from several threads; a socket belongs to one at a time

@@ -146,7 +146,9 @@ class FakeEngine:
             if stopped or last:
                 return
 
-    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
+    async def load_adapter(
+        self, name: str, path: str, roots: Sequence[str] | None = None
+    ) -> AdapterInfo:
         if self.load_gate is not None:
             await self.load_gate.wait()
         if self.load_error is not None:
