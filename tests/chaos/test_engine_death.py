@@ -1,0 +1,92 @@
+"""The engine process is killed under load: clean errors at once, and service again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+async def answers(http, names):
+    """Greedy answers of the base and of every adapter, as a function."""
+
+    async def ask(model):
+        body = {"prompt": "One, two,", "max_tokens": 6, "temperature": 0}
+        if model:
+            body["model"] = model
+        response = await http.post("/v1/completions", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()["choices"][0]["text"]
+
+    async def all_answers():
+        return await asyncio.gather(*(ask(model) for model in [None, *names]))
+
+    return all_answers
+
+
+async def test_killed_under_streams(
+    server, http, names, answers, completion, open_stream, wait_until
+):
+    expected = await answers()
+    engine = server.engines()[0]
+    killed_at = 0.0
+    running = asyncio.Semaphore(0)
+
+    async def stream(i):
+        """The last events, and how long after the kill the end came."""
+        model = [None, *names][i % (1 + len(names))]
+        last = []
+        async with open_stream(completion(model)) as events:
+            async for event in events:
+                if not last:
+                    running.release()
+                last = [*last[-1:], event]
+        return last, time.monotonic() - killed_at
+
+    streams = [asyncio.create_task(stream(i)) for i in range(32)]
+    for _ in streams:
+        await running.acquire()
+    # One that has no answer yet gets a status instead of an event.
+    whole = asyncio.create_task(http.post("/v1/completions", json=completion()))
+    await asyncio.to_thread(
+        wait_until, lambda: server.metrics()["turret_num_requests_waiting"] == 1, 10, "it waits"
+    )
+    killed_at = time.monotonic()
+    engine.kill()
+    ends = await asyncio.gather(*streams)
+
+    for (error, done), delay in ends:
+        assert error["error"]["code"] == "engine_unavailable"
+        assert error["error"]["fix"]
+        assert done == "[DONE]"
+        assert delay < 1
+    response = await whole
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+
+    # Not ready until it can answer again, for all its adapters, as before.
+    assert (await http.get("/ready")).status_code == 503
+    assert (await http.post("/v1/completions", json=completion())).status_code == 503
+    while (await http.get("/ready")).status_code != 200:
+        assert time.monotonic() - killed_at < 10
+        await asyncio.sleep(0.02)
+    assert await answers() == expected
+    assert not engine.is_running()
+    assert len(server.engines()) == 1
+
+
+async def test_killed_while_it_comes_back(server, http, wait_until, is_quiet):
+    """The supervisor survives an engine that never served."""
+    (first,) = server.engines()
+    first.kill()
+    wait_until(lambda: server.engines() not in ([], [first]), 10, "another engine is started")
+    (second,) = server.engines()
+    second.kill()
+    wait_until(is_quiet, 20, "the engine after the next is up")
+    (third,) = server.engines()
+    assert third not in (first, second)
+    assert (await http.get("/ready")).status_code == 200
