@@ -16,51 +16,94 @@ from turret_server.models.batch import Batch
 
 
 class BatchBuilder:
-    """Builds batches over a block table that is kept from step to step.
+    """Builds batches in buffers of its own: a batch is valid until the next is built.
+
+    The buffers never move, so a recorded graph finds the inputs of every step where it found those
+    of the first.
 
     Args:
-        max_running: rows of the table.
+        max_tokens: most token rows in one step.
+        max_running: most sequences in one step.
         max_blocks: blocks of the longest sequence.
         block_tokens: tokens of a block.
     """
 
-    def __init__(self, max_running: int, max_blocks: int, block_tokens: int) -> None:
-        self._table = np.zeros((max_running, max_blocks), dtype=np.int32)
+    def __init__(
+        self, max_tokens: int, max_running: int, max_blocks: int, block_tokens: int
+    ) -> None:
         self._block_tokens = block_tokens
+        self._token_ids = np.zeros(max_tokens, dtype=np.int64)
+        self._positions = np.zeros(max_tokens, dtype=np.int64)
+        self._slots = np.zeros(max_tokens, dtype=np.int64)
+        self._query_start = np.zeros(max_running + 1, dtype=np.int32)
+        self._context_len = np.zeros(max_running, dtype=np.int32)
+        # By the scheduler's table rows, kept from step to step; and in the order of the batch.
+        self._tables = np.zeros((max_running, max_blocks), dtype=np.int32)
+        self._written: list[tuple[list[int] | None, int]] = [(None, 0)] * max_running
+        self._block_table = np.zeros((max_running, max_blocks), dtype=np.int32)
 
     def build(self, shares: list[Share]) -> Batch:
         """A batch without adapters; see `row_uses`."""
-        tokens: list[int] = []
-        positions: list[np.ndarray] = []
-        slots: list[np.ndarray] = []
-        logit_rows: list[int] = []
-        starts, rows, width = [0], [], 1
+        sequences = len(shares)
+        rows = [self._update_table(share) for share in shares]
+        self._tables.take(rows, axis=0, out=self._block_table[:sequences], mode="clip")
+        is_decode = all(share.count == 1 and share.samples for share in shares)
+        tokens = self._fill_decode(shares) if is_decode else self._fill(shares)
+        starts = [0]
         for share in shares:
-            sequence, stop = share.sequence, share.start + share.count
-            blocks = sequence.blocks
-            # The row is written whole: a table row changes hands, and a copy of 4 bytes a block
-            # costs less than keeping track.
-            self._table[sequence.table_row, : len(blocks)] = blocks
-            tokens += sequence.tokens[share.start : stop]
+            starts.append(starts[-1] + share.count)
+        self._query_start[: sequences + 1] = starts
+        self._context_len[:sequences] = [share.start + share.count for share in shares]
+        return Batch(
+            token_ids=torch.from_numpy(self._token_ids[:tokens]),
+            positions=torch.from_numpy(self._positions[:tokens]),
+            slots=torch.from_numpy(self._slots[:tokens]),
+            attention=AttentionMetadata(
+                query_start=torch.from_numpy(self._query_start[: sequences + 1]),
+                context_len=torch.from_numpy(self._context_len[:sequences]),
+                block_table=torch.from_numpy(self._block_table[:sequences]),
+            ),
+            logit_rows=None if is_decode else _logit_rows(shares, starts),
+        )
+
+    def _update_table(self, share: Share) -> int:
+        """Write what is new of a sequence's blocks; a list that changed hands is another list."""
+        row, blocks = share.sequence.table_row, share.sequence.blocks
+        known, count = self._written[row]
+        if known is not blocks or count != len(blocks):
+            self._tables[row, : len(blocks)] = blocks
+            self._written[row] = (blocks, len(blocks))
+        return row
+
+    def _fill_decode(self, shares: list[Share]) -> int:
+        size, count = self._block_tokens, len(shares)
+        self._token_ids[:count] = [share.sequence.tokens[share.start] for share in shares]
+        self._positions[:count] = [share.start for share in shares]
+        self._slots[:count] = [
+            share.sequence.blocks[share.start // size] * size + share.start % size
+            for share in shares
+        ]
+        return count
+
+    def _fill(self, shares: list[Share]) -> int:
+        first = 0
+        for share in shares:
+            stop, last = share.start + share.count, first + share.count
             place = np.arange(share.start, stop)
             page, offset = np.divmod(place, self._block_tokens)
-            positions.append(place)
-            slots.append(self._table[sequence.table_row, page] * self._block_tokens + offset)
-            starts.append(starts[-1] + share.count)
-            logit_rows += range(starts[-1] - num_logit_rows(share), starts[-1])
-            rows.append(sequence.table_row)
-            width = max(width, len(blocks))
-        return Batch(
-            token_ids=torch.tensor(tokens),
-            positions=torch.from_numpy(np.concatenate(positions)),
-            slots=torch.from_numpy(np.concatenate(slots).astype(np.int64)),
-            attention=AttentionMetadata(
-                query_start=torch.tensor(starts, dtype=torch.int32),
-                context_len=_int32([share.start + share.count for share in shares]),
-                block_table=torch.from_numpy(self._table[rows, :width]),
-            ),
-            logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
-        )
+            self._token_ids[first:last] = share.sequence.tokens[share.start : stop]
+            self._positions[first:last] = place
+            blocks = self._tables[share.sequence.table_row, page]
+            self._slots[first:last] = blocks.astype(np.int64) * self._block_tokens + offset
+            first = last
+        return first
+
+
+def _logit_rows(shares: list[Share], starts: list[int]) -> Tensor:
+    rows: list[int] = []
+    for share, stop in zip(shares, starts[1:], strict=True):
+        rows += range(stop - num_logit_rows(share), stop)
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def row_uses(shares: list[Share]) -> list[RowUse]:
@@ -77,7 +120,3 @@ def row_uses(shares: list[Share]) -> list[RowUse]:
                 runs.append([row, share.count, slots, weights])
         row += share.count
     return [RowUse(*run) for run in runs]
-
-
-def _int32(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.low_rank import Entries
-from turret_kernels.paged_attention import AttentionMetadata
 from turret_kernels.rope_kv import KVCache
 from turret_server.models.batch import Batch
 from turret_server.models.decoder import Decoder
@@ -28,20 +26,14 @@ class Runner:
         decoder: the model.
         kv: its cache.
         max_rows: most sequences in one step.
-        max_blocks: blocks of the longest sequence.
     """
 
-    def __init__(self, decoder: Decoder, kv: list[KVCache], max_rows: int, max_blocks: int) -> None:
+    def __init__(self, decoder: Decoder, kv: list[KVCache], max_rows: int) -> None:
         self._decoder, self._kv = decoder, kv
         self._graphs: OrderedDict[object, tuple[Graph, Tensor]] = OrderedDict()
         self._pool = MemoryPool()
-        # What a graph reads from outside lies here, filled anew for each step.
+        # What a graph reads lies in the builder's buffers, and here.
         self._residual = torch.zeros(max_rows, decoder.config.hidden_size, dtype=decoder.dtype)
-        self._positions = torch.zeros(max_rows, dtype=torch.int64)
-        self._slots = torch.zeros(max_rows, dtype=torch.int64)
-        self._query_start = torch.arange(max_rows + 1, dtype=torch.int32)
-        self._context_len = torch.zeros(max_rows, dtype=torch.int32)
-        self._block_table = torch.zeros(max_rows, max_blocks, dtype=torch.int32)
         self._entries = Entries(
             slot=torch.zeros(4 * max_rows, dtype=torch.int32),
             weight=torch.zeros(4 * max_rows),
@@ -50,14 +42,18 @@ class Runner:
         )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits of the batch, float32 [L, vocab]; valid until the next step."""
+        """Logits of the batch, float32 [L, vocab]; valid until the next step.
+
+        Args:
+            batch: always from the same BatchBuilder.
+        """
         key = self._key(batch)
         if key is None:
             return self._decoder.forward(batch, self._kv)
-        static = self._fill(batch)
+        self._fill(batch)
         found = self._graphs.get(key)
         if found is None:
-            return self._record(key, static)
+            return self._record(key, batch)
         self._graphs.move_to_end(key)
         graph, logits = found
         graph.replay()
@@ -69,8 +65,7 @@ class Runner:
         if (
             not self._decoder.has_graphs
             or batch.attention.context_len.shape[0] != rows
-            or batch.logit_rows is None
-            or batch.logit_rows.shape[0] != rows
+            or batch.logit_rows is not None
         ):
             return None
         if batch.adapters is None:
@@ -80,31 +75,18 @@ class Runner:
             return None
         return rows, signature
 
-    def _fill(self, batch: Batch) -> Batch:
-        """The batch, moved to where the graphs look for it."""
-        rows, meta = batch.token_ids.shape[0], batch.attention
+    def _fill(self, batch: Batch) -> None:
+        """Put the embedded tokens and the adapters' entries where the graphs look for them."""
+        rows = batch.token_ids.shape[0]
         torch.index_select(
             self._decoder.weights.embed, 0, batch.token_ids, out=self._residual[:rows]
         )
-        self._positions[:rows] = batch.positions
-        self._slots[:rows] = batch.slots
-        self._context_len[:rows] = meta.context_len
-        self._block_table[:rows, : meta.block_table.shape[1]] = meta.block_table
         if batch.adapters is not None:
             entries, count = batch.adapters.entries, len(batch.adapters.entries)
             for name in ("slot", "weight", "row_start", "row_count"):
                 getattr(self._entries, name)[:count] = getattr(entries, name)
             self._entries.count[0] = count
             batch.adapters.entries = self._entries
-        return replace(
-            batch,
-            positions=self._positions[:rows],
-            slots=self._slots[:rows],
-            attention=AttentionMetadata(
-                self._query_start[: rows + 1], self._context_len[:rows], self._block_table
-            ),
-            logit_rows=None,
-        )
 
     def _record(self, key: object, batch: Batch) -> Tensor:
         """Run the step eagerly and keep its calls."""
