@@ -64,7 +64,6 @@ class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     operation: str
     name: str  # for messages only: the engine identifies adapters by digest
     path: str
-    roots: list[str] | None = None  # folders that links may lead to; None for all
     roots: Sequence[str] | None = None  # what links lead to must lie below one; None allows all
 
 
