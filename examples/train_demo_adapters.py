@@ -16,6 +16,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -129,7 +130,7 @@ def loss_of(model: PeftModel, codec: Codec, batch: list[Row]) -> torch.Tensor:
     length = torch.tensor([len(r) for r in rows])[:, None]
     # Position t predicts token t + 1. Causal attention never looks right, at the padding.
     predicts = (place >= first - 1) & (place < length - 1)
-    causal = model.get_base_model()
+    causal: Any = model.get_base_model()
     hidden = causal.model(input_ids=ids).last_hidden_state[predicts]  # [answer tokens, H]
     return cross_entropy(causal.lm_head(hidden).float(), ids.roll(-1, dims=1)[predicts])
 
@@ -186,7 +187,12 @@ def save(model: PeftModel, folder: Path) -> None:
 
 @torch.inference_mode()
 def accuracy(
-    model: torch.nn.Module, codec: Codec, task: Task, examples: list[Example], *, shots: int
+    model: Any,
+    codec: Codec,
+    task: Task,
+    examples: list[Example],
+    *,
+    shots: int,
 ) -> float:
     """Return the share of greedy answers that are right."""
     prompts = [codec.prompt(task.conversation(e.prompt, shots=shots)) for e in examples]

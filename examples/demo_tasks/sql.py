@@ -4,6 +4,7 @@ import contextlib
 import random
 import re
 import sqlite3
+from collections.abc import Sequence
 
 from demo_tasks.sql_tables import TABLES, Table
 from demo_tasks.task import Example, Split, Task
@@ -124,7 +125,7 @@ def filled(table: Table) -> sqlite3.Connection:
     Numbers do not repeat within a column while its range allows, so that no "top n" has ties.
     """
     rng = random.Random(table.name)
-    columns: list[list[str | int]] = [[f"{table.key} {i}" for i in range(_ROWS)]]
+    columns: list[Sequence[str | int]] = [[f"{table.key} {i}" for i in range(_ROWS)]]
     columns += [rng.choices(values, k=_ROWS) for values in table.words.values()]
     for low, high in table.numbers.values():
         span = range(low, high + 1)

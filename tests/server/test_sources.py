@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
+
 from turret_server import demo
 from turret_server.cache import cache_root
 from turret_server.errors import StartupError
