@@ -24,8 +24,8 @@ _WANTED = [
     "model.safetensors.index.json",
     "*.safetensors",
 ]
-# "*" also matches "/": sub-folders hold other formats, "consolidated" repeats the weights.
 _ADAPTER_WANTED = ["*.json", "*.safetensors"]
+# "*" also matches "/": sub-folders hold other formats, "consolidated" repeats the weights.
 _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_model.safetensors"]
 
 
@@ -87,7 +87,7 @@ def resolve_adapter(spec: str, *, progress: bool) -> Path:
         StartupError: there is no such adapter, or it cannot be reached.
     """
     folder = Path(spec).expanduser()
-    if folder.exists() or not _REPO_ID.fullmatch(spec) or spec.startswith("."):
+    if spec and (folder.exists() or not _REPO_ID.fullmatch(spec) or spec.startswith(".")):
         return folder.absolute()  # what is wrong with it, the loader says
     return _download(spec, "adapter", _ADAPTER_WANTED, ignore=("*/*",), progress=progress)
 
