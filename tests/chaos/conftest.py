@@ -34,11 +34,28 @@ def server(serve: Callable[..., Any], adapters: dict[str, Path], names: list[str
 
 
 @pytest.fixture
-async def http(server: Any) -> AsyncIterator[httpx2.AsyncClient]:
-    """As many connections as a test opens."""
+def is_quiet(server: Any) -> Callable[[], bool]:
+    """Nobody runs, nobody waits, and every KV block is free."""
+    gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+
+    def quiet() -> bool:
+        metrics = server.metrics()
+        return metrics["turret_engine_up"] == 1 and not any(
+            metrics[f"turret_{gauge}"] for gauge in gauges
+        )
+
+    return quiet
+
+
+@pytest.fixture
+async def http(
+    server: Any, is_quiet: Callable[[], bool], wait_until: Callable[..., None]
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """As many connections as a test opens; whatever it did with them, nothing stays held."""
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=server.url, timeout=60, limits=limits) as http:
         yield http
+    wait_until(is_quiet, 10, "requests and KV blocks return to zero")
 
 
 @pytest.fixture
@@ -74,28 +91,3 @@ async def _events(response: httpx2.Response) -> AsyncIterator[Any]:
     async for line in response.aiter_lines():
         if line.startswith("data: "):
             yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])
-
-
-@pytest.fixture
-def is_quiet(server: Any) -> Callable[[], bool]:
-    """Nobody runs, nobody waits, and every KV block is free."""
-    gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-
-    def quiet() -> bool:
-        metrics = server.metrics()
-        return metrics["turret_engine_up"] == 1 and not any(
-            metrics[f"turret_{gauge}"] for gauge in gauges
-        )
-
-    return quiet
-
-
-@pytest.fixture(autouse=True)
-def _leave_it_quiet(
-    request: pytest.FixtureRequest, wait_until: Callable[..., None]
-) -> Iterator[None]:
-    """Whatever a test did to the server, it ends with nothing held."""
-    yield
-    if "server" in request.fixturenames:
-        quiet = request.getfixturevalue("is_quiet")
-        wait_until(quiet, 10, "requests and KV blocks return to zero")

@@ -73,5 +73,3 @@ async def test_idleness_is_no_hang(link):
     await asyncio.sleep(HANG_S * 1.2)
     assert len(await tokens(link, request(0, prompt=[5] * 4000, max_tokens=2))) == 2
     assert (link.restarts, link.ready.pid) == (0, pid)
-
-

@@ -38,7 +38,10 @@ SCHEMAS = {
         "$defs": {
             "place": {
                 "type": "object",
-                "properties": {"x": {"type": "integer"}, "y": {"type": ["integer", "null"]}},
+                "properties": {
+                    "x": {"type": "integer", "minimum": 0, "maximum": 999},
+                    "y": {"type": ["integer", "null"], "minimum": 0, "maximum": 999},
+                },
                 "required": ["x", "y"],
                 "additionalProperties": False,
             }
@@ -82,7 +85,7 @@ async def test_answers_follow_their_schemas(ask, base):
             response_format={"type": "json_schema", "json_schema": schema},
             temperature=1.0,
             seed=seed,
-            max_tokens=150,
+            max_tokens=300,
         )
         return answer.choices[0]
 
@@ -111,6 +114,7 @@ async def test_a_required_tool_is_called(ask, base, model):
         "How is the weather in Rome?",
         tools=[WEATHER, CLOCK],
         tool_choice="required",
+        parallel_tool_calls=False,  # this model would go on calling
         max_tokens=120,
     )
     assert answer.choices[0].finish_reason == "tool_calls"
