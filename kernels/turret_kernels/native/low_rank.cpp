@@ -43,7 +43,7 @@ void shrink(const Task& t, const Slice& s, bf16* hidden, const bf16* x, const in
 #ifdef __AMX_BF16__
     if (tiles) {
       turret::configure(t.rows, cols, 32);
-      turret::multiply_tiles(c, x + t.row * k, k, b, cols * 2, k, false);
+      turret::multiply_tiles<true>(c, x + t.row * k, k, b, cols * 2, k, false);
     } else
 #endif
       turret::multiply_avx512(c, x + t.row * k, k, b, cols * 2, t.rows, k, tail_mask(cols), false);
@@ -66,11 +66,11 @@ void expand(const Task& t, const Slice& s, Out* y, int64_t ldy, const bf16* hidd
     if (tiles) {
       if (whole) {
         if (rest || n == first) turret::configure(t.rows, kTileCols, 32);
-        turret::multiply_tiles(c, h, t.rank, bn, kTileCols * 2, whole, false);
+        turret::multiply_tiles<true>(c, h, t.rank, bn, kTileCols * 2, whole, false);
       }
       if (rest) {
         if (whole || n == first) turret::configure(t.rows, kTileCols, rest);
-        turret::multiply_tiles(c, h + whole, t.rank, bn + whole * kTileCols, kTileCols * 2, rest,
+        turret::multiply_tiles<true>(c, h + whole, t.rank, bn + whole * kTileCols, kTileCols * 2, rest,
                                whole > 0);
       }
     } else

@@ -9,6 +9,8 @@
 namespace turret {
 
 constexpr int kTileRows = 16, kTileCols = 16;
+// How far ahead of a stream to prefetch: the hardware's own prefetcher stops at every 4 KB.
+constexpr int64_t kAhead = 4096;
 
 #ifdef __AMX_BF16__
 // Tile 0 accumulates, 1 holds A, 2 holds B. Valid for `rows`, `cols` and k in multiples of 32, or
@@ -23,6 +25,7 @@ static inline void configure(int rows, int cols, int depth) {
 }
 
 // lda: elements between rows of A. ldb: elements between pair rows of B. c: rows 16 floats apart.
+template <bool Stream = false>
 static inline void multiply_tiles(float* c, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
                                   int64_t k, bool accumulate) {
   __asm__ volatile("" ::: "memory");  // the intrinsics do not say that tile loads read memory
@@ -31,6 +34,9 @@ static inline void multiply_tiles(float* c, const bf16* a, int64_t lda, const bf
   else
     _tile_zero(0);
   for (int64_t i = 0; i < k; i += 32) {
+    if constexpr (Stream)
+      for (int line = 0; line < 16; ++line)
+        _mm_prefetch((const char*)(b + i / 2 * ldb) + kAhead + line * 64, _MM_HINT_T0);
     _tile_loadd(1, a + i, lda * 2);
     _tile_loadd(2, b + i / 2 * ldb, ldb * 2);
     _tile_dpbf16ps(0, 1, 2);
