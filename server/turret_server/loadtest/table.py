@@ -136,17 +136,17 @@ def _totals(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _group_table(title: str, groups: dict[str, Any]) -> Table:
-    table = Table(title, "requests", "errors", "out tok/s", "TTFT p50", "TTFT p99", "ITL p50",
-                  "ITL p99", "E2E p50", "E2E p99")  # fmt: skip
+    table = Table(title, "n", "errors", "out tok/s", "TTFT p50/99", "ITL p50/99", "E2E p50/99")
     for name, group in groups.items():
         table.add_row(
             escape(name),
             str(group["requests"]),
             str(sum(group["errors"].values())),
             _number(group["output_tokens_per_s"]),
-            *(_number(group["ttft_ms"][p]) for p in ("p50", "p99")),
-            *(_number(group["itl_ms"][p]) for p in ("p50", "p99")),
-            *(_number(group["e2e_ms"][p]) for p in ("p50", "p99")),
+            *(
+                f"{_number(group[metric]['p50'])}/{_number(group[metric]['p99'])}"
+                for metric in ("ttft_ms", "itl_ms", "e2e_ms")
+            ),
         )
     return table
 
