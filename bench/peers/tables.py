@@ -55,14 +55,18 @@ def update_file(path: Path, tables: str) -> None:
 
 def _provenance(results: Sequence[Result]) -> str:
     newest = max(results, key=lambda result: result["finished_at"])
-    machine = newest["machine"]
+    machines = {
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB"
+        for machine in (result["machine"] for result in results)
+    }
     versions: dict[str, str] = {}
     for result in results:
         found = result["server"]["versions"]
         versions[result["server"]["name"]] = " + ".join(f"{k} {v}" for k, v in found.items())
     commits = sorted({str(result["git_commit"]) for result in results})
     lines = [
-        f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB",
+        # More than one line here means that the rows below cannot be compared.
+        *(f"- Machine: {machine}" for machine in sorted(machines)),
         f"- Finished: {newest['finished_at']}, commit {', '.join(commits)}",
         *(f"- {name}: {text}" for name, text in sorted(versions.items())),
     ]
