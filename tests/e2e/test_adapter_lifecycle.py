@@ -103,11 +103,10 @@ async def test_an_unload_lets_streams_finish(ask, http, server, new_lora, wait_u
 
 async def test_a_replacement_never_reads_the_cache_of_what_it_replaced(ask, http, new_lora):
     old, new = new_lora("twin", 103), new_lora("twin", 104)
-    options = {"max_tokens": 12, "logprobs": True}
 
     async def answer(model):
-        found = await ask(model, STORY, **options)
-        return found.choices[0], found.usage.prompt_tokens_details.cached_tokens
+        found = await ask(model, STORY)
+        return found.choices[0].message.content, found.usage.prompt_tokens_details.cached_tokens
 
     await load(http, "twin", old)
     first, _ = await answer("twin")
@@ -118,7 +117,7 @@ async def test_a_replacement_never_reads_the_cache_of_what_it_replaced(ask, http
     assert (await load(http, "twin", new))["path"] == str(new)
     replaced, cached = await answer("twin")
     assert cached == 0
-    assert replaced.logprobs != first.logprobs
+    assert replaced != first
 
     await load(http, "twin", old)
     assert (await answer("twin"))[0] == first

@@ -76,12 +76,13 @@ async def test_usage_counts_what_the_tokenizer_counts(ask, http, base):
 
 
 async def test_several_answers_to_one_question(ask):
-    answer = await ask("r8", STORY, n=3, temperature=1.0, seed=7, max_tokens=8)
+    options = {"n": 3, "temperature": 1.0, "seed": 7, "max_tokens": 8}
+    answer = await ask("r8", STORY, **options, extra_body={"ignore_eos": True})
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     texts = [choice.message.content for choice in answer.choices]
     assert len(set(texts)) == 3
     assert answer.usage.completion_tokens == 24
-    again = await ask("r8", STORY, n=3, temperature=1.0, seed=7, max_tokens=8)
+    again = await ask("r8", STORY, **options, extra_body={"ignore_eos": True})
     assert [choice.message.content for choice in again.choices] == texts
 
 

@@ -2,9 +2,9 @@
 transformers with PEFT gives it.
 
 Tolerances are on log-probabilities. Logits reach 42, where neighbouring float32 numbers lie
-3.8e-6 apart, and matrix products add in another order for another number of rows: single values
-differ by some 1e-5 (at most 3e-5 seen), 2e-6 on average. transformers computes attention, norms
-and rotations in another order too: up to 1e-4 was seen.
+3.8e-6 apart, and torch's matrix products add in another order for another number of rows: 1.5e-6
+on average, 8e-6 at most. transformers takes another order in attention, norms and rotations too,
+and PEFT rounds between its two products: 2e-5 at most.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ def assert_same(answers, expected):
         for model, answer in answers.items()
         for own, other in zip(answer.logprobs, expected[model].logprobs, strict=True)
     ]
-    assert sum(errors) / len(errors) < 1e-5
-    assert max(errors) < 5e-5
+    assert max(errors) < 1e-5
 
 
 def test_each_gets_what_it_gets_alone(make_engine, requests, together):
@@ -95,7 +94,7 @@ def test_each_gets_what_peft_gives_it(demo_folder, adapters, requests, together)
         if request.sampling.temperature == 0:
             assert logits.argmax(-1).tolist() == answer.tokens, request.id
         chosen = logits.log_softmax(-1).gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(answer.logprobs), chosen, atol=1e-3, rtol=0)
+        torch.testing.assert_close(torch.tensor(answer.logprobs), chosen, atol=1e-4, rtol=0)
 
 
 def test_the_adapters_differ(together, requests):
