@@ -22,6 +22,102 @@ struct Block {
   int64_t row, rows;  // query rows (position-major, then query head of the group)
 };
 
+// 2^t by a polynomial on [-1/2, 1/2] (relative error 5e-5: the result is rounded to bf16 anyway).
+inline __m512 exp2_coarse(__m512 t) {
+  const __m512 n = _mm512_roundscale_ps(t, 0), f = _mm512_sub_ps(t, n);
+  __m512 p = _mm512_set1_ps(9.618129e-3f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.550411e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.402265e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931472e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+
+#ifdef __AMX_BF16__
+// Tiles 0-3 accumulate, 4 holds the rows, 5 the operand of layout [K/2][16][2].
+void configure_attention(int rows) {
+  TileConfig config;
+  for (int t = 0; t < 5; ++t) config.set(t, rows, 64);
+  config.set(5, 16, 64);
+  config.load();
+}
+
+// score[c] = query . keys[c]^T for `count` blocks of 16 keys.
+void score_tiles(float (*score)[kTileRows * kTileCols], const bf16* query, int64_t dim,
+                 const bf16* const* keys, int64_t count) {
+  __asm__ volatile("" ::: "memory");  // the intrinsics do not say that tile loads read memory
+  int64_t c = 0;
+  for (; c + 4 <= count; c += 4) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t i = 0; i < dim; i += 32) {
+      _tile_loadd(4, query + i, dim * 2);
+      _tile_loadd(5, keys[c] + i * 16, 64);
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_loadd(5, keys[c + 1] + i * 16, 64);
+      _tile_dpbf16ps(1, 4, 5);
+      _tile_loadd(5, keys[c + 2] + i * 16, 64);
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_loadd(5, keys[c + 3] + i * 16, 64);
+      _tile_dpbf16ps(3, 4, 5);
+    }
+    _tile_stored(0, score[c], 64);
+    _tile_stored(1, score[c + 1], 64);
+    _tile_stored(2, score[c + 2], 64);
+    _tile_stored(3, score[c + 3], 64);
+  }
+  for (; c < count; ++c) {
+    _tile_zero(0);
+    for (int64_t i = 0; i < dim; i += 32) {
+      _tile_loadd(4, query + i, dim * 2);
+      _tile_loadd(5, keys[c] + i * 16, 64);
+      _tile_dpbf16ps(0, 4, 5);
+    }
+    _tile_stored(0, score[c], 64);
+  }
+}
+
+// acc[d] += weight . values for `count` blocks of 32 keys.
+void weigh_tiles(float (*acc)[kTileRows * kTileCols], const bf16* weight, int64_t dim,
+                 const bf16* const* values, int64_t count) {
+  __asm__ volatile("" ::: "memory");
+  int64_t d = 0;
+  for (; d + 4 <= dim / 16; d += 4) {
+    _tile_loadd(0, acc[d], 64);
+    _tile_loadd(1, acc[d + 1], 64);
+    _tile_loadd(2, acc[d + 2], 64);
+    _tile_loadd(3, acc[d + 3], 64);
+    for (int64_t b = 0; b < count; ++b) {
+      const bf16* v = values[b] + d * 32;
+      _tile_loadd(4, weight + b * 32, kChunk * 2);
+      _tile_loadd(5, v, dim * 4);
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_loadd(5, v + 32, dim * 4);
+      _tile_dpbf16ps(1, 4, 5);
+      _tile_loadd(5, v + 64, dim * 4);
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_loadd(5, v + 96, dim * 4);
+      _tile_dpbf16ps(3, 4, 5);
+    }
+    _tile_stored(0, acc[d], 64);
+    _tile_stored(1, acc[d + 1], 64);
+    _tile_stored(2, acc[d + 2], 64);
+    _tile_stored(3, acc[d + 3], 64);
+  }
+  for (; d < dim / 16; ++d) {
+    _tile_loadd(0, acc[d], 64);
+    for (int64_t b = 0; b < count; ++b) {
+      _tile_loadd(4, weight + b * 32, kChunk * 2);
+      _tile_loadd(5, values[b] + d * 32, dim * 4);
+      _tile_dpbf16ps(0, 4, 5);
+    }
+    _tile_stored(0, acc[d], 64);
+  }
+}
+#endif
+
 void attend(const Block& task, bf16* out, const bf16* q, int64_t q_stride, const bf16* k_cache,
             const bf16* v_cache, const int32_t* pages, int64_t query_start, int64_t query_len,
             int64_t context, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page,
@@ -47,22 +143,25 @@ void attend(const Block& task, bf16* out, const bf16* q, int64_t q_stride, const
   const int64_t end = position[rows - 1] + 1;
   const int64_t begin = window ? std::max<int64_t>(0, position[0] + 1 - window) / kChunk * kChunk : 0;
   const int64_t page_size = page * dim;
+  const float scale2 = scale * 1.44269504f;  // the softmax is taken to base 2
 #ifdef __AMX_BF16__
-  if (tiles) turret::configure(rows, kTileCols, 32);
+  if (tiles) configure_attention(rows);
 #endif
   for (int64_t start = begin; start < end; start += kChunk) {
     const int64_t keys = std::min(kChunk, end - start), columns = (keys + 15) / 16;
+    const bf16 *key_block[kChunk / 16], *value_block[kChunk / 32];
     for (int64_t c = 0; c < columns; ++c) {
       const int64_t key = start + c * 16;
-      const bf16* k = k_cache + (pages[key / page] * kv_heads + task.head) * page_size +
-                      key % page / 16 * dim * 16;
-#ifdef __AMX_BF16__
-      if (tiles)
-        turret::multiply_tiles(score[c], query, dim, k, 32, dim, false);
-      else
-#endif
-        turret::multiply_avx512(score[c], query, dim, k, 32, rows, dim, 0xFFFF, false);
+      key_block[c] = k_cache + (pages[key / page] * kv_heads + task.head) * page_size +
+                     key % page / 16 * dim * 16;
     }
+#ifdef __AMX_BF16__
+    if (tiles)
+      score_tiles(score, query, dim, key_block, columns);
+    else
+#endif
+      for (int64_t c = 0; c < columns; ++c)
+        turret::multiply_avx512(score[c], query, dim, key_block[c], 32, rows, dim, 0xFFFF, false);
     const int64_t padded = (keys + 31) / 32 * 32;
     for (int r = 0; r < rows; ++r) {
       // Keys first..last (inclusive) of this chunk are visible to row r.
@@ -72,7 +171,7 @@ void attend(const Block& task, bf16* out, const bf16* q, int64_t q_stride, const
       const bool whole = first <= 0 && last >= columns * 16 - 1;
       for (int64_t c = 0; c < columns; ++c) {
         float* s = score[c] + r * kTileCols;
-        __m512 v = _mm512_mul_ps(_mm512_load_ps(s), _mm512_set1_ps(scale));
+        __m512 v = _mm512_mul_ps(_mm512_load_ps(s), _mm512_set1_ps(scale2));
         if (!whole) {
           const __m512i index = _mm512_add_epi32(lane, _mm512_set1_epi32((int)(c * 16)));
           const __mmask16 seen =
@@ -84,13 +183,13 @@ void attend(const Block& task, bf16* out, const bf16* q, int64_t q_stride, const
         best = _mm512_max_ps(best, v);
       }
       const float high = std::max(top[r], _mm512_reduce_max_ps(best));
-      const float decay = std::exp(top[r] - high);
+      const float decay = std::exp2(top[r] - high);
       __m512 total = _mm512_setzero_ps();
       for (int64_t c = 0; c < padded / 16; ++c) {
         __m512 p = _mm512_setzero_ps();
         if (c < columns) {
           const __m512 v = _mm512_load_ps(score[c] + r * kTileCols);
-          p = exp_ps(_mm512_sub_ps(v, _mm512_set1_ps(high)));
+          p = exp2_coarse(_mm512_sub_ps(v, _mm512_set1_ps(high)));
           p = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, _mm512_set1_ps(kMasked), _CMP_LE_OQ), p,
                                    _mm512_setzero_ps());
         }
@@ -119,16 +218,18 @@ void attend(const Block& task, bf16* out, const bf16* q, int64_t q_stride, const
                     static_cast<size_t>((16 - (valid + 1) / 2) * dim * 4));
         v = tail;
       }
-      for (int64_t d = 0; d < dim / 16; ++d) {
-        const bf16* b = v + d * 32;
-#ifdef __AMX_BF16__
-        if (tiles)
-          turret::multiply_tiles(acc[d], weight + base, kChunk, b, dim * 2, 32, true);
-        else
-#endif
-          turret::multiply_avx512(acc[d], weight + base, kChunk, b, dim * 2, rows, 32, 0xFFFF, true);
-      }
+      value_block[base / 32] = v;
     }
+#ifdef __AMX_BF16__
+    if (tiles) {
+      weigh_tiles(acc, weight, dim, value_block, padded / 32);
+      continue;
+    }
+#endif
+    for (int64_t b = 0; b < padded / 32; ++b)
+      for (int64_t d = 0; d < dim / 16; ++d)
+        turret::multiply_avx512(acc[d], weight + b * 32, kChunk, value_block[b] + d * 32, dim * 2,
+                                rows, 32, 0xFFFF, true);
   }
   for (int r = 0; r < rows; ++r) {
     const int64_t token = (task.row + r) / group, head = task.head * group + (task.row + r) % group;
