@@ -51,8 +51,12 @@ class Server:
 
     def close(self) -> None:
         """End it, whatever state it is in."""
-        self.process.kill()
-        self.process.wait()
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self._reader.join(timeout=10)
 
     def engines(self) -> list[Any]:

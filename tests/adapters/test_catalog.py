@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
 
 

@@ -1,6 +1,7 @@
 import random
 
 import pytest
+
 from turret_server.engine.blocks import BlockPool
 from turret_server.engine.messages import AdapterUse, EngineRequest, Sampling
 from turret_server.engine.scheduler import Limits, Sampled, Scheduler

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
 from turret_adapters.plan import StepPlan
 from turret_kernels.paged_attention import AttentionMetadata
 from turret_server.models.batch import Batch

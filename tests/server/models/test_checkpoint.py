@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
 from turret_server.models.checkpoint import Checkpoint
 
 

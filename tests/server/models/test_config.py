@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config
+
 from turret_adapters.spec import Module, Site
 from turret_kernels.paged_attention import AttentionMetadata
 from turret_server.errors import StartupError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from turret_server.demo import demo_model
 from turret_server.models.decoder import Decoder
 

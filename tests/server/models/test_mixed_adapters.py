@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, PreTrainedModel
+
 from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.files import AdapterFiles
 from turret_adapters.kinds.lora import KIND

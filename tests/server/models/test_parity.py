@@ -18,6 +18,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
 from turret_server.models.decoder import Decoder
 
 LENGTHS = (23, 1, 40, 9, 6)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
 from turret_server.errors import StartupError
 from turret_server.models.rope import rope_table
 from turret_server.models.rope_config import RopeConfig

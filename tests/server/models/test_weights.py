@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Qwen2Config
+
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.weights import DecoderWeights, load_weights
