@@ -3,7 +3,7 @@
     python lm_eval_reference.py PAIRS TRUTH MODEL [ADAPTER]
 
 PAIRS is a JSON list of [context, continuation] and [text]; TRUTH gets a list of [sum of
-log-probabilities, is greedy], split into tokens as lm-eval splits them.
+log-probabilities, is greedy, number of tokens], split into tokens as lm-eval splits them.
 """
 
 import json
@@ -40,7 +40,7 @@ def main() -> None:
         logprobs = logits.float().log_softmax(-1)
         tokens = torch.tensor(ids)
         total = logprobs.gather(1, tokens[:, None]).double().sum().item()
-        results.append([total, bool((logprobs.argmax(-1) == tokens).all())])
+        results.append([total, bool((logprobs.argmax(-1) == tokens).all()), len(ids)])
     Path(truth).write_text(json.dumps(results))
 
 

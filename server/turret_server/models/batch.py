@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+
 from turret_kernels.paged_attention import AttentionMetadata
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from turret_kernels.linear import LinearWeight, pack_linear
 
+from turret_kernels.linear import LinearWeight, pack_linear
 from turret_server.models.checkpoint import Checkpoint
 from turret_server.models.config import DecoderConfig
 
