@@ -41,7 +41,7 @@ def main() -> None:
     for model in (session.base, "sql"):
         with session.check(f"synthetic load on {model}: every request, token and first token"):
             requests = benchmark(session, model, synthetic, _REQUESTS)["requests"]
-            counts = {state: len(found) for state, found in requests.items()}
+            counts = {state: len(found or ()) for state, found in requests.items()}
             same((counts["successful"], counts["errored"]), (_REQUESTS, 0))
             for request in requests["successful"]:
                 same(request["output_tokens"], _OUTPUT_TOKENS)
