@@ -5,6 +5,7 @@ from typing import Literal
 
 from acceptance import QUESTION, Session, same
 from openai import AsyncOpenAI, NotFoundError, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel, ConfigDict
 
 WEATHER = {
@@ -27,7 +28,7 @@ class Mood(BaseModel):
     mood: Literal["good", "bad"]
 
 
-def user(prompt: str) -> list[dict[str, str]]:
+def user(prompt: str) -> list[ChatCompletionMessageParam]:
     return [{"role": "user", "content": prompt}]
 
 
@@ -103,6 +104,7 @@ def main() -> None:
             client.chat.completions.create(model="nobody", messages=user(QUESTION))
         except NotFoundError as error:
             refused = error
+        assert refused is not None, "it was answered"
         same((refused.status_code, refused.param), (404, "model"))
         assert "nobody" in refused.message, refused.message
     session.finish()
