@@ -71,7 +71,7 @@ def measure(
     about = {
         "name": server.name,
         "versions": server.versions(),
-        "argv": server.launch(deployment).argv,
+        "argv": [_portable(word) for word in server.launch(deployment).argv],
         "num_adapters": len(deployment.adapters),
         "start_s": round(live.start_s, 1),
         "memory_mb": live.memory_mb(),
@@ -112,6 +112,14 @@ def run_all(
                     failed.append(f"{server.name}, {num_resident} adapters, repeat {repeat}")
                     print(f"  failed: {error}", flush=True)
     return failed
+
+
+def _portable(word: str) -> str:
+    """A word of a command line as it reads on any machine: results are published."""
+    path = Path(word)
+    if path.is_relative_to(Path(sys.prefix)):
+        return path.name
+    return word.replace(str(Path.home()), "~")
 
 
 def main() -> int:
