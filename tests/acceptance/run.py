@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,6 +81,8 @@ def main() -> None:
     if unknown := set(arguments.client) - set(names):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(names)}")
     chosen = [c for c in CLIENTS if not arguments.client or c.name in arguments.client]
+    # Python would end at once, and leave the server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = []
     for dtype, clients in groupby(chosen, lambda client: client.dtype):
         with tempfile.TemporaryDirectory(prefix="turret-acceptance-") as scratch:
