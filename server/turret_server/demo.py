@@ -31,7 +31,7 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = "smollm2-135m-instruct"
 
 # Written into the weights' header; raising it makes folders of older conversions be made anew.
-CONVERSION = "1"
+CONVERSION = "2"
 
 # llama.cpp's name of each tensor inside a block -> transformers' name.
 _BLOCK_NAMES = {
@@ -97,7 +97,9 @@ def convert(gguf_path: Path, folder: Path, *, progress: bool) -> None:
     config = _config(reader)
     _write_json(folder / "config.json", config)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    _write_json(folder / "generation_config.json", {key: config[key] for key in ids})
+    # What the authors advise for sampling; at temperature 1 a model this small rambles.
+    sampling = {"temperature": 0.2, "top_p": 0.9}
+    _write_json(folder / "generation_config.json", {key: config[key] for key in ids} | sampling)
     tokens = _field(reader, "tokenizer.ggml.tokens")
     tokenizer_config = {
         # The fast class that takes tokenizer.json as it is, in every version of transformers.

@@ -24,6 +24,7 @@ from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError
+from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources import DEMO, resolve_adapter, resolve_model
 from turret_server.telemetry.logging import configure_logging
@@ -192,6 +193,7 @@ def _api_settings(config: ServeConfig, folder: Path) -> ApiSettings:
             for keys, admin in ((config.api_keys, False), (config.admin_keys, True))
             for key in keys
         ),
+        generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,
         max_body_bytes=config.max_body_bytes,
     )

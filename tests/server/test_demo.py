@@ -114,7 +114,13 @@ def test_special_tokens_and_template_survive(converted: Path):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
     assert tokenizer.chat_template == "{{ messages }}"
     generation = json.loads((converted / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    assert generation == {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "temperature": 0.2,
+        "top_p": 0.9,
+    }
 
 
 def test_digits_are_split_off_before_blanks_are_grouped(converted: Path):

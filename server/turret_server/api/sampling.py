@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from turret_server.api.schema.fields import GenerationBody
 from turret_server.engine.messages import Sampling
 from turret_server.errors import BadRequest, PromptTooLong
+from turret_server.pipeline.generation_defaults import GenerationDefaults
 
 _SEED_MASK = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What a request must fit."""
+    """What a request must fit, and what the model does where a request says nothing."""
 
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
 
 def base_sampling(
@@ -39,7 +41,8 @@ def base_sampling(
     """
     _check_ids(body.logit_bias or (), limits.vocab_size, "logit_bias.{}")
     _check_ids(body.stop_token_ids or (), limits.vocab_size, "stop_token_ids")
-    top_k = max(body.top_k or 0, 0)
+    defaults = limits.defaults
+    top_k = max(defaults.top_k if body.top_k is None else body.top_k, 0)
     if top_k > limits.vocab_size:
         raise BadRequest(
             f"'top_k' is {top_k}", f"the vocabulary has {limits.vocab_size} tokens", param="top_k"
@@ -48,13 +51,13 @@ def base_sampling(
     if not body.ignore_eos:
         stops |= dict.fromkeys(limits.eos_token_ids)
     return Sampling(
-        temperature=_or(body.temperature, 1.0),
-        top_p=_or(body.top_p, 1.0),
+        temperature=_or(body.temperature, defaults.temperature),
+        top_p=_or(body.top_p, defaults.top_p),
         top_k=top_k,
-        min_p=_or(body.min_p, 0.0),
+        min_p=_or(body.min_p, defaults.min_p),
         presence_penalty=_or(body.presence_penalty, 0.0),
         frequency_penalty=_or(body.frequency_penalty, 0.0),
-        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
         logit_bias=body.logit_bias or {},
         min_tokens=body.min_tokens or 0,
         stop_token_ids=tuple(stops),

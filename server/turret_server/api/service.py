@@ -64,6 +64,7 @@ class Service:
             max_model_len=ready.max_model_len,
             vocab_size=ready.vocab_size,
             eos_token_ids=self.tokenizer.eos_token_ids,
+            defaults=self.settings.generation_defaults,
         )
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from turret_server.pipeline.generation_defaults import GenerationDefaults
+
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
@@ -35,6 +37,7 @@ class ApiSettings:
         max_json_depth: deepest nesting of arrays and objects in a body.
         max_waiting: requests without a first token before new ones get 429.
         max_choices: choices (`n` or `best_of`, times prompts) of one request.
+        generation_defaults: sampling where a request says nothing.
         default_max_tokens: for completions that name none, as OpenAI's 16. Chat answers may fill
             the context.
         max_timeout_s: largest `timeout_s` a request may ask for.
@@ -51,6 +54,7 @@ class ApiSettings:
     max_json_depth: int = 64
     max_waiting: int = 1024
     max_choices: int = 1024
+    generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     default_max_tokens: int = 16
     max_timeout_s: float = 3600.0
     ping_s: float = 15.0
