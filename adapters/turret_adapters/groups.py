@@ -1,4 +1,4 @@
-"""How a decoder calls its sites: linears that share an input are one launch."""
+"""How a decoder calls its sites: linears that share an input together, activations one by one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from turret_adapters.spec import ModelShape, Module
 
 
 class Group(IntEnum):
-    """Sites that the decoder computes in one GEMM."""
+    """Sites that the decoder computes in one GEMM, and the activations between them."""
 
     QKV = 0
     O = 1  # noqa: E741
@@ -16,6 +16,12 @@ class Group(IntEnum):
     DOWN = 3
     EMBED = 4
     HEAD = 5
+    ATTENTION_IN = 6
+    HEADS = 7
+    MLP_IN = 8
+    ACT = 9
+    INNER = 10
+    HEAD_IN = 11
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -35,6 +41,12 @@ _MODULES = {
     Group.DOWN: (Module.DOWN,),
     Group.EMBED: (Module.EMBED,),
     Group.HEAD: (Module.HEAD,),
+    Group.ATTENTION_IN: (Module.ATTENTION_IN,),
+    Group.HEADS: (Module.HEADS,),
+    Group.MLP_IN: (Module.MLP_IN,),
+    Group.ACT: (Module.ACT,),
+    Group.INNER: (Module.INNER,),
+    Group.HEAD_IN: (Module.HEAD_IN,),
 }
 _GROUP_OF = {module: group for group, modules in _MODULES.items() for module in modules}
 
@@ -52,4 +64,4 @@ def num_points(shape: ModelShape) -> int:
 def first_column(shape: ModelShape, module: Module) -> int:
     """The column at which a site begins in the output of its group."""
     modules = Group.of(module).modules
-    return sum(shape.dims[m][1] for m in modules[: modules.index(module)])
+    return sum(shape.width(m) for m in modules[: modules.index(module)])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from turret_adapters.components import LowRank
 from turret_adapters.digest import content_digest
 from turret_adapters.errors import AdapterError
 from turret_adapters.files import AdapterFiles
 from turret_adapters.loading import StrPath
 from turret_adapters.registry import detect
-from turret_adapters.spec import Kind, LowRank, Program
+from turret_adapters.spec import Kind, Program
 
 
 def describe(path: StrPath) -> dict[str, Any]:

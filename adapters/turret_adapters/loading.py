@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import torch
 
+from turret_adapters.components import Component
 from turret_adapters.digest import content_digest
 from turret_adapters.errors import AdapterMalformed
 from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.registry import detect
-from turret_adapters.spec import Component, LowRank, ModelShape, Program
+from turret_adapters.spec import ModelShape, Program
 from turret_adapters.tensor_file import is_finite
 
 StrPath = str | PathLike[str]
@@ -95,13 +96,11 @@ def _cast(program: Program, dtype: torch.dtype) -> Program:
     for component in program.components:
         cast = component.to(dtype)
         # Only float16 overflows where float32 was finite.
-        if dtype == torch.float16 and isinstance(cast, LowRank):
-            for name, factor in (("A", cast.a), ("B", cast.b)):
-                if not is_finite(factor):
-                    raise AdapterMalformed(
-                        "the adapter was not loaded",
-                        f"its factor {name} at {cast.site} exceeds the range of float16",
-                        "Serve in bfloat16: --dtype bfloat16.",
-                    )
+        if dtype == torch.float16 and not all(map(is_finite, cast.tensors)):
+            raise AdapterMalformed(
+                "the adapter was not loaded",
+                f"its values at {cast.site} exceed the range of float16",
+                "Serve in bfloat16: --dtype bfloat16.",
+            )
         components.append(cast)
-    return Program(program.kind, tuple(components), program.base_model, program.notes)
+    return replace(program, components=tuple(components))

@@ -11,12 +11,14 @@ from operator import or_
 import torch
 from torch import Tensor
 
-from turret_adapters.banks.device import Bank, DeviceBanks
+from turret_adapters.banks.device import ActingBank, Bank, DeviceBanks
 from turret_adapters.groups import Group, point
 from turret_adapters.spec import Module
+from turret_kernels.activation import silu_mul
+from turret_kernels.linear import LinearWeight, linear
 from turret_kernels.low_rank import Entries
 
-__all__ = ["Group", "RowUse", "StepPlan"]
+__all__ = ["BASE", "BasePlan", "Group", "RowUse", "StepPlan"]
 
 Weight = float | Mapping[str, float]
 
@@ -39,7 +41,51 @@ class RowUse:
     weights: tuple[Weight, ...]
 
 
-class StepPlan:
+class BasePlan:
+    """A step in which nothing but the base acts, and what a decoder may ask of any step."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        """Does anything but the base act in this step?"""
+        return False
+
+    def embed(self, hidden: Tensor, token_ids: Tensor) -> None:
+        """Let the adapters act on the embedded tokens `hidden` [T, hidden], in place."""
+
+    def touch(self, layer: int, group: Group, x: Tensor) -> None:
+        """Let the adapters act on an activation `x` [T, N], in place; `layer` is -1 at HEAD_IN."""
+
+    def linear(
+        self, layer: int, group: Group, x: Tensor, weight: LinearWeight, bias: Tensor | None
+    ) -> Tensor:
+        """The linears of a group, adapted.
+
+        Args:
+            layer: number of the decoder layer.
+            group: which linears.
+            x: [T, in], contiguous.
+            weight: of the linears, one under the other.
+            bias: theirs.
+
+        Returns:
+            [T, out of the group], contiguous.
+        """
+        return linear(x, weight, bias)
+
+    def gate(self, layer: int, gate_up: Tensor) -> Tensor:
+        """`SiLU(gate) * up` [T, I] of [T, 2 I], adapted."""
+        return silu_mul(gate_up)
+
+    def head(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        """Float32 logits [L, vocab] of `x` [L, hidden], the rows named by the step."""
+        return linear(x, weight, out_dtype=torch.float32)
+
+
+BASE = BasePlan()
+
+
+class StepPlan(BasePlan):
     """The adapters of one step.
 
     A site that no active adapter touches costs one test of a bit and launches nothing.
@@ -51,7 +97,16 @@ class StepPlan:
         logit_rows: token rows whose logits are computed, ascending; None means every row.
     """
 
-    __slots__ = ("_active", "_entries", "_head", "_logit_rows", "_uses", "_weights")
+    __slots__ = (
+        "_active",
+        "_entries",
+        "_head",
+        "_logit_rows",
+        "_sparse",
+        "_threshold",
+        "_uses",
+        "_weights",
+    )
 
     def __init__(
         self,
@@ -66,31 +121,32 @@ class StepPlan:
             if weight != 0
         ]
         slots = {slot for _, _, slot, _ in self._uses}
-        masks = ((bank, reduce(or_, (bank.touched[s] for s in slots), 0)) for bank in banks.banks)
-        self._active: list[tuple[Bank, int]] = [(bank, mask) for bank, mask in masks if mask]
+        masks = [(bank, _touched(bank.touched, slots)) for bank in banks.acting]
+        self._active: list[tuple[ActingBank, int]] = [(bank, mask) for bank, mask in masks if mask]
+        self._threshold = banks.threshold
+        self._sparse = _touched(banks.threshold.touched, slots)  # where thresholds act
         self._weights: dict[Module, Tensor] | None = None
         self._head: tuple[Entries, dict[Module, Tensor] | None] | None = None
         self._logit_rows = logit_rows
-        if self._active:
+        if self:
             self._entries, self._weights = _build(self._uses)
 
     def __bool__(self) -> bool:
-        """Does anything but the base act in this step?"""
-        return bool(self._active)
+        return bool(self._active or self._sparse)
 
     @property
     def signature(self) -> tuple[tuple[int, int], ...] | None:
         """Equal for steps that launch the same kernels, so that one recorded graph serves them.
 
-        None where a graph cannot hold the step: banks that run torch ops, weights per module, or
-        an adapter at the embedding.
+        None where a graph cannot hold the step: banks that run torch ops, or weights per module.
+        What acts on the embedding does not matter: graphs begin behind it.
         """
         embed = 1 << point(-1, Group.EMBED)
-        if self._weights is not None or any(
-            not bank.capturable or mask & embed for bank, mask in self._active
-        ):
+        every: list[tuple[Bank, int]] = [(bank, mask & ~embed) for bank, mask in self._active]
+        every.append((self._threshold, self._sparse))
+        if self._weights is not None or any(mask and not b.capturable for b, mask in every):
             return None
-        return tuple((mask, bank.layout) for bank, mask in self._active)
+        return tuple((mask, bank.layout) for bank, mask in every)
 
     @property
     def entries(self) -> Entries:
@@ -101,37 +157,57 @@ class StepPlan:
     def entries(self, entries: Entries) -> None:
         self._entries = entries
 
+    def embed(self, hidden: Tensor, token_ids: Tensor) -> None:  # noqa: D102
+        self.apply(-1, Group.EMBED, hidden, token_ids)
+
+    def touch(self, layer: int, group: Group, x: Tensor) -> None:  # noqa: D102
+        if group is Group.HEAD_IN:
+            self.apply_to_logits(group, x, x)
+        else:
+            self.apply(layer, group, x, x)
+
+    def linear(  # noqa: D102
+        self, layer: int, group: Group, x: Tensor, weight: LinearWeight, bias: Tensor | None
+    ) -> Tensor:
+        if self._sparse >> point(layer, group) & 1:
+            y = self._threshold.linear(layer, group, x, weight, bias, self._entries)
+        else:
+            y = linear(x, weight, bias)
+        self.apply(layer, group, y, x)
+        return y
+
+    def gate(self, layer: int, gate_up: Tensor) -> Tensor:  # noqa: D102
+        if self._sparse >> point(layer, Group.ACT) & 1:
+            return self._threshold.gate(layer, gate_up, self._entries)
+        return silu_mul(gate_up)
+
+    def head(self, x: Tensor, weight: LinearWeight) -> Tensor:  # noqa: D102
+        logits = linear(x, weight, out_dtype=torch.float32)
+        self.apply_to_logits(Group.HEAD, logits, x)
+        return logits
+
     def apply(self, layer: int, group: Group, y: Tensor, x: Tensor) -> None:
-        """Let the adapters act on the output of a group of linears, in place.
+        """Let the adapters act on the output of a group, or on an activation, in place.
 
         Args:
             layer: number of the decoder layer.
-            group: which linears.
-            y: [T, columns of the group], contiguous: their output, bias included.
-            x: [T, in], contiguous: their input.
+            group: which.
+            y: [T, columns of the group], contiguous: the output, bias included.
+            x: [T, in], contiguous: what the group read.
         """
         at = point(layer, group)
         for bank, mask in self._active:
             if mask >> at & 1:
                 bank.apply(layer, group, y, x, self._entries, self._weights)
 
-    def apply_embed(self, hidden: Tensor, token_ids: Tensor) -> None:
-        """Let the adapters act on the embedded tokens `hidden` [T, hidden], in place."""
-        self.apply(-1, Group.EMBED, hidden, token_ids)
-
-    def apply_head(self, logits: Tensor, hidden: Tensor) -> None:
-        """Let the adapters act on the logits, in place.
-
-        Args:
-            logits: [L, vocab], the rows named by `logit_rows`.
-            hidden: [L, hidden], the input of the head.
-        """
-        at = point(-1, Group.HEAD)
+    def apply_to_logits(self, group: Group, y: Tensor, x: Tensor) -> None:
+        """As `apply`, at HEAD or HEAD_IN: the rows are those named by `logit_rows`."""
+        at = point(-1, group)
         for bank, mask in self._active:
             if mask >> at & 1:
                 entries, weights = self._head_entries()
                 if len(entries):
-                    bank.apply(-1, Group.HEAD, logits, hidden, entries, weights)
+                    bank.apply(-1, group, y, x, entries, weights)
 
     def _head_entries(self) -> tuple[Entries, dict[Module, Tensor] | None]:
         """The entries in rows of the logits; few adapters touch the head, so not built ahead."""
@@ -148,6 +224,10 @@ class StepPlan:
                         mapped.append((first, last - first, slot, weight))
                 self._head = _build(mapped)
         return self._head
+
+
+def _touched(per_slot: Sequence[int], slots: set[int]) -> int:
+    return reduce(or_, (per_slot[slot] for slot in slots), 0)
 
 
 def _build(

@@ -7,20 +7,23 @@ components. Kinds know no banks, banks know no kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
+    from turret_adapters.components import Component
     from turret_adapters.files import AdapterFiles
 
 
 class Module(StrEnum):
-    """Where in a decoder a site lies; the last part of its name."""
+    """Where in a decoder a site lies; the last part of its name.
+
+    Linears first (their outputs, and what they multiply), then the activations between them.
+    """
 
     Q = "q_proj"
     K = "k_proj"
@@ -31,14 +34,29 @@ class Module(StrEnum):
     DOWN = "down_proj"
     EMBED = "embed_tokens"
     HEAD = "lm_head"
+    ATTENTION_IN = "input_layernorm"  # what q, k and v read
+    HEADS = "attention"  # the heads' outputs side by side: what o reads
+    MLP_IN = "post_attention_layernorm"  # what gate and up read
+    ACT = "act_fn"  # SiLU(gate), before it meets up
+    INNER = "mlp_inner"  # what down reads
+    HEAD_IN = "norm"  # what the head reads
 
 
 LINEARS = (Module.Q, Module.K, Module.V, Module.O, Module.GATE, Module.UP, Module.DOWN)
+# An activation is as wide as the input of the linear that reads it.
+READERS = {
+    Module.ATTENTION_IN: Module.Q,
+    Module.HEADS: Module.O,
+    Module.MLP_IN: Module.GATE,
+    Module.ACT: Module.DOWN,
+    Module.INNER: Module.DOWN,
+    Module.HEAD_IN: Module.HEAD,
+}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """One linear, the embedding or the head. `layer` is -1 for embedding and head."""
+    """One place; `layer` is -1 for the embedding, the head and what the head reads."""
 
     layer: int
     module: Module
@@ -60,6 +78,9 @@ class ModelShape:
         tied_head: the head shares its weight with the embedding.
         weight: reads the base's weight at a site ([out, in]; the embedding [vocab, hidden]), for
             formats that repeat it or depend on it; None where no base is at hand.
+        bias: reads the base's bias at a linear, [out]; None where it has none.
+        gain: reads the gain of the norm before an activation (ATTENTION_IN, MLP_IN, HEAD_IN), [n].
+        head_dim: width of one attention head; 0 where unknown.
     """
 
     num_layers: int
@@ -68,76 +89,63 @@ class ModelShape:
     name: str = ""
     tied_head: bool = False
     weight: Callable[[Site], Tensor] | None = None
+    bias: Callable[[Site], Tensor | None] | None = None
+    gain: Callable[[Site], Tensor] | None = None
+    head_dim: int = 0
+
+    def width(self, module: Module) -> int:
+        """Features that come out of a module, or that an activation has."""
+        reader = READERS.get(module)
+        return self.dims[module][1] if reader is None else self.dims[reader][0]
+
+    def has(self, site: Site) -> bool:
+        """Is there such a place in the base?"""
+        known = READERS.get(site.module, site.module) in self.dims
+        alone = site.module in (Module.EMBED, Module.HEAD, Module.HEAD_IN)
+        return known and (site.layer == -1 if alone else 0 <= site.layer < self.num_layers)
 
     def sites(self) -> list[Site]:
-        """Every site, in model order."""
+        """Every linear, the embedding and the head, in model order."""
         inner = [Site(layer, m) for layer in range(self.num_layers) for m in LINEARS]
         every = [Site(-1, Module.EMBED), *inner, Site(-1, Module.HEAD)]
         return [site for site in every if site.module in self.dims]
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """`y += weight * b.T @ (a @ x)`: the low-rank branch, its scale folded into `b`.
+class Positions:
+    """Where in a request an adapter acts, for kinds that do not act everywhere.
 
     Attributes:
-        site: where it acts.
-        a: [rank, in_features]; at the embedding [rank, vocab].
-        b: [rank, out_features] (PEFT's lora_B transposed: one contiguous row per rank).
+        invocation: token ids; from where they last occur in the prompt on, or nowhere (aLoRA).
+        first: so many tokens at the beginning of the prompt (LoReFT's f).
+        last: so many tokens at the end of the prompt (LoReFT's l).
+        generating: the last token of the prompt and all that follow: every row that a token is
+            sampled from (ITI).
     """
 
-    site: Site
-    a: Tensor
-    b: Tensor
+    invocation: tuple[int, ...] = ()
+    first: int = 0
+    last: int = 0
+    generating: bool = False
 
-    @property
-    def rank(self) -> int:
-        """Number of rank rows."""
-        return self.a.shape[0]
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of both factors."""
-        return self.a.numel() + self.b.numel()
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of both factors."""
-        return self.a.nbytes + self.b.nbytes
-
-    def to(self, dtype: torch.dtype) -> LowRank:
-        """Both factors in the served dtype."""
-        return LowRank(self.site, self.a.to(dtype), self.b.to(dtype))
+    def spans(self, prompt: Sequence[int]) -> list[tuple[int, int]]:
+        """Where it acts on a request with this prompt: [start, stop) pairs, ascending, apart."""
+        end = len(prompt)
+        if self.generating:
+            return [(max(end - 1, 0), NO_END)]
+        if self.invocation:
+            size = len(self.invocation)
+            for start in range(end - size, -1, -1):
+                if tuple(prompt[start : start + size]) == self.invocation:
+                    return [(start, NO_END)]
+            return []
+        first, last = min(self.first, end), max(end - self.last, 0)
+        if first >= last:
+            return [(0, end)] if end else []
+        return [span for span in ((0, first), (last, end)) if span[0] < span[1]]
 
 
-@dataclass(frozen=True, slots=True)
-class Offset:
-    """`y += weight * vector`: an offset after the bias.
-
-    `vector` is [out_features]. When `absolute` is true the published tensor replaces the base's
-    bias, and the bank subtracts the base's own value (zero where the base has none).
-    """
-
-    site: Site
-    vector: Tensor
-    absolute: bool = False
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of the vector."""
-        return self.vector.numel()
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the vector."""
-        return self.vector.nbytes
-
-    def to(self, dtype: torch.dtype) -> Offset:
-        """Itself: an absolute vector is rounded only after the base's bias is subtracted."""
-        return self
-
-
-Component = LowRank | Offset
+NO_END = 1 << 62  # further than any sequence goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +157,16 @@ class Program:
         components: in any order; several at one site add up.
         base_model: as the adapter's own config names it.
         notes: what a user may want to know, though nothing is refused.
+        positions: where in a request it acts, None for everywhere.
+        num_virtual_tokens: positions that it puts before the prompt.
     """
 
     kind: str
     components: tuple[Component, ...]
     base_model: str | None = None
     notes: tuple[str, ...] = field(default=())
+    positions: Positions | None = None
+    num_virtual_tokens: int = 0
 
     @property
     def num_parameters(self) -> int:
@@ -169,7 +181,12 @@ class Program:
     @property
     def rank(self) -> int:
         """The largest rank, 0 without low-rank components."""
-        return max((c.rank for c in self.components if isinstance(c, LowRank)), default=0)
+        return max((c.rank for c in self.components), default=0)
+
+    @property
+    def primitives(self) -> list[str]:
+        """Names of the primitives it uses, sorted: ["LowRank", "Offset"]."""
+        return sorted({type(c).__name__ for c in self.components})
 
     @property
     def targets(self) -> list[str]:

@@ -27,7 +27,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from turret_kernels import native
 
 # In the order of the switch in native/graph.cpp.
-KERNELS = ("linear", "low_rank", "rope_and_store", "paged_attention", "rms_norm", "silu_mul")
+KERNELS = (
+    "linear",
+    "low_rank",
+    "rope_and_store",
+    "paged_attention",
+    "rms_norm",
+    "silu_mul",
+    "silu_threshold_mul",
+    "threshold",
+    "offset",
+    "scale",
+)
 _MAX_ARGUMENTS = 17
 
 

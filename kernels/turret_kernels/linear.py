@@ -46,11 +46,30 @@ def pack_linear(weight: Tensor) -> LinearWeight:
     return LinearWeight(weight, n, k, packed)
 
 
+def slice_linear(weight: LinearWeight, first: int, last: int) -> LinearWeight:
+    """The outputs [first, last) of a weight; a view where both are multiples of 16."""
+    rows, k = last - first, weight.in_features
+    if not weight.packed:
+        return LinearWeight(weight.data[first:last], rows, k, False)
+    if first % 16 or (last % 16 and last != weight.out_features):
+        return LinearWeight(unpack_linear(weight)[first:last], rows, k, False)
+    return LinearWeight(weight.data[first * k : -(-last // 16) * 16 * k], rows, k, True)
+
+
+def unpack_linear(weight: LinearWeight) -> Tensor:
+    """The weight as `pack_linear` got it: [out, in]."""
+    if not weight.packed:
+        return weight.data
+    n, k = weight.out_features, weight.in_features
+    return weight.data.view(-1, k // 2, 16, 2).transpose(1, 2).reshape(-1, k)[:n]
+
+
 def linear(
     x: Tensor,
     weight: LinearWeight,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """`x` [T, in], contiguous -> [T, out]; accumulates in float32.
 
@@ -59,14 +78,17 @@ def linear(
         weight: from `pack_linear`.
         bias: [out_features] or None.
         out_dtype: dtype of the result, that of `x` (default) or float32 (for logits).
+        out: where to write it, [T, out]: columns of a wider tensor, say.
     """
     out_dtype = out_dtype or x.dtype
     if not weight.packed or lib is None:
-        return F.linear(x, weight.data, bias).to(out_dtype)
+        y = F.linear(x, weight.data, bias).to(out_dtype)
+        return y if out is None else out.copy_(y)
     rows = x.shape[0]
-    y = native.allocate((rows, weight.out_features), out_dtype)
+    y = native.allocate((rows, weight.out_features), out_dtype) if out is None else out
     lib.turret_linear(
         y.data_ptr(),
+        y.stride(0),
         x.data_ptr(),
         weight.data.data_ptr(),
         None if bias is None else bias.data_ptr(),

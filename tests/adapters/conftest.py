@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from turret_adapters.components import Component, LowRank
 from turret_adapters.files import AdapterFiles
 from turret_adapters.kinds.lora import KIND
-from turret_adapters.spec import LINEARS, Component, LowRank, ModelShape, Module, Program, Site
+from turret_adapters.spec import LINEARS, ModelShape, Module, Program, Site
 
 HIDDEN, INNER, VOCAB, LAYERS = 32, 48, 96, 3
 TOKENS = torch.arange(1, 13).reshape(2, 6) * 7 % VOCAB

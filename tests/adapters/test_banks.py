@@ -10,9 +10,10 @@ from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.offset import OffsetBank
 from turret_adapters.banks.rows import RowAllocator
+from turret_adapters.components import LowRank, Offset
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group, first_column, num_points, point
-from turret_adapters.spec import LowRank, ModelShape, Module, Offset, Site
+from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels.low_rank import ROW_ALIGNMENT, Entries
 
 CPU = torch.device("cpu")
@@ -189,7 +190,7 @@ def test_what_can_never_fit_is_refused_with_the_flag():
 
 class TestOffsets:
     def make(self, bias=None, dtype=torch.float32):
-        return OffsetBank(SHAPE, SLOTS, CPU, dtype, lambda site: bias)
+        return OffsetBank(SHAPE, SLOTS, CPU, lambda site: bias)
 
     def test_added_to_the_columns_of_their_module(self):
         bank = self.make()
@@ -254,10 +255,10 @@ class TestDeviceBanks:
     def test_all_or_nothing_over_all_banks(self, monkeypatch):
         banks = self.make()
         parts = [Offset(Q0, torch.ones(24)), branch(Q0, 2)]
-        monkeypatch.setattr(banks.banks[1], "put", lambda slot, parts: False)
+        monkeypatch.setattr(banks.threshold, "put", lambda slot, parts: False)
         assert not banks.put(0, parts)
         assert banks.low_rank.rows_used == 0
-        assert all(bank.touched[0] == 0 for bank in banks.banks)
+        assert all(bank.touched[0] == 0 for bank in banks.acting)
 
     def test_unknown_primitives(self):
         class Strange:

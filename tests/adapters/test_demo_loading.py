@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 import turret_adapters
+from turret_adapters.components import LowRank
 from turret_adapters.groups import first_column
 from turret_adapters.inspect import describe
 from turret_adapters.loading import read_adapter
 from turret_adapters.peft.names import module_path
 from turret_adapters.plan import Group, RowUse, StepPlan
-from turret_adapters.spec import LowRank, ModelShape, Module
+from turret_adapters.spec import ModelShape, Module
 from turret_adapters.store import AdapterStore, StoreLimits
 
 FOLDERS = sorted(p.parent for p in Path(turret_adapters.__file__).parent.glob("demo/*/*.json"))

@@ -13,10 +13,10 @@ import time
 import pytest
 import torch
 
+from turret_adapters.components import LowRank
 from turret_adapters.errors import AdapterError
 from turret_adapters.inspect import describe
 from turret_adapters.loading import read_adapter
-from turret_adapters.spec import LowRank
 
 FIRST = int(os.environ.get("TURRET_FUZZ_FIRST", "0"))
 CASES = int(os.environ.get("TURRET_FUZZ_CASES", "2000"))

@@ -7,7 +7,7 @@ import torch
 
 from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.plan import Group, RowUse, StepPlan
-from turret_adapters.spec import LINEARS, LowRank, Site
+from turret_adapters.spec import LINEARS, Site
 
 CPU = torch.device("cpu")
 ALL = [str(module) for module in LINEARS]
@@ -90,7 +90,7 @@ def test_linears(lab, shape, programs, banks, uses, layer, group):
 def test_embedding(lab, shape, programs, banks, uses):
     ids, y = torch.randint(lab.vocab, (13,)), torch.randn(13, lab.hidden)
     want = expected(lab, shape, programs, uses, -1, Group.EMBED, y, ids)
-    StepPlan(banks, uses).apply_embed(y, ids)
+    StepPlan(banks, uses).embed(y, ids)
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
 
 
@@ -101,14 +101,12 @@ def test_head_acts_on_the_gathered_rows(lab, shape, programs, banks, uses, rows)
     x, y = torch.randn(count, lab.hidden), torch.randn(count, lab.vocab)
     want = expected(lab, shape, programs, uses, -1, Group.HEAD, y, x, rows)
     logit_rows = None if rows is None else torch.tensor(rows, dtype=torch.int64)
-    StepPlan(banks, uses, logit_rows).apply_head(y, x)
+    StepPlan(banks, uses, logit_rows).apply_to_logits(Group.HEAD, y, x)
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
 
 
 class Spy:
     """A bank that counts its launches."""
-
-    component = LowRank
 
     def __init__(self, touched):
         self.touched, self.launches = touched, []
@@ -119,14 +117,14 @@ class Spy:
 
 def test_sites_that_no_active_adapter_touches_launch_nothing(banks):
     spy = Spy(banks.low_rank.touched)
-    banks.banks = (spy, banks.banks[1])
+    banks.acting = (spy,)
     plan = StepPlan(banks, [RowUse(0, 1, (3,), (1.0,))], [0])  # up_proj of layer 1
     x = torch.zeros(1, 1)
-    plan.apply_embed(x, x)
+    plan.embed(x, x)
     for layer in range(3):
         for group in (Group.QKV, Group.O, Group.GATE_UP, Group.DOWN):
             plan.apply(layer, group, x, x)
-    plan.apply_head(x, x)
+    plan.apply_to_logits(Group.HEAD, x, x)
     assert spy.launches == [(1, Group.GATE_UP)]
 
 

@@ -9,13 +9,14 @@ import time
 import pytest
 import torch
 
+from turret_adapters.components import LowRank
 from turret_adapters.errors import (
     AdapterError,
     AdapterMalformed,
     AdapterNotFound,
     AdapterUnsupported,
 )
-from turret_adapters.spec import LowRank, Site
+from turret_adapters.spec import Site
 from turret_adapters.store import AdapterStore, StoreLimits
 from turret_adapters.wants import EXPIRES_S, WantQueue
 
@@ -429,7 +430,7 @@ def test_random_use_from_many_sides(lab, shape, folders, make):
     assert store.host_bytes == 0
     assert store.resident() == []
     assert all(pool.rows.used == 0 for pool in store.banks.low_rank._sites.values())
-    assert not any(bank.touched[slot] for bank in store.banks.banks for slot in range(3))
+    assert not any(bank.touched[slot] for bank in store.banks.acting for slot in range(3))
 
 
 HOSTILE = {

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.offset import OffsetBank
+from turret_adapters.banks.scale import ScaleBank
+from turret_adapters.banks.threshold import ThresholdBank
+from turret_adapters.components import Component
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
-from turret_adapters.spec import Component, ModelShape, Module, Site
+from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels.low_rank import Entries
 
 Demand = tuple[Mapping[Site, int], ...]  # one per bank
@@ -21,17 +24,24 @@ Demand = tuple[Mapping[Site, int], ...]  # one per bank
 class Bank(Protocol):
     """Device residency of one primitive. One thread puts and clears, another applies."""
 
-    component: type[Any]
-    touched: list[int]
-    capturable: bool  # `apply` launches native kernels alone
-    layout: int  # changes when `apply` would launch them on other memory
+    touched: list[int]  # per slot, the bits `point(layer, group)` of the groups it acts on
+    capturable: bool  # what it launches are native kernels alone
+
+    @property
+    def layout(self) -> int:
+        """Changes when its kernels would be launched on other memory."""
+        ...
+
+    def takes(self, component: Component) -> bool:
+        """Is it stored here?"""
+        ...
 
     def demand(self, components: Sequence[Any]) -> Mapping[Site, int]:
         """What an adapter takes of the bank, per site."""
         ...
 
     def check_fits(self, demands: Sequence[Mapping[Site, int]]) -> None:
-        """Raise AdapterUnsupported if adapters of these demands can never be resident together."""
+        """Raise AdapterUnsupported if adapters of these demands can never run together."""
 
     def put(self, slot: int, components: Sequence[Any]) -> bool:
         """Store all of them for an empty slot, or store nothing and return False."""
@@ -39,6 +49,10 @@ class Bank(Protocol):
 
     def clear(self, slot: int) -> None:
         """Forget a slot."""
+
+
+class ActingBank(Bank, Protocol):
+    """A bank whose components change an output or an activation in place."""
 
     def apply(
         self,
@@ -49,7 +63,7 @@ class Bank(Protocol):
         entries: Entries,
         weights: Mapping[Module, Tensor] | None,
     ) -> None:
-        """Act on the output `y` of a group, in place."""
+        """Act on `y`, the output of a group that read `x`, in place."""
 
 
 class DeviceBanks:
@@ -64,7 +78,8 @@ class DeviceBanks:
         base_bias: the base's own bias at a site, None where it has none.
 
     Attributes:
-        banks: in the order in which they act at a site.
+        acting: in the order in which they act at a site (composition: docs/adapters.md).
+        threshold: thresholds, which the decoder asks for where it computes.
         num_slots: as given.
     """
 
@@ -79,8 +94,14 @@ class DeviceBanks:
     ):
         self.num_slots = num_slots
         self.low_rank = LowRankBank(shape, num_slots, max_rank_rows, device, dtype)
-        offset = OffsetBank(shape, num_slots, device, dtype, base_bias)
-        self.banks: tuple[Bank, ...] = (self.low_rank, offset)
+        self.threshold = ThresholdBank(shape, num_slots, device, dtype)
+        self.acting: tuple[ActingBank, ...] = (
+            ScaleBank(shape, num_slots, device, before_deltas=True),
+            self.low_rank,
+            ScaleBank(shape, num_slots, device, before_deltas=False),
+            OffsetBank(shape, num_slots, device, base_bias),
+        )
+        self._banks: tuple[Bank, ...] = (*self.acting, self.threshold)
 
     def demand(self, components: Sequence[Component]) -> Demand:
         """What an adapter takes of every bank.
@@ -88,15 +109,16 @@ class DeviceBanks:
         Raises:
             AdapterUnsupported: no bank holds one of the components.
         """
-        known = tuple(bank.component for bank in self.banks)
-        strangers = {type(c).__name__ for c in components if not isinstance(c, known)}
+        strangers = {
+            type(c).__name__ for c in components if not any(b.takes(c) for b in self._banks)
+        }
         if strangers:
             raise AdapterUnsupported(
                 "the adapter cannot become resident",
                 f"it uses {', '.join(sorted(strangers))}, which no bank holds",
                 "Report it: its kind and this server do not fit together.",
             )
-        return tuple(bank.demand(_of(bank, components)) for bank in self.banks)
+        return tuple(bank.demand(_of(bank, components)) for bank in self._banks)
 
     def check_fits(self, demands: Sequence[Demand]) -> None:
         """Can adapters of these demands be resident together, with the banks to themselves?
@@ -110,7 +132,7 @@ class DeviceBanks:
                 f"they are {len(demands)}, and there are {self.num_slots} slots",
                 f"Restart with --max-resident-adapters {len(demands)} or more.",
             )
-        for bank, of_bank in zip(self.banks, zip(*demands, strict=True), strict=True):
+        for bank, of_bank in zip(self._banks, zip(*demands, strict=True), strict=True):
             bank.check_fits(of_bank)
 
     def put(self, slot: int, components: Sequence[Component]) -> bool:
@@ -119,7 +141,7 @@ class DeviceBanks:
         The slot must not be used by any step before this has returned true.
         """
         try:
-            if all(bank.put(slot, _of(bank, components)) for bank in self.banks):
+            if all(bank.put(slot, _of(bank, components)) for bank in self._banks):
                 return True
         except BaseException:
             self.clear(slot)
@@ -129,9 +151,9 @@ class DeviceBanks:
 
     def clear(self, slot: int) -> None:
         """Free a slot. No running step may use it."""
-        for bank in self.banks:
+        for bank in self._banks:
             bank.clear(slot)
 
 
 def _of(bank: Bank, components: Sequence[Component]) -> list[Component]:
-    return [c for c in components if isinstance(c, bank.component)]
+    return [c for c in components if bank.takes(c)]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from turret_adapters.banks.rows import RowAllocator
+from turret_adapters.components import Component, LowRank
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group, first_column, num_points, point
-from turret_adapters.spec import LowRank, ModelShape, Module, Site
+from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import native
 from turret_kernels.low_rank import (
     ROW_ALIGNMENT,
@@ -57,13 +58,10 @@ class LowRankBank:
         dtype: the served dtype.
 
     Attributes:
-        component: what the bank stores.
         touched: per slot, the bits `point(layer, group)` of the groups it acts on.
         capturable: `apply` launches native kernels alone, so a graph can hold it.
         layout: counts the pools; a graph recorded before a new one is stale.
     """
-
-    component = LowRank
 
     def __init__(
         self,
@@ -85,6 +83,10 @@ class LowRankBank:
     def rows_used(self) -> int:
         """Rows in use at the fullest site."""
         return max((site.rows.used for site in self._sites.values()), default=0)
+
+    def takes(self, component: Component) -> bool:
+        """Is it stored here?"""
+        return isinstance(component, LowRank)
 
     def demand(self, components: Sequence[LowRank]) -> dict[Site, int]:
         """Rows that an adapter takes, per site."""

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from turret_adapters.groups import Group, first_column, num_points, point
-from turret_adapters.spec import ModelShape, Module, Offset, Site
-from turret_kernels.elementwise import add_offset
+from turret_adapters.banks.slot_tables import SlotTables
+from turret_adapters.components import Component, Offset
+from turret_adapters.groups import Group
+from turret_adapters.spec import ModelShape, Module, Site
+from turret_kernels import native
+from turret_kernels.elementwise import OffsetTable, add_offset
 from turret_kernels.low_rank import Entries
 
 
 class OffsetBank:
-    """Offsets after the bias. Threads as in `LowRankBank`.
+    """Offsets after the bias of a linear, or at an activation. Threads as in `LowRankBank`.
 
     Args:
         shape: the base model.
         num_slots: adapters that can be resident at once.
         device: where the tables live.
-        dtype: the served dtype.
         base_bias: the base's own bias at a site, None where it has none; an absolute offset
             replaces it.
-
-    Attributes:
-        component: what the bank stores.
-        touched: per slot, the bits `point(layer, group)` of the groups it acts on.
     """
-
-    component = Offset
 
     def __init__(
         self,
         shape: ModelShape,
         num_slots: int,
         device: torch.device,
-        dtype: torch.dtype,
         base_bias: Callable[[Site], Tensor | None],
     ):
-        self.touched = [0] * num_slots
-        self.capturable, self.layout = False, 0  # torch ops
-        self._shape, self._device, self._dtype = shape, device, dtype
+        self.capturable = native.lib is not None
         self._base_bias = base_bias
-        self._tables: dict[Site, Tensor] = {}  # [slots, out]; rows without an offset are zero
-        self._taken: list[list[Site]] = [[] for _ in range(num_slots)]
-        self._groups: list[tuple[tuple[Module, Tensor, int], ...]] = [()] * num_points(shape)
+
+        def make(site: Site) -> OffsetTable:
+            # empty: the system gives memory to a row when it is first written.
+            vectors = torch.empty(num_slots, shape.width(site.module), device=device)
+            return OffsetTable(vectors, torch.zeros(num_slots, dtype=torch.uint8))
+
+        self._tables = SlotTables(shape, num_slots, make, _forget)
+        self.touched = self._tables.touched
+
+    @property
+    def layout(self) -> int:
+        """Changes when `apply` would launch its kernels on other memory."""
+        return self._tables.layout
+
+    def takes(self, component: Component) -> bool:
+        """Is it stored here?"""
+        return isinstance(component, Offset)
 
     def demand(self, components: Sequence[Offset]) -> dict[Site, int]:
         """Nothing: every slot has a row of its own."""
@@ -64,25 +70,15 @@ class OffsetBank:
             if bias is not None:
                 vector = vector - bias.float().cpu()
             sums[site] = sums[site] + vector if site in sums else vector
-        mask = 0
-        try:
+        with self._tables.fill(slot, list(sums)) as tables:
             for site, vector in sums.items():
-                table = self._table(site)
-                self._taken[slot].append(site)
-                table[slot].copy_(vector)
-                mask |= 1 << point(site.layer, Group.of(site.module))
-        except BaseException:  # out of memory: leave no trace, then tell
-            self.clear(slot)
-            raise
-        self.touched[slot] = mask
+                tables[site].vectors[slot].copy_(vector)
+                tables[site].present[slot] = 1
         return True
 
     def clear(self, slot: int) -> None:
-        """Zero the rows of a slot; an empty slot is fine."""
-        self.touched[slot] = 0
-        for site in self._taken[slot]:
-            self._tables[site][slot].zero_()
-        self._taken[slot] = []
+        """Forget a slot; an empty one is fine."""
+        self._tables.clear(slot)
 
     def apply(
         self,
@@ -93,23 +89,13 @@ class OffsetBank:
         entries: Entries,
         weights: Mapping[Module, Tensor] | None,
     ) -> None:
-        """Add the offsets to a group's output `y` [T, columns of the group], in place.
+        """Add the offsets to `y` [T, columns of the group], in place.
 
         Arguments as in `LowRankBank.apply`; `x` does not matter.
         """
-        for module, table, column in self._groups[point(layer, group)]:
-            part = entries if weights is None else replace(entries, weight=weights[module])
-            add_offset(y[:, column : column + table.shape[1]], table, part)
+        for module, table, column in self._tables.at(layer, group):
+            add_offset(y, table, entries, column, None if weights is None else weights[module])
 
-    def _table(self, site: Site) -> Tensor:
-        if site not in self._tables:
-            size = len(self.touched), self._shape.dims[site.module][1]
-            self._tables[site] = torch.zeros(size, dtype=self._dtype, device=self._device)
-            group = Group.of(site.module)
-            # One assignment: a running step sees the old tables or the new ones.
-            self._groups[point(site.layer, group)] = tuple(
-                (module, self._tables[Site(site.layer, module)], first_column(self._shape, module))
-                for module in group.modules
-                if Site(site.layer, module) in self._tables
-            )
-        return self._tables[site]
+
+def _forget(table: OffsetTable, slot: int) -> None:
+    table.present[slot] = 0

@@ -68,8 +68,10 @@ def module_path(site: Site, prefix: str = "model.") -> str:
     """The usual path of a site; `prefix` is what precedes "layers"."""
     if site.module is Module.HEAD:
         return "lm_head"
-    if site.module is Module.EMBED:
-        return f"{prefix}embed_tokens"
+    if site.module in (Module.EMBED, Module.HEAD_IN):
+        return f"{prefix}{site.module}"
+    if site.module not in _BLOCKS:
+        return f"{prefix}layers.{site.layer}.{site.module}"
     return f"{prefix}layers.{site.layer}.{_BLOCKS[site.module]}.{site.module}"
 
 
@@ -77,14 +79,18 @@ def _site(parts: list[str]) -> tuple[Site, int] | None:
     """The site that `parts` begin with, and how many parts name it."""
     if not parts:
         return None
-    if parts[0] in (Module.EMBED, Module.HEAD):
+    if parts[0] in (Module.EMBED, Module.HEAD, Module.HEAD_IN):
         return Site(-1, Module(parts[0])), 1
     if len(parts) < 4 or parts[0] != "layers":
         return None
-    module = _MODULES.get(parts[3])
     number = parts[1]
     # Canonical numbers only: "01" and "1" must not be two names of one layer.
     is_number = number.isascii() and number.isdigit() and len(number) < 6
-    if module is None or _BLOCKS[module] != parts[2] or not is_number or str(int(number)) != number:
+    if not is_number or str(int(number)) != number:
+        return None
+    if parts[2] in (Module.ATTENTION_IN, Module.MLP_IN):  # named for the norm they come from
+        return Site(int(number), Module(parts[2])), 3
+    module = _MODULES.get(parts[3])
+    if module is None or _BLOCKS[module] != parts[2]:
         return None
     return Site(int(number), module), 4

@@ -83,13 +83,17 @@ def _declare(library: ctypes.CDLL) -> None:
     signatures: dict[str, list[type]] = {
         "turret_set_threads": [i],
         "turret_pack": [p, p, n, n],
-        "turret_linear": [p, p, p, p, n, n, n, i, i],
+        "turret_linear": [p, n, p, p, p, n, n, n, i, i],
         "turret_write_rank_rows": [p, p, p, p, n, n, n, n],
         "turret_low_rank": [p, p, p, n, p, p, p, p, n, n, i, i],
         "turret_rope_and_store": [p, p, p, n, n, n, p, p, p, p, p, n, n, n, n, n],
         "turret_paged_attention": [p, p, n, p, p, p, p, p, n, n, n, n, n, n, f, n, i],
         "turret_rms_norm": [p, p, p, p, n, n, n, f],
         "turret_silu_mul": [p, p, n, n],
+        "turret_silu_threshold_mul": [p, p, n, n, p, p, p, p, p],
+        "turret_threshold": [p, p, n, n, p, p, p, p, p],
+        "turret_offset": [p, n, n, n, p, p, p, p, p, p, p, i],
+        "turret_scale": [p, n, n, n, p, p, p, p, p, p, p, p, p, i],
         "turret_sample": [p, p, n, n, p, p, p, p, p],
         "turret_run": [p, n],
     }

@@ -1,5 +1,6 @@
 // RMSNorm (with the residual addition before it) and SiLU(gate) * up, row by row.
 #include <algorithm>
+#include <vector>
 
 #include "common.h"
 #include "pool.h"
@@ -49,11 +50,15 @@ TURRET_API void turret_rms_norm(bf16* out, const bf16* x, bf16* residual, const 
   });
 }
 
-TURRET_API void turret_silu_mul(bf16* out, const bf16* gate_up, int64_t rows, int64_t n) {
+namespace {
+
+// Where |SiLU(gate)| does not exceed the row's bound the result is 0; `bounds` may be null.
+void silu_mul(bf16* out, const bf16* gate_up, int64_t rows, int64_t n, const float* bounds) {
   const int64_t step = rows_per_chunk(n);
   turret::Pool::get().run((rows + step - 1) / step, [=](int64_t chunk) {
     for (int64_t r = chunk * step; r < std::min(rows, (chunk + 1) * step); ++r) {
       const bf16 *gate = gate_up + r * 2 * n, *up = gate + n;
+      const __m512 bound = _mm512_set1_ps(bounds ? bounds[r] : -1.0f);
       for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 m = tail_mask(n - i);
         const __m512 g = load_bf16(gate + i, m);
@@ -65,8 +70,29 @@ TURRET_API void turret_silu_mul(bf16* out, const bf16* gate_up, int64_t rows, in
             _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
         const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(
             _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(silu)), 16));
-        store_bf16(out + r * n + i, _mm512_mul_ps(rounded, load_bf16(up + i, m)), m);
+        const __mmask16 live = _mm512_cmp_ps_mask(_mm512_abs_ps(rounded), bound, _CMP_GT_OQ);
+        const __m512 product = _mm512_maskz_mul_ps(live, rounded, load_bf16(up + i, m));
+        store_bf16(out + r * n + i, product, m);
       }
     }
   });
+}
+
+}  // namespace
+
+TURRET_API void turret_silu_mul(bf16* out, const bf16* gate_up, int64_t rows, int64_t n) {
+  silu_mul(out, gate_up, rows, n, nullptr);
+}
+
+// As turret_silu_mul, with thresholds [slots] for the rows of the entries; negative: none.
+TURRET_API void turret_silu_threshold_mul(bf16* out, const bf16* gate_up, int64_t rows, int64_t n,
+                                          const float* thresholds, const int32_t* slot,
+                                          const int32_t* row_start, const int32_t* row_count,
+                                          const int64_t* count) {
+  static thread_local std::vector<float> bounds;
+  bounds.assign(rows, -1.0f);
+  for (int64_t i = 0; i < *count; ++i)
+    if (thresholds[slot[i]] >= 0)
+      std::fill_n(bounds.begin() + row_start[i], row_count[i], thresholds[slot[i]]);
+  silu_mul(out, gate_up, rows, n, bounds.data());
 }

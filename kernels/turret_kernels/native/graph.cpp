@@ -5,7 +5,8 @@
 #include "common.h"
 
 #define DECLARE(name, ...) extern "C" void turret_##name(__VA_ARGS__)
-DECLARE(linear, void*, const bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t, int, int);
+DECLARE(linear, void*, int64_t, const bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t,
+        int, int);
 DECLARE(low_rank, void*, const bf16*, const void*, int64_t, const int32_t*, const int32_t*,
         const int32_t*, const int64_t*, int64_t, int64_t, int, int);
 DECLARE(rope_and_store, bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t, const float*,
@@ -15,6 +16,15 @@ DECLARE(paged_attention, bf16*, const bf16*, int64_t, const bf16*, const bf16*, 
         int64_t, int);
 DECLARE(rms_norm, bf16*, const bf16*, bf16*, const bf16*, int64_t, int64_t, int64_t, float);
 DECLARE(silu_mul, bf16*, const bf16*, int64_t, int64_t);
+DECLARE(silu_threshold_mul, bf16*, const bf16*, int64_t, int64_t, const float*, const int32_t*,
+        const int32_t*, const int32_t*, const int64_t*);
+DECLARE(threshold, bf16*, const bf16*, int64_t, int64_t, const float*, const int32_t*,
+        const int32_t*, const int32_t*, const int64_t*);
+DECLARE(offset, void*, int64_t, int64_t, int64_t, const float*, const uint8_t*, const int32_t*,
+        const float*, const int32_t*, const int32_t*, const int64_t*, int);
+DECLARE(scale, void*, int64_t, int64_t, int64_t, const float*, const float*, const int32_t*,
+        const uint8_t*, const int32_t*, const float*, const int32_t*, const int32_t*,
+        const int64_t*, int);
 #undef DECLARE
 
 namespace {
@@ -63,6 +73,10 @@ TURRET_API void turret_run(const Call* calls, int64_t count) {
       case 3: invoke(turret_paged_attention, a); break;
       case 4: invoke(turret_rms_norm, a); break;
       case 5: invoke(turret_silu_mul, a); break;
+      case 6: invoke(turret_silu_threshold_mul, a); break;
+      case 7: invoke(turret_threshold, a); break;
+      case 8: invoke(turret_offset, a); break;
+      case 9: invoke(turret_scale, a); break;
     }
   }
 }

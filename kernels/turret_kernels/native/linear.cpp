@@ -22,8 +22,8 @@ void store_row(Out* y, __m512 acc, const bf16* bias, int64_t column, int64_t n) 
 }
 
 template <int Rows, typename Out>
-void block_avx512(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_t column,
-                  int64_t blocks, int64_t n, int64_t k) {
+void block_avx512(Out* y, int64_t ldy, const bf16* x, const bf16* w, const bf16* bias,
+                  int64_t column, int64_t blocks, int64_t n, int64_t k) {
   // Two column blocks share each broadcast of x; the second may be absent at the edge.
   __m512 acc[2][Rows];
   for (int r = 0; r < Rows; ++r) acc[0][r] = acc[1][r] = _mm512_setzero_ps();
@@ -37,19 +37,19 @@ void block_avx512(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_
   }
   for (int64_t c = 0; c < blocks; ++c)
     for (int r = 0; r < Rows; ++r)
-      store_row(y + r * n, acc[c][r], bias, column + c * kColumns, n);
+      store_row(y + r * ldy, acc[c][r], bias, column + c * kColumns, n);
 }
 
 template <typename Out>
-void columns_avx512(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_t column,
-                    int64_t blocks, int64_t m, int64_t n, int64_t k) {
+void columns_avx512(Out* y, int64_t ldy, const bf16* x, const bf16* w, const bf16* bias,
+                    int64_t column, int64_t blocks, int64_t m, int64_t n, int64_t k) {
   int64_t r = 0;
   for (; r + 8 <= m; r += 8)
-    block_avx512<8>(y + r * n, x + r * k, w, bias, column, blocks, n, k);
+    block_avx512<8>(y + r * ldy, ldy, x + r * k, w, bias, column, blocks, n, k);
   switch (m - r) {
 #define TURRET_ROWS(R) \
   case R:              \
-    return block_avx512<R>(y + r * n, x + r * k, w, bias, column, blocks, n, k);
+    return block_avx512<R>(y + r * ldy, ldy, x + r * k, w, bias, column, blocks, n, k);
     TURRET_ROWS(1) TURRET_ROWS(2) TURRET_ROWS(3) TURRET_ROWS(4)
     TURRET_ROWS(5) TURRET_ROWS(6) TURRET_ROWS(7)
 #undef TURRET_ROWS
@@ -76,8 +76,8 @@ void prefetch_tile(const bf16* w) {
 
 // m is at most 32, or a multiple of 32.
 template <typename Out>
-void columns_amx(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_t column,
-                 int64_t blocks, int64_t m, int64_t n, int64_t k) {
+void columns_amx(Out* y, int64_t ldy, const bf16* x, const bf16* w, const bf16* bias,
+                 int64_t column, int64_t blocks, int64_t m, int64_t n, int64_t k) {
   alignas(64) float out[4][16][16];
   const bf16 *w0 = w, *w1 = w + k * kColumns;
   for (int64_t r = 0; r < m; r += 32) {
@@ -111,18 +111,18 @@ void columns_amx(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_t
     }
     for (int64_t i = 0; i < top; ++i)
       for (int64_t c = 0; c < blocks; ++c)
-        store_row(y + (r + i) * n, _mm512_load_ps(out[c][i]), bias, column + c * kColumns, n);
+        store_row(y + (r + i) * ldy, _mm512_load_ps(out[c][i]), bias, column + c * kColumns, n);
     for (int64_t i = 0; i < bottom; ++i)
       for (int64_t c = 0; c < blocks; ++c)
-        store_row(y + (r + 16 + i) * n, _mm512_load_ps(out[2 + c][i]), bias,
+        store_row(y + (r + 16 + i) * ldy, _mm512_load_ps(out[2 + c][i]), bias,
                   column + c * kColumns, n);
   }
 }
 #endif
 
 template <typename Out>
-void linear(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_t m, int64_t n, int64_t k,
-            [[maybe_unused]] bool tiles) {
+void linear(Out* y, int64_t ldy, const bf16* x, const bf16* w, const bf16* bias, int64_t m,
+            int64_t n, int64_t k, [[maybe_unused]] bool tiles) {
   const int64_t blocks = (n + kColumns - 1) / kColumns, pairs = (blocks + 1) / 2;
   // Chunks of at least 64 KB of weights: a few microseconds each.
   const int64_t step = std::max<int64_t>(1, (32 << 10) / (k * kColumns * 2));
@@ -141,11 +141,11 @@ void linear(Out* y, const bf16* x, const bf16* w, const bf16* bias, int64_t m, i
         const bf16* wp = w + block * kColumns * k;
 #ifdef __AMX_BF16__
         if (tiles) {
-          columns_amx(y + row * n, x + row * k, wp, bias, block * kColumns, here, rows, n, k);
+          columns_amx(y + row * ldy, ldy, x + row * k, wp, bias, block * kColumns, here, rows, n, k);
           continue;
         }
 #endif
-        columns_avx512(y, x, wp, bias, block * kColumns, here, m, n, k);
+        columns_avx512(y, ldy, x, wp, bias, block * kColumns, here, m, n, k);
       }
     }
   });
@@ -175,10 +175,11 @@ TURRET_API void turret_pack(bf16* packed, const bf16* w, int64_t n, int64_t k) {
   });
 }
 
-TURRET_API void turret_linear(void* y, const bf16* x, const bf16* w, const bf16* bias, int64_t m,
-                              int64_t n, int64_t k, int tiles, int f32_out) {
+// Rows of y lie ldy apart.
+TURRET_API void turret_linear(void* y, int64_t ldy, const bf16* x, const bf16* w, const bf16* bias,
+                              int64_t m, int64_t n, int64_t k, int tiles, int f32_out) {
   if (f32_out)
-    linear(static_cast<float*>(y), x, w, bias, m, n, k, tiles);
+    linear(static_cast<float*>(y), ldy, x, w, bias, m, n, k, tiles);
   else
-    linear(static_cast<bf16*>(y), x, w, bias, m, n, k, tiles);
+    linear(static_cast<bf16*>(y), ldy, x, w, bias, m, n, k, tiles);
 }

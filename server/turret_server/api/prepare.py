@@ -143,6 +143,7 @@ def build_generation(
                 include_stop=keep_stop,
                 skip_special_tokens=skip_special_tokens,
                 continues=continues,
+                min_tokens=sampling.min_tokens,
             )
             choices.append(
                 Choice(

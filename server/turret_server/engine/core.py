@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from turret_adapters.errors import AdapterError
-from turret_adapters.plan import StepPlan
+from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.store import AdapterStore, StoreLimits
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
@@ -133,8 +133,7 @@ class Engine:
     def _run(self, shares: list[Share]) -> list[Sampled]:
         batch = self._builder.build(shares)
         if uses := row_uses(shares):
-            plan = StepPlan(self.store.banks, uses, batch.logit_rows)
-            batch.adapters = plan if plan else None
+            batch.adapters = StepPlan(self.store.banks, uses, batch.logit_rows) or BASE
         return sample_step(self._runner.forward(batch), shares)
 
     @property

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from turret_adapters.plan import StepPlan
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.low_rank import Entries
 from turret_kernels.rope_kv import KVCache
@@ -68,7 +69,7 @@ class Runner:
             or batch.logit_rows is not None
         ):
             return None
-        if batch.adapters is None:
+        if not isinstance(batch.adapters, StepPlan):
             return rows
         signature = batch.adapters.signature
         if signature is None or len(batch.adapters.entries) > self._entries.slot.shape[0]:
@@ -81,7 +82,8 @@ class Runner:
         torch.index_select(
             self._decoder.weights.embed, 0, batch.token_ids, out=self._residual[:rows]
         )
-        if batch.adapters is not None:
+        batch.adapters.embed(self._residual[:rows], batch.token_ids)
+        if isinstance(batch.adapters, StepPlan):
             entries, count = batch.adapters.entries, len(batch.adapters.entries)
             for name in ("slot", "weight", "row_start", "row_count"):
                 getattr(self._entries, name)[:count] = getattr(entries, name)

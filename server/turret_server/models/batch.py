@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from turret_adapters.plan import BASE, BasePlan
 from turret_kernels.paged_attention import AttentionMetadata
-
-if TYPE_CHECKING:
-    from turret_adapters.plan import StepPlan
 
 
 @dataclass(slots=True)
@@ -23,7 +20,7 @@ class Batch:
         slots: int64 [T], where its key and value go: block * block_tokens + offset.
         attention: where each sequence lies, in the rows and in the cache.
         logit_rows: int64 [L], ascending, the rows whose logits are wanted; L may be 0.
-        adapters: what acts on which rows; None when nothing but the base does.
+        adapters: what acts on which rows.
     """
 
     token_ids: Tensor
@@ -31,4 +28,4 @@ class Batch:
     slots: Tensor
     attention: AttentionMetadata
     logit_rows: Tensor | None
-    adapters: StepPlan | None = None
+    adapters: BasePlan = BASE

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from turret_adapters.plan import Group
 from turret_adapters.spec import LINEARS, ModelShape, Module, Site
-from turret_kernels.activation import silu_mul
-from turret_kernels.linear import linear
+from turret_kernels.linear import LinearWeight, unpack_linear
 from turret_kernels.norms import add_rms_norm, rms_norm
 from turret_kernels.paged_attention import paged_attention
 from turret_kernels.rope_kv import KVCache, rope_and_store
@@ -40,6 +39,14 @@ class Decoder:
         self._cos_sin = rope_table(config.rope, config.head_dim, max_model_len).to(self.device)
         self._heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self._scale = config.head_dim**-0.5
+        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self._linear_rows = {
+            Group.QKV: ((Module.Q, q), (Module.K, kv), (Module.V, kv)),
+            Group.O: ((Module.O, hidden),),
+            Group.GATE_UP: ((Module.GATE, inner), (Module.UP, inner)),
+            Group.DOWN: ((Module.DOWN, hidden),),
+        }
 
     @classmethod
     def load(
@@ -85,8 +92,7 @@ class Decoder:
             float32 [L, vocab], in the order of `batch.logit_rows`.
         """
         residual = F.embedding(batch.token_ids, self.weights.embed)
-        if batch.adapters is not None:
-            batch.adapters.apply_embed(residual, batch.token_ids)
+        batch.adapters.embed(residual, batch.token_ids)
         return self.run(residual, batch, kv)
 
     def run(self, residual: Tensor, batch: Batch, kv: list[KVCache]) -> Tensor:
@@ -97,7 +103,7 @@ class Decoder:
             batch: as for `forward`; without `logit_rows`, every row has logits.
             kv: as for `forward`.
         """
-        weights, eps, adapters = self.weights, self.config.rms_norm_eps, batch.adapters
+        weights, eps = self.weights, self.config.rms_norm_eps
         x = rms_norm(residual, weights.layers[0].input_norm, eps)
         for index, (layer, cache) in enumerate(zip(weights.layers, kv, strict=True)):
             if index > 0:
@@ -112,18 +118,15 @@ class Decoder:
             # From here on, only the rows that somebody samples from.
             x, residual = x[batch.logit_rows], residual[batch.logit_rows]
         x = add_rms_norm(x, residual, weights.norm, eps)
-        logits = linear(x, weights.head, out_dtype=torch.float32)
-        if adapters is not None:
-            adapters.apply_head(logits, x)
-        return logits
+        batch.adapters.touch(-1, Group.HEAD_IN, x)
+        return batch.adapters.head(x, weights.head)
 
     def _attention(
         self, x: Tensor, index: int, layer: LayerWeights, cache: KVCache, batch: Batch
     ) -> Tensor:
         config, adapters = self.config, batch.adapters
-        qkv = linear(x, layer.qkv, layer.qkv_bias)
-        if adapters is not None:
-            adapters.apply(index, Group.QKV, qkv, x)
+        adapters.touch(index, Group.ATTENTION_IN, x)
+        qkv = adapters.linear(index, Group.QKV, x, layer.qkv, layer.qkv_bias)
         # Views of the fused rows: [T, heads, head_dim] each.
         q, k, v = qkv.view(-1, sum(self._heads), config.head_dim).split_with_sizes(self._heads, 1)
         if layer.q_norm is not None and layer.k_norm is not None:
@@ -131,21 +134,16 @@ class Decoder:
             k = rms_norm(k, layer.k_norm, config.rms_norm_eps)
         rope_and_store(q, k, v, self._cos_sin, batch.positions, batch.slots, cache)
         x = paged_attention(q, cache, batch.attention, self._scale, config.windows[index])
-        y = linear(x, layer.o, layer.o_bias)
-        if adapters is not None:
-            adapters.apply(index, Group.O, y, x)
-        return y
+        adapters.touch(index, Group.HEADS, x)
+        return adapters.linear(index, Group.O, x, layer.o, layer.o_bias)
 
     def _mlp(self, x: Tensor, index: int, layer: LayerWeights, batch: Batch) -> Tensor:
         adapters = batch.adapters
-        gate_up = linear(x, layer.gate_up, layer.gate_up_bias)
-        if adapters is not None:
-            adapters.apply(index, Group.GATE_UP, gate_up, x)
-        x = silu_mul(gate_up)
-        y = linear(x, layer.down, layer.down_bias)
-        if adapters is not None:
-            adapters.apply(index, Group.DOWN, y, x)
-        return y
+        adapters.touch(index, Group.MLP_IN, x)
+        gate_up = adapters.linear(index, Group.GATE_UP, x, layer.gate_up, layer.gate_up_bias)
+        x = adapters.gate(index, gate_up)
+        adapters.touch(index, Group.INNER, x)
+        return adapters.linear(index, Group.DOWN, x, layer.down, layer.down_bias)
 
     @property
     def has_graphs(self) -> bool:
@@ -193,23 +191,52 @@ class Decoder:
             has_bias=frozenset(m for m in LINEARS if self.bias(Site(0, m)) is not None),
             name=self.name,
             tied_head=config.tie_word_embeddings,
+            weight=self.weight,
+            bias=self.bias,
+            gain=self.gain,
+            head_dim=config.head_dim,
         )
+
+    def weight(self, site: Site) -> Tensor:
+        """The base's own weight at a site: [out, in]; the embedding [vocab, hidden]."""
+        if site.module is Module.EMBED:
+            return self.weights.embed
+        if site.module is Module.HEAD:
+            return unpack_linear(self.weights.head)
+        layer, part = self.weights.layers[site.layer], self._part(site.module)
+        fused: LinearWeight = {
+            Group.QKV: layer.qkv,
+            Group.O: layer.o,
+            Group.GATE_UP: layer.gate_up,
+            Group.DOWN: layer.down,
+        }[Group.of(site.module)]
+        return unpack_linear(fused)[part]
+
+    def gain(self, site: Site) -> Tensor:
+        """The gain [hidden] of the norm before ATTENTION_IN, MLP_IN or HEAD_IN."""
+        if site.module is Module.HEAD_IN:
+            return self.weights.norm
+        layer = self.weights.layers[site.layer]
+        return layer.input_norm if site.module is Module.ATTENTION_IN else layer.post_norm
 
     def bias(self, site: Site) -> Tensor | None:
         """The base's own bias at a linear: [out_features], a view; None where it has none."""
         if site.layer < 0:
             return None
         layer = self.weights.layers[site.layer]
-        heads, head_dim = self._heads, self.config.head_dim
-        match site.module:
-            case Module.Q | Module.K | Module.V:
-                parts = [n * head_dim for n in heads]
-                fused, which = layer.qkv_bias, (Module.Q, Module.K, Module.V).index(site.module)
-            case Module.GATE | Module.UP:
-                parts = [self.config.intermediate_size] * 2
-                fused, which = layer.gate_up_bias, (Module.GATE, Module.UP).index(site.module)
-            case Module.O:
-                return layer.o_bias
-            case _:
-                return layer.down_bias
-        return None if fused is None else fused.split(parts)[which]
+        fused = {
+            Group.QKV: layer.qkv_bias,
+            Group.O: layer.o_bias,
+            Group.GATE_UP: layer.gate_up_bias,
+            Group.DOWN: layer.down_bias,
+        }[Group.of(site.module)]
+        return None if fused is None else fused[self._part(site.module)]
+
+    def _part(self, module: Module) -> slice:
+        """Where the rows of a linear lie among those of its group."""
+        first = 0
+        for other, rows in self._linear_rows[Group.of(module)]:
+            if other is module:
+                return slice(first, first + rows)
+            first += rows
+        raise ValueError(f"{module} is no linear of a layer")

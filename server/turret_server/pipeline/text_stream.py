@@ -23,13 +23,22 @@ class TextStream:
         continues: the ids continue a text that is shown before them (a completion, as opposed to
             a chat answer): a leading space is part of the text even where `decode`, which takes
             the ids for the beginning of a text, drops it.
+        min_tokens: a stop string within so many tokens does not end the answer.
         keep: special tokens that stay in the text nevertheless (the markers of a tool parser).
 
     Raises:
         BadRequest: a stop string is empty.
     """
 
-    __slots__ = ("_detokenizer", "_held", "_include_stop", "_state", "_stops", "stopped")
+    __slots__ = (
+        "_detokenizer",
+        "_held",
+        "_include_stop",
+        "_state",
+        "_stops",
+        "_unstoppable",
+        "stopped",
+    )
 
     def __init__(
         self,
@@ -39,6 +48,7 @@ class TextStream:
         skip_special_tokens: bool = True,
         *,
         continues: bool = False,
+        min_tokens: int = 0,
         keep: Sequence[str] = (),
     ):
         self._detokenizer = tokenizer.detokenizer(
@@ -46,6 +56,7 @@ class TextStream:
         )
         self._stops = StopStrings(stop) if stop else None
         self._include_stop = include_stop
+        self._unstoppable = min_tokens  # tokens to come that no stop string ends
         self._state = 0
         self._held = ""  # may be the start of a stop string
         self.stopped: str | None = None  # the stop string found
@@ -55,14 +66,17 @@ class TextStream:
         if self.stopped is not None:
             return ""
         text = self._detokenizer.push(ids)
-        return text if self._stops is None else self._scan(text, self._stops)
+        self._unstoppable -= len(ids)
+        if self._stops is None or self._unstoppable >= 0:
+            return text
+        return self._scan(text, self._stops)
 
     def finish(self) -> str:
         """Return the rest of the text; call it once, when no token will follow."""
         if self.stopped is not None:
             return ""
         text = self._detokenizer.finish()
-        if self._stops is not None:
+        if self._stops is not None and self._unstoppable < 0:
             text = self._scan(text, self._stops) + self._held
             self._held = ""
         return text

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from turret_adapters.plan import StepPlan
+from turret_adapters.plan import BASE, StepPlan
 from turret_kernels.paged_attention import AttentionMetadata
 from turret_server.models.batch import Batch
 from turret_server.models.decoder import Decoder
@@ -120,7 +120,7 @@ def _ragged_logits(
                 ),
             ),
             logit_rows=rows.long(),
-            adapters=None if planner is None else planner(spans, rows),
+            adapters=BASE if planner is None else planner(spans, rows),
         )
         out = decoder.forward(batch, kv)
         every = torch.full((len(ids), out.shape[1]), torch.nan)

@@ -181,3 +181,12 @@ def test_a_long_stop_string_costs_no_more_per_token(tokenizers):
 def test_the_demo_tokenizer_streams_what_it_decodes(demo_tokenizer):
     ids = demo_tokenizer.encode("Zoë paid 12 € 👩‍👩‍👧 at 日本語 café.\n\n  def f(): pass")
     assert "".join(stream(demo_tokenizer, ids)[0]) == demo_tokenizer.decode(ids)
+
+
+def test_no_stop_string_ends_the_first_min_tokens(tokenizers):
+    tokenizer = tokenizers["byte_level"]
+    ids = tokenizer.encode("a. b. c. d.")
+    first = next(n for n in range(1, len(ids)) if "." in tokenizer.decode(ids[:n]))
+    stream = TextStream(tokenizer, stop=["."], min_tokens=first)
+    text = "".join(stream.push([i]) for i in ids) + stream.finish()
+    assert (text, stream.stopped) == ("a. b", ".")

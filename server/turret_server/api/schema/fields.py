@@ -124,10 +124,10 @@ class GenerationBody(RequestBody, ConstraintFields):
         None, description="Most tokens to generate; 0 only with echo."
     )
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
-        None, description="End-of-sequence and stop tokens are banned before this many tokens."
+        None, description="No end of sequence, stop token or stop string ends so many tokens."
     )
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
-        None, description="0 is greedy. Default 1."
+        None, description="0 is greedy. Default: the model's own, else 1."
     )
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
         None, description="Sample from the smallest set of tokens with this probability. Default 1."

@@ -1,0 +1,104 @@
+"""The activation thresholds of every resident adapter: one number per site and slot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from turret_adapters.banks.scale import check_alone
+from turret_adapters.banks.slot_tables import SlotTables
+from turret_adapters.components import Component, Threshold
+from turret_adapters.groups import Group, first_column
+from turret_adapters.spec import ModelShape, Site
+from turret_kernels import native
+from turret_kernels.linear import LinearWeight, linear, slice_linear
+from turret_kernels.low_rank import Entries
+from turret_kernels.threshold import silu_threshold_mul, threshold
+
+
+class ThresholdBank:
+    """Thresholds behind the gate (CATS) and before linears (TEAL). Threads as in `LowRankBank`.
+
+    Args:
+        shape: the base model.
+        num_slots: adapters that can be resident at once.
+        dtype: the served dtype.
+        device: where the tables live.
+    """
+
+    def __init__(self, shape: ModelShape, num_slots: int, device: torch.device, dtype: torch.dtype):
+        is_cut = all(width % 16 == 0 for _, width in shape.dims.values())
+        self.capturable = native.lib is not None and dtype == torch.bfloat16 and is_cut
+        self._shape = shape
+
+        def make(site: Site) -> Tensor:
+            return torch.full((num_slots,), -1.0, device=device)
+
+        self._tables = SlotTables(shape, num_slots, make, _forget)
+        self.touched = self._tables.touched
+
+    @property
+    def layout(self) -> int:
+        """Changes when the kernels would be launched on other memory."""
+        return self._tables.layout
+
+    def takes(self, component: Component) -> bool:
+        """Is it stored here?"""
+        return isinstance(component, Threshold)
+
+    def demand(self, components: Sequence[Threshold]) -> dict[Site, int]:
+        """One per site."""
+        return {component.site: 1 for component in components}
+
+    def check_fits(self, demands: Sequence[Mapping[Site, int]]) -> None:
+        """Can these adapters act on one request together?
+
+        Raises:
+            AdapterUnsupported: two of them threshold the same site.
+        """
+        check_alone(demands, "threshold")
+
+    def put(self, slot: int, components: Sequence[Threshold]) -> bool:
+        """Store an adapter's thresholds. Always true: a slot brings its numbers."""
+        with self._tables.fill(slot, [component.site for component in components]) as tables:
+            for component in components:
+                tables[component.site][slot] = component.value
+        return True
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot; an empty one is fine."""
+        self._tables.clear(slot)
+
+    def gate(self, layer: int, gate_up: Tensor, entries: Entries) -> Tensor:
+        """`SiLU(gate) * up` [T, I] with the thresholds of a layer; some entry has one."""
+        ((_, table, _),) = self._tables.at(layer, Group.ACT)
+        return silu_threshold_mul(gate_up, table, entries)
+
+    def linear(
+        self,
+        layer: int,
+        group: Group,
+        x: Tensor,
+        weight: LinearWeight,
+        bias: Tensor | None,
+        entries: Entries,
+    ) -> Tensor:
+        """The linears of a group, each on its own sparse input; some entry has a threshold.
+
+        The weights are read once, as without thresholds, but in one product per linear.
+        """
+        tables = {module: table for module, table, _ in self._tables.at(layer, group)}
+        y = native.allocate((x.shape[0], weight.out_features), x.dtype)
+        for module in group.modules:
+            first = first_column(self._shape, module)
+            last = first + self._shape.width(module)
+            sparse = threshold(x, tables[module], entries) if module in tables else x
+            part = slice_linear(weight, first, last)
+            linear(sparse, part, None if bias is None else bias[first:last], out=y[:, first:last])
+        return y
+
+
+def _forget(table: Tensor, slot: int) -> None:
+    table[slot] = -1.0

@@ -1,0 +1,189 @@
+"""The primitives: what a compiled adapter is made of.
+
+Everywhere `weight` is the request's: it scales the *change* that a component makes, so 0 is the
+base, 1 the adapter as it was trained, and values between (or beyond) lie on the line through both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from turret_adapters.spec import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One use of a primitive at one site."""
+
+    site: Site
+
+    @property
+    def rank(self) -> int:
+        """Rank rows that it takes, 0 for most."""
+        return 0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Its tensors."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return [value for value in values if isinstance(value, Tensor)]
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all its tensors."""
+        return sum(t.numel() for t in self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(t.nbytes for t in self.tensors)
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """As the banks want it in this served dtype; most keep float32."""
+        del dtype
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank(Component):
+    """`y += weight * b.T @ (a @ x)`: the low-rank branch at a linear, its scale folded into `b`.
+
+    Attributes:
+        site: where it acts.
+        a: [rank, in_features]; at the embedding [rank, vocab].
+        b: [rank, out_features] (PEFT's lora_B transposed: one contiguous row per rank).
+        num_experts: N > 0 makes the branch a mixture chosen by every token (LoRAMoE): the last N
+            rows of `a` are a gate, softmax over them weighs N equal groups of the rows before, and
+            the last N rows of `b` are not read.
+    """
+
+    a: Tensor
+    b: Tensor
+    num_experts: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Number of rank rows."""
+        return self.a.shape[0]
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """Both factors in the served dtype."""
+        return replace(self, a=self.a.to(dtype), b=self.b.to(dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Offset(Component):
+    """`y += weight * vector`, after the bias of a linear, or at an activation.
+
+    `vector` is [width of the site]. When `absolute` is true the published tensor replaces the
+    base's bias, and the bank subtracts the base's own value (zero where the base has none).
+    """
+
+    vector: Tensor
+    absolute: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(Component):
+    """`y += weight * ((vector - 1) * y + turn * partner(y))`; without `turn`, just `y *= vector`.
+
+    At the output of a linear (bias included) or at an activation. A request may have one scale per
+    site, because two do not commute with what others add between them.
+
+    Attributes:
+        site: where it acts.
+        vector: float32 [width].
+        turn: float32 [width] or None. The features lie in groups of `2 * distance`; the partner of
+            a feature is the one `distance` further on in the group's first half, or `distance`
+            before in its second (RoAd; the sign of the rotation lies in `turn`).
+        distance: see `turn`.
+        before_deltas: it scales what the base computes, not what other components add there.
+    """
+
+    vector: Tensor
+    turn: Tensor | None = None
+    distance: int = 0
+    before_deltas: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold(Component):
+    """`x = x if |x| > value else 0`: activation sparsity. It has no weight but 0 and 1.
+
+    At ACT it thresholds SiLU(gate), before it meets `up` (CATS). At a linear it thresholds that
+    linear's *input* (TEAL), for the base's product alone: deltas read the whole input.
+    """
+
+    value: float
+
+    @property
+    def num_parameters(self) -> int:
+        """One number."""
+        return 1
+
+    @property
+    def num_bytes(self) -> int:
+        """As stored in the bank."""
+        return 4
+
+
+@dataclass(frozen=True, slots=True)
+class SparseDelta(Component):
+    """`y += weight * S x`, S a sparse change of a linear's weight.
+
+    Attributes:
+        site: a linear or the head.
+        rows: int64 [out + 1], where each output's values begin (CSR).
+        columns: int32 [nnz], inputs, ascending inside an output.
+        values: [nnz], float32 or the served dtype.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowDelta(Component):
+    """Changed rows of the embedding, or of the head: `W[ids] += weight * delta`.
+
+    Attributes:
+        site: EMBED or HEAD.
+        ids: int64 [r], ascending, without repetition.
+        delta: float32 [r, hidden].
+    """
+
+    ids: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SoftPrompt(Component):
+    """Virtual tokens before the prompt, given by their embeddings; the site is EMBED.
+
+    Attributes:
+        site: EMBED.
+        embeddings: float32 [m, hidden].
+    """
+
+    embeddings: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix(Component):
+    """Keys and values of virtual tokens before the prompt, in one layer; the site is its K.
+
+    Attributes:
+        site: K of the layer.
+        keys: float32 [m, kv_heads * head_dim], as they lie in the cache: position and rotation are
+            in them already.
+        values: float32 [m, kv_heads * head_dim].
+    """
+
+    keys: Tensor
+    values: Tensor

@@ -1,0 +1,370 @@
+"""The tensors of a PEFT adapter against one base: by site and role, checked, none left unread."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from turret_adapters.components import Component
+from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, listing, quote
+from turret_adapters.files import AdapterFiles
+from turret_adapters.peft.config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig
+from turret_adapters.peft.names import TensorName, module_path, parse_name
+from turret_adapters.peft.targets import Targets
+from turret_adapters.spec import ModelShape, Module, Program, Site
+from turret_adapters.tensor_file import TensorFile, is_finite
+
+# What a tensor is to its module, from its name ("A", "B", …); None for a stranger.
+RoleOf = Callable[[TensorName], str | None]
+
+
+@dataclass(slots=True)
+class SiteTensors:
+    """The tensors of one module: its path in the trained model, and the key of each role."""
+
+    path: str
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+class PeftTensors:
+    """One adapter's tensors, read for one base.
+
+    A kind asks for what it expects; `program` then refuses whatever nobody asked for, because an
+    adapter that is served without some of its tensors is another adapter.
+
+    Args:
+        files: the adapter's folder.
+        shape: the base.
+        config: its adapter_config.json.
+        role_of: says what a tensor is to its module.
+
+    Attributes:
+        sites: the tensors by site.
+        shape: as given.
+        notes: for the program.
+
+    Raises:
+        AdapterError: two tensors have one role, or a module does not exist in the base.
+    """
+
+    def __init__(self, files: AdapterFiles, shape: ModelShape, config: PeftConfig, role_of: RoleOf):
+        self._what = f"adapter {quote(str(files.path))} was not loaded"
+        self._config = config
+        self._file = files.tensors(WEIGHTS_NAME)
+        self._used: set[str] = set()
+        self.shape = shape
+        self.notes: list[str] = []
+        self.sites, self._strangers = collect(self._file, role_of)
+        self._prefix = _layer_prefix(self.sites)
+        foreign = [str(site) for site in sorted(self.sites) if not shape.has(site)]
+        if foreign:
+            raise self.wrong_base(
+                f"it adapts {listing(foreign)}, and this base has {shape.num_layers} layers "
+                f"with {', '.join(shape.dims)}"
+            )
+
+    def at(self, site: Site) -> SiteTensors:
+        """The tensors of a site, none where nothing is stored for it."""
+        return self.sites.get(site) or SiteTensors(module_path(site, self._prefix))
+
+    def is_adapted(
+        self, site: Site, roles: tuple[str, ...], targets: Targets, matched: bool | None = None
+    ) -> bool:
+        """Are a site's tensors there? The config and the file must agree.
+
+        Args:
+            site: the site.
+            roles: all are needed.
+            targets: what the config names.
+            matched: whether it names the site, where `targets` alone does not tell.
+
+        Raises:
+            AdapterMalformed: one says yes and the other no, or some of the roles are missing.
+        """
+        tensors = self.at(site)
+        present = [role for role in roles if role in tensors.keys]
+        matched = targets.matches(tensors.path, site) if matched is None else matched
+        if not present:
+            if matched:
+                raise self.malformed(
+                    f"{targets} includes {tensors.path}, but its tensors are missing"
+                )
+            return False
+        if matched is False:
+            raise self.malformed(
+                f"{quote(tensors.keys[present[0]])} is stored, but {targets} "
+                f"does not include {tensors.path}"
+            )
+        for role in roles:
+            if role not in tensors.keys:
+                raise self.malformed(f"{tensors.path} has no {role}")
+        return True
+
+    def size(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor as stored. Check it before sizes follow from it."""
+        return self._file.infos[key].shape
+
+    def has(self, key: str) -> bool:
+        """Is a tensor stored under this very name?"""
+        return key in self._file.infos
+
+    def read(
+        self,
+        key: str,
+        size: tuple[int, ...],
+        *,
+        rank_dim: int | None = None,
+        integers: bool = False,
+    ) -> Tensor:
+        """A tensor of this size whose values are finite, in its stored dtype.
+
+        Args:
+            key: its name.
+            size: its shape, which follows from base and config and never from the file.
+            rank_dim: the dimension that the config's rank decides, for the message.
+            integers: it holds integers, which are checked for their type alone.
+
+        Raises:
+            AdapterError: it has another shape or type, or holds NaN or infinity.
+        """
+        self.check(key, size, rank_dim=rank_dim, integers=integers)
+        self._used.add(key)
+        tensor = self._file.read(key)
+        if not integers:
+            self._check_finite(key, tensor)
+        return tensor
+
+    def read_scaled(
+        self, key: str, size: tuple[int, ...], scale: float, *, rank_dim: int | None = None
+    ) -> Tensor:
+        """The same times `scale`, in float32."""
+        scaled = self.read(key, size, rank_dim=rank_dim).float() * scale
+        if not is_finite(scaled):
+            raise self.malformed(f"{quote(key)} times the scale {scale:g} overflows float32")
+        return scaled
+
+    def check(
+        self,
+        key: str,
+        size: tuple[int, ...],
+        *,
+        rank_dim: int | None = None,
+        integers: bool = False,
+    ) -> None:
+        """As `read`, without reading the values."""
+        info = self._file.infos[key]
+        if integers and info.dtype not in (torch.int64, torch.int32, torch.uint8):
+            raise self.malformed(f"{quote(key)} is of {info.dtype}, not integers")
+        if not integers and not info.dtype.is_floating_point:
+            raise self.malformed(f"{quote(key)} is of {info.dtype}, not floating point")
+        if info.shape == size:
+            return
+        why = f"{quote(key)} has shape {list(info.shape)}, expected {list(size)}"
+        wrong_rank = rank_dim is not None and (
+            len(info.shape) != len(size) or info.shape[rank_dim] != size[rank_dim]
+        )
+        if wrong_rank:
+            raise self.malformed(f"{why}: it contradicts the rank in {CONFIG_NAME}")
+        raise self.wrong_base(why)
+
+    def ignore(self, key: str) -> None:
+        """Nothing at serving time depends on this tensor."""
+        self._used.add(key)
+
+    def ignore_base_copy(self, site: Site) -> None:
+        """PEFT repeats the base's embedding and head in the file whenever they are adapted.
+
+        Raises:
+            AdapterUnsupported: the copy differs from the base.
+        """
+        key = self.at(site).keys.get("weight")
+        if key is None or site.module not in (Module.EMBED, Module.HEAD):
+            return
+        fan_in, fan_out = self.shape.dims[site.module]
+        size = (fan_in, fan_out) if site.module is Module.EMBED else (fan_out, fan_in)
+        if self.shape.weight is None:
+            self.check(key, size)
+            self.ignore(key)
+            self.notes.append(f"{key} repeats the base's {site}; it was not compared")
+            return
+        copy, base = self.read(key, size), self.shape.weight(site)
+        if not (torch.equal(copy.to(base.dtype), base) or torch.equal(base.to(copy.dtype), copy)):
+            raise self.unsupported(
+                f"{quote(key)} differs from the base's {site}: it stores full weights of modules; "
+                "low-rank changes and offsets can be served",
+                "Train it as LoRA on the unchanged embedding, or serve the merged model.",
+            )
+
+    def base_weight(self, site: Site) -> Tensor:
+        """The base's weight [out, in] at a linear, float32, for formats that depend on it.
+
+        Raises:
+            AdapterUnsupported: there is no base at hand (`turret adapters inspect`).
+        """
+        if self.shape.weight is None:
+            raise self.unsupported(
+                "what it computes depends on the base's weights, and no base is at hand",
+                "Load it into a server of its base.",
+            )
+        return self.shape.weight(site).float()
+
+    def program(
+        self,
+        kind: str,
+        components: list[Component],
+        *,
+        targets: Targets | None = None,
+        is_ignored: Callable[[str], bool] = lambda key: False,
+        **fields: object,
+    ) -> Program:
+        """The compiled adapter.
+
+        Args:
+            kind: name of the kind.
+            components: what was compiled; at least one.
+            targets: what the config names, for the message where nothing matched.
+            is_ignored: tensors, by key, that nothing at serving time depends on.
+            fields: further fields of the program.
+
+        Raises:
+            AdapterUnsupported: nothing was compiled, or a tensor was never read.
+        """
+        left = self._strangers + [key for key in self._file.infos if key not in self._used]
+        left = [key for key in dict.fromkeys(left) if not is_ignored(key)]
+        left = [key for key in left if key not in self._used]
+        if not components:
+            held = f"holds {listing(left)}" if left else "holds no tensor"
+            raise self.wrong_base(
+                f"no module is matched: {targets or 'the config'}, the file {held}, and this base "
+                f"has {', '.join(self.shape.dims)}"
+            )
+        if left:
+            raise self.unsupported(
+                f"nothing in it explains {listing(left)}: served without them it would be "
+                "another adapter",
+                f"Correct {CONFIG_NAME}, or export the adapter again with PEFT.",
+            )
+        trained, served = self._config.base_model, self.shape.name
+        if trained and served and _last_part(trained) != _last_part(served):
+            self.notes.append(f"trained on {quote(trained)}, served on {quote(served)}")
+        if targets is not None and targets.names is None:
+            self.notes.append("target_modules is null: the stored tensors say what is adapted")
+        return Program(kind, tuple(components), trained, tuple(self.notes), **fields)  # pyright: ignore[reportArgumentType]
+
+    def wrong_base(self, why: str) -> AdapterUnsupported:
+        """The error for an adapter that does not fit this base."""
+        trained = self._config.base_model
+        served = quote(self.shape.name) if self.shape.name else "this base"
+        return self.unsupported(
+            why,
+            f"Load an adapter that was trained on {served}"
+            + (f" (this one names {quote(trained)})." if trained else "."),
+        )
+
+    def unsupported(self, why: str, fix: str) -> AdapterUnsupported:
+        """The error for what cannot be served."""
+        return AdapterUnsupported(self._what, why, fix)
+
+    def malformed(self, why: str, fix: str = "") -> AdapterMalformed:
+        """The error for what makes no sense."""
+        return AdapterMalformed(self._what, why, fix or "Export the adapter again with PEFT.")
+
+    def _check_finite(self, key: str, tensor: Tensor) -> None:
+        if not is_finite(tensor):
+            raise self.malformed(
+                f"{quote(key)} holds NaN or infinity", "Its training diverged, or it is damaged."
+            )
+
+
+def collect(tensors: TensorFile, role_of: RoleOf) -> tuple[dict[Site, SiteTensors], list[str]]:
+    """The tensors by site and role, and the names that belong to no site.
+
+    Raises:
+        AdapterMalformed: two tensors have one role.
+    """
+    sites: dict[Site, SiteTensors] = {}
+    strangers: list[str] = []
+    for key in tensors.infos:
+        name = parse_name(key)
+        role = name and role_of(name)
+        if name is None or role is None:
+            strangers.append(key)
+            continue
+        found = sites.setdefault(name.site, SiteTensors(name.path))
+        if role in found.keys:
+            raise AdapterMalformed(
+                f"{tensors.name!r} was refused",
+                f"{quote(found.keys[role])} and {quote(key)} are the same tensor of {name.path}",
+                "Store one adapter per folder.",
+            )
+        found.keys[role] = key
+    return sites, strangers
+
+
+def simple_role(
+    names: Mapping[str, str], *, suffixes: frozenset[str] = frozenset({"weight"})
+) -> RoleOf:
+    """Roles by the parameter's name: {"hada_w1_a": "w1_a"} reads `….hada_w1_a[.NAME][.weight]`.
+
+    Names are what follows the module in PEFT's keys; the adapter's name, which old versions store,
+    and a last part in `suffixes` are dropped. `weight` and `bias` of the module itself (also as
+    `base_layer.weight`) have the roles "weight" and "bias".
+    """
+
+    def role_of(name: TensorName) -> str | None:
+        first, *rest = name.role
+        if first in names:
+            if rest and rest[-1] in suffixes:
+                rest = rest[:-1]
+            return names[first] if len(rest) <= 1 else None
+        if first == "base_layer" and len(rest) == 1:
+            first, rest = rest[0], []
+        return first if first in ("weight", "bias") and not rest else None
+
+    return role_of
+
+
+def guess_sizes(
+    files: AdapterFiles,
+    role_of: RoleOf,
+    sizes: Callable[[dict[str, tuple[int, ...]]], tuple[int, int]],
+) -> ModelShape:
+    """The smallest base that the tensors fit, for `inspect`.
+
+    Args:
+        files: the adapter's folder.
+        role_of: as for `PeftTensors`.
+        sizes: (in, out) of a module from the shapes of its tensors by role; 0 where unknown.
+    """
+    tensors = files.tensors(WEIGHTS_NAME)
+    dims: dict[Module, tuple[int, int]] = {}
+    has_bias: set[Module] = set()
+    num_layers = 0
+    for site, found in collect(tensors, role_of)[0].items():
+        shapes = {role: tensors.infos[key].shape for role, key in found.keys.items()}
+        num_layers = max(num_layers, site.layer + 1)
+        fan_in, fan_out = sizes(shapes)
+        known_in, known_out = dims.get(site.module, (0, 0))
+        dims[site.module] = fan_in or known_in, fan_out or known_out
+        if "bias" in shapes:
+            has_bias.add(site.module)
+    return ModelShape(num_layers, dims, frozenset(has_bias))
+
+
+def is_peft(files: AdapterFiles, peft_type: str) -> bool:
+    """Does the folder's config declare this type?"""
+    return files.has(CONFIG_NAME) and files.json(CONFIG_NAME).get("peft_type") == peft_type
+
+
+def _layer_prefix(sites: dict[Site, SiteTensors]) -> str:
+    """What precedes "layers" in most of the stored names."""
+    prefixes = Counter(x.path.split("layers.")[0] for site, x in sites.items() if site.layer >= 0)
+    return prefixes.most_common(1)[0][0] if prefixes else "model."
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].lower()

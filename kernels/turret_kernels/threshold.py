@@ -1,0 +1,89 @@
+"""Activation sparsity by slot: CATS behind the gate of an MLP, TEAL before a linear.
+
+Thresholds lie in float32 tables [S], negative where a slot has none; what does not exceed the
+threshold in magnitude becomes 0. Rows in no entry keep everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from turret_kernels import native
+from turret_kernels.low_rank import Entries
+from turret_kernels.native import lib
+
+
+def silu_threshold_mul(gate_up: Tensor, thresholds: Tensor, entries: Entries) -> Tensor:
+    """`SiLU(gate) * 1[|SiLU(gate)| > t] * up` (CATS, Lee et al., 2024, with its code's strict >).
+
+    Args:
+        gate_up: [T, 2 I], gate first; contiguous.
+        thresholds: float32 [S].
+        entries: which slot's threshold holds for which rows; at most one with a threshold per row.
+
+    Returns:
+        [T, I] in the same dtype.
+    """
+    rows, width = gate_up.shape
+    if not _native(gate_up) or lib is None:
+        gate, up = gate_up.chunk(2, dim=-1)
+        gate = F.silu(gate)
+        bounds = _row_bounds(thresholds, entries, rows)
+        return torch.where(gate.abs() > bounds, gate, 0) * up
+    out = native.allocate((rows, width // 2), gate_up.dtype)
+    _launch(lib.turret_silu_threshold_mul, out, gate_up, rows, width // 2, thresholds, entries)
+    return out
+
+
+def threshold(x: Tensor, thresholds: Tensor, entries: Entries) -> Tensor:
+    """`x * 1[|x| > t]` (TEAL, Liu et al., 2024): a copy of `x` [T, N] with small values zeroed.
+
+    Arguments as in `silu_threshold_mul`.
+    """
+    rows, width = x.shape
+    if not _native(x) or lib is None:
+        return torch.where(x.abs() > _row_bounds(thresholds, entries, rows), x, 0)
+    out = native.allocate((rows, width), x.dtype)
+    _launch(lib.turret_threshold, out, x, rows, width, thresholds, entries)
+    return out
+
+
+def _launch(
+    kernel: Callable[..., None],
+    out: Tensor,
+    x: Tensor,
+    rows: int,
+    width: int,
+    thresholds: Tensor,
+    entries: Entries,
+) -> None:
+    kernel(
+        out.data_ptr(),
+        x.data_ptr(),
+        rows,
+        width,
+        thresholds.data_ptr(),
+        entries.slot.data_ptr(),
+        entries.row_start.data_ptr(),
+        entries.row_count.data_ptr(),
+        entries.count.data_ptr(),
+    )
+
+
+def _native(x: Tensor) -> bool:
+    return lib is not None and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
+def _row_bounds(thresholds: Tensor, entries: Entries, rows: int) -> Tensor:
+    """float32 [rows, 1]: the threshold of every row, -1 where there is none."""
+    bounds = torch.full((rows, 1), -1.0, device=thresholds.device)
+    for slot, row, count in zip(
+        entries.slot.tolist(), entries.row_start.tolist(), entries.row_count.tolist(), strict=True
+    ):
+        if thresholds[slot] >= 0:
+            bounds[row : row + count] = thresholds[slot]
+    return bounds
