@@ -32,6 +32,7 @@ class LoadedAdapter:
         num_bytes: of the components, in the served dtype.
         base_model: as its own config names it.
         notes: what a user may want to know.
+        primitives: what it compiled to, sorted.
     """
 
     digest: str
@@ -42,6 +43,7 @@ class LoadedAdapter:
     num_bytes: int
     base_model: str | None
     notes: tuple[str, ...]
+    primitives: tuple[str, ...]
 
 
 def read_adapter(
@@ -88,6 +90,7 @@ def describe_program(digest: str, program: Program) -> LoadedAdapter:
         num_bytes=program.num_bytes,
         base_model=program.base_model,
         notes=program.notes,
+        primitives=tuple(program.primitives),
     )
 
 

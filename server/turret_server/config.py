@@ -23,6 +23,7 @@ class ServeConfig:
     served_names: tuple[str, ...] = ()
     adapters: dict[str, str] = field(default_factory=dict)
     adapter_roots: tuple[Path, ...] = ()
+    adapter_dirs: tuple[Path, ...] = ()
     recipes: dict[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 8000

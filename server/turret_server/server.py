@@ -187,6 +187,7 @@ def _api_settings(config: ServeConfig, folder: Path) -> ApiSettings:
         base_names=config.served_names or (default_name,),
         model_root=config.model,
         adapter_roots=(*config.adapter_roots, cache_root()),
+        adapter_dirs=config.adapter_dirs,
         recipes=config.recipes,
         keys=tuple(
             ApiKey(hashlib.sha256(key.encode()).hexdigest(), admin)

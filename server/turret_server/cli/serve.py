@@ -21,6 +21,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
             pairs = values.pop(table, {})
             values[flag] = [f"{name}={value}" for name, value in pairs.items()]
         values["adapter_root"] = values.pop("adapter_roots", [])
+        values["adapter_dir"] = values.pop("adapter_dirs", [])
         values["served_name"] = values.pop("served_names", [])
         values["api_key"] = values.pop("api_keys", [])
         values["admin_key"] = values.pop("admin_keys", [])
@@ -41,6 +42,16 @@ def serve(
         typer.Option(
             help="NAME=SOURCE: serve an adapter; a folder or a Hugging Face id. May be repeated.",
             rich_help_panel=_ADAPTERS,
+        ),
+    ] = None,
+    adapter_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of adapter folders, each served under its name and read when first asked "
+            "for; thousands are fine. May be repeated.",
+            rich_help_panel=_ADAPTERS,
+            exists=True,
+            file_okay=False,
         ),
     ] = None,
     adapter_root: Annotated[
@@ -141,6 +152,7 @@ def serve(
             served_names=tuple(served_name or ()),
             adapters=parse_pairs(adapter or (), "--adapter"),
             adapter_roots=tuple(adapter_root or (Path.cwd(),)),
+            adapter_dirs=tuple(adapter_dir or ()),
             recipes=parse_pairs(recipe or (), "--recipe"),
             host=host,
             port=port,

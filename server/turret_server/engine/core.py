@@ -173,6 +173,7 @@ class Engine:
             step_tokens=self._step_tokens,
             step_seconds=self._step_seconds,
             resident_adapters=self.store.resident(),
+            host_adapters=self.store.on_host(),
             running_adapters=_distinct(scheduler.running),
             waiting_adapters=_distinct(scheduler.waiting),
             host_adapter_bytes=self.store.host_bytes,
