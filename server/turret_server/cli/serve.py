@@ -80,6 +80,14 @@ def serve(
             rich_help_panel=_ADAPTERS,
         ),
     ] = 1024,
+    host_adapter_gib: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Memory for adapters that are ready but not on the device; others are read again.",
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = 0.0625,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -167,6 +175,7 @@ def serve(
             max_waiting=max_waiting,
             max_resident_adapters=max_resident_adapters,
             adapter_rank_rows=adapter_rank_rows,
+            host_adapter_gib=host_adapter_gib,
             threads=threads,
             max_body_bytes=max_body_bytes,
             drain_s=drain_s,
