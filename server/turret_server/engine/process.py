@@ -60,7 +60,7 @@ class EngineProcess:
         if settings.threads:
             torch.set_num_threads(settings.threads)
             native.set_threads(settings.threads)
-        if native.lib is not None and settings.dtype == "bfloat16":
+        if native.lib is not None and settings.dtype != "float32":
             # The native kernels have threads of their own; what is left to torch is small, and
             # a second set of threads would compete for the same cores.
             torch.set_num_threads(1)
