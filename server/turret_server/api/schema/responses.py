@@ -155,17 +155,19 @@ class AdapterCard(BaseModel):
     path: str
     rank: int | None = None
     targets: list[str] | None = None
-    primitives: list[str] | None = Field(None, description="What it compiled to.")
+    primitives: list[str] | None = Field(default=None, description="What it compiled to.")
     num_parameters: int | None = None
     num_bytes: int | None = None
-    base_model: str | None = Field(None, description="As its own configuration names it.")
-    loaded_at: float | None = Field(None, description="Unix time in seconds.")
-    resident: bool = Field(False, description="On the device now; others are fetched when needed.")
+    base_model: str | None = Field(default=None, description="As its own configuration names it.")
+    loaded_at: float | None = Field(default=None, description="Unix time in seconds.")
+    resident: bool = Field(
+        default=False, description="On the device now; others are fetched when needed."
+    )
     tier: Literal["device", "host", "disk", "shelf"] = Field(
         description="Where it is: ready to run; compiled; to be read again; never read so far."
     )
-    requests: int = Field(0, description="Requests in flight that use it.")
-    last_used: float | None = Field(None, description="Unix time in seconds.")
+    requests: int = Field(default=0, description="Requests in flight that use it.")
+    last_used: float | None = Field(default=None, description="Unix time in seconds.")
 
 
 class AdapterList(BaseModel):
