@@ -48,6 +48,7 @@ class AdapterRecord:
         num_bytes: in the served dtype.
         base_model: as the adapter's own config names it.
         loaded_at: Unix time in seconds.
+        num_virtual_tokens: positions that it puts before the prompt.
     """
 
     name: str
@@ -60,6 +61,7 @@ class AdapterRecord:
     num_bytes: int
     base_model: str | None
     loaded_at: float
+    num_virtual_tokens: int = 0
 
 
 class Catalog:

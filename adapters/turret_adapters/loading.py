@@ -13,7 +13,7 @@ from turret_adapters.digest import content_digest
 from turret_adapters.errors import AdapterMalformed
 from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.registry import detect
-from turret_adapters.spec import ModelShape, Program
+from turret_adapters.spec import ModelShape, Positions, Program
 from turret_adapters.tensor_file import is_finite
 
 StrPath = str | PathLike[str]
@@ -32,6 +32,8 @@ class LoadedAdapter:
         num_bytes: of the components, in the served dtype.
         base_model: as its own config names it.
         notes: what a user may want to know.
+        positions: where in a request it acts, None for everywhere.
+        num_virtual_tokens: positions that it puts before the prompt.
     """
 
     digest: str
@@ -42,6 +44,8 @@ class LoadedAdapter:
     num_bytes: int
     base_model: str | None
     notes: tuple[str, ...]
+    positions: Positions | None = None
+    num_virtual_tokens: int = 0
 
 
 def read_adapter(
@@ -88,6 +92,8 @@ def describe_program(digest: str, program: Program) -> LoadedAdapter:
         num_bytes=program.num_bytes,
         base_model=program.base_model,
         notes=program.notes,
+        positions=program.positions,
+        num_virtual_tokens=program.num_virtual_tokens,
     )
 
 

@@ -53,6 +53,7 @@ def peft_case(
     std: float = 0.1,
     change: Callable[[PreTrainedModel], None] | None = None,
     edit_config: dict[str, Any] | None = None,
+    call: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Case:
     """An adapter that PEFT makes, saves, loads again and computes.
@@ -64,6 +65,7 @@ def peft_case(
         std: noise that is added to every trainable parameter, so that it does something.
         change: done to the PEFT model instead of the noise.
         edit_config: fields to set in adapter_config.json after saving.
+        call: further arguments of the reference's forward pass.
         fields: of the case.
     """
 
@@ -90,7 +92,7 @@ def peft_case(
 
         @torch.no_grad()
         def logits(tokens: Tensor) -> Tensor:
-            found = loaded(tokens[None]).logits[0]
+            found = loaded(tokens[None], **call or {}).logits[0]
             return found[-len(tokens) :].float()  # soft prompts put their own rows before
 
         return logits

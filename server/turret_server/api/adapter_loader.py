@@ -103,6 +103,7 @@ class AdapterLoader:
                 num_bytes=info.num_bytes,
                 base_model=info.base_model,
                 loaded_at=time.time(),
+                num_virtual_tokens=info.num_virtual_tokens,
             )
             old = self._catalog.put(record)
         if old is not None:

@@ -134,6 +134,7 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_parameters: int
     num_bytes: int  # in the served dtype
     base_model: str | None = None  # as the adapter's own config names it
+    num_virtual_tokens: int = 0  # positions that it puts before the prompt
 
 
 class AdapterLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):

@@ -182,6 +182,7 @@ def _info(loaded: LoadedAdapter) -> m.AdapterInfo:
         num_parameters=loaded.num_parameters,
         num_bytes=loaded.num_bytes,
         base_model=loaded.base_model,
+        num_virtual_tokens=loaded.num_virtual_tokens,
     )
 
 

@@ -159,6 +159,10 @@ class AdapterCard(BaseModel):
     num_bytes: int
     base_model: str | None = Field(description="As the adapter's own configuration names it.")
     loaded_at: float = Field(description="Unix time in seconds.")
+    num_virtual_tokens: int = Field(
+        description="Positions that it puts before the prompt. They take room in the context and "
+        "are not counted as tokens of the prompt."
+    )
     resident: bool = Field(description="On the device now; others are fetched when needed.")
 
 
