@@ -25,7 +25,7 @@ from turret_adapters.files import FileLimits
 from turret_adapters.host_cache import HostCache
 from turret_adapters.loading import LoadedAdapter, StrPath, describe_program, read_adapter
 from turret_adapters.plan import Weight
-from turret_adapters.reach import Reach, find_reach
+from turret_adapters.positions import Reach, find_reach
 from turret_adapters.records import Record, Records
 from turret_adapters.spec import ModelShape, Program, Site
 from turret_adapters.wants import Want, WantQueue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from turret_adapters.reach import Reach
+from turret_adapters.positions import Reach
 from turret_server.engine.messages import EngineRequest, TokenLogprob
 
 if TYPE_CHECKING:

@@ -1,12 +1,47 @@
-"""Which of a request's adapters act on which of its positions, where not all act on all."""
+"""Where adapters act in a request: the rule of one, and what it comes to for several. No torch."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from turret_adapters.spec import NO_END, Positions
+NO_END = 1 << 62  # further than any sequence goes
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where in a request an adapter acts, for kinds that do not act everywhere.
+
+    Attributes:
+        invocation: token ids; from where they last occur in the prompt on, or nowhere (aLoRA).
+        first: so many tokens at the beginning of the prompt (LoReFT's f).
+        last: so many tokens at the end of the prompt (LoReFT's l).
+        generating: the last token of the prompt and all that follow: every row that a token is
+            sampled from (ITI).
+    """
+
+    invocation: tuple[int, ...] = ()
+    first: int = 0
+    last: int = 0
+    generating: bool = False
+
+    def spans(self, prompt: Sequence[int]) -> list[tuple[int, int]]:
+        """Where it acts on a request with this prompt: [start, stop) pairs, ascending, apart."""
+        end = len(prompt)
+        if self.generating:
+            return [(max(end - 1, 0), NO_END)]
+        if self.invocation:
+            size = len(self.invocation)
+            for start in range(end - size, -1, -1):
+                if tuple(prompt[start : start + size]) == self.invocation:
+                    return [(start, NO_END)]
+            return []
+        first, last = min(self.first, end), max(end - self.last, 0)
+        if first >= last:
+            return [(0, end)] if end else []
+        return [span for span in ((0, first), (last, end)) if span[0] < span[1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +73,7 @@ class Reach:
         """[start, stop) cut at the borders."""
         first, last = bisect_right(self.borders, start), bisect_right(self.borders, stop - 1)
         cuts = [start, *self.borders[first:last], stop]
-        return [
-            Piece(a, b, self.acting[i])
-            for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False), first)
-        ]
+        return [Piece(a, b, self.acting[i]) for i, (a, b) in enumerate(pairwise(cuts), first)]
 
     def key(self, start: int, stop: int, names: Sequence[str]) -> str:
         """Equal for [start, stop) of two requests where the same adapters act on the same places.
