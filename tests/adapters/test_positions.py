@@ -32,7 +32,9 @@ def test_adapters_that_act_everywhere_have_no_reach():
     assert find_reach(PROMPT, [(None, 0), (None, 0)]) is None
 
 
-@pytest.mark.parametrize("names", [*itertools.combinations(RULES, 1), *itertools.combinations(RULES, 2)])
+@pytest.mark.parametrize(
+    "names", [*itertools.combinations(RULES, 1), *itertools.combinations(RULES, 2)]
+)
 def test_pieces_say_what_the_rules_say(names):
     rules = [RULES[name] for name in names]
     if sum(count > 0 for _, count in rules) > 1:

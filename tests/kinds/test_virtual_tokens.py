@@ -174,9 +174,9 @@ def test_a_table_of_ones_is_one(lab, made, loaded):
 
 
 def test_two_of_them_are_refused(lab, loaded, tmp_path):
-    peft_case(
-        "other", "", lambda: PromptTuningConfig(task_type=TASK, num_virtual_tokens=2)
-    ).make(tmp_path / "other", lab.model())
+    peft_case("other", "", lambda: PromptTuningConfig(task_type=TASK, num_virtual_tokens=2)).make(
+        tmp_path / "other", lab.model()
+    )
     other = lab.load(tmp_path / "other")
     uses = AdapterUse(loaded.digest), AdapterUse(other.digest)
     event = lab.engine.submit(lab.ask(PROMPTS[0], *uses))
