@@ -8,6 +8,7 @@ nothing references may leave the engine.
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class AdapterRecord:
         num_bytes: in the served dtype.
         base_model: as the adapter's own config names it.
         loaded_at: Unix time in seconds.
+        primitives: what it compiled to.
         num_virtual_tokens: positions that it puts before the prompt.
     """
 
@@ -61,6 +63,7 @@ class AdapterRecord:
     num_bytes: int
     base_model: str | None
     loaded_at: float
+    primitives: tuple[str, ...] = ()
     num_virtual_tokens: int = 0
 
 
@@ -74,6 +77,7 @@ class Catalog:
     def __init__(self) -> None:
         self._records: dict[str, AdapterRecord] = {}
         self._uses: Counter[str] = Counter()  # digest -> requests in flight
+        self._last_used: dict[str, float] = {}  # digest -> Unix time
 
     def get(self, name: str) -> AdapterRecord | None:
         """The record of a name."""
@@ -103,7 +107,9 @@ class Catalog:
 
     def acquire(self, digests: Iterable[str]) -> None:
         """Count a request that uses these digests."""
+        digests = list(digests)
         self._uses.update(digests)
+        self._last_used |= dict.fromkeys(digests, time.time())
 
     def release(self, digests: Iterable[str]) -> list[str]:
         """Undo one `acquire`; returns the digests that nothing references any more."""
@@ -113,8 +119,17 @@ class Catalog:
             if self._uses[digest] <= 0:
                 del self._uses[digest]
             if not self.is_referenced(digest):
+                self._last_used.pop(digest, None)
                 free.append(digest)
         return free
+
+    def uses(self, digest: str) -> int:
+        """Requests in flight that use a digest."""
+        return self._uses.get(digest, 0)
+
+    def last_used(self, digest: str) -> float | None:
+        """When a request last began to use a digest, in Unix time."""
+        return self._last_used.get(digest)
 
     def is_referenced(self, digest: str) -> bool:
         """Whether a name or a request in flight still needs the digest."""

@@ -19,6 +19,10 @@ class HostCache:
         self._programs: OrderedDict[str, Program] = OrderedDict()
         self.num_bytes = 0
 
+    def digests(self) -> list[str]:
+        """Digests of the programs."""
+        return list(self._programs)
+
     def get(self, digest: str) -> Program | None:
         """The program, which is then the most recently used."""
         if digest in self._programs:

@@ -32,6 +32,7 @@ class LoadedAdapter:
         num_bytes: of the components, in the served dtype.
         base_model: as its own config names it.
         notes: what a user may want to know.
+        primitives: what it compiled to, sorted.
         positions: where in a request it acts, None for everywhere.
         num_virtual_tokens: positions that it puts before the prompt.
     """
@@ -44,6 +45,7 @@ class LoadedAdapter:
     num_bytes: int
     base_model: str | None
     notes: tuple[str, ...]
+    primitives: tuple[str, ...]
     positions: Positions | None = None
     num_virtual_tokens: int = 0
 
@@ -92,6 +94,7 @@ def describe_program(digest: str, program: Program) -> LoadedAdapter:
         num_bytes=program.num_bytes,
         base_model=program.base_model,
         notes=program.notes,
+        primitives=tuple(program.primitives),
         positions=program.positions,
         num_virtual_tokens=program.num_virtual_tokens,
     )

@@ -219,6 +219,11 @@ class AdapterStore:
         with self._lock:
             return self._records.digests()
 
+    def on_host(self) -> list[str]:
+        """Digests whose compiled programs are on the host."""
+        with self._lock:
+            return self._host.digests()
+
     @property
     def num_pins(self) -> int:
         """Pins held over all adapters; zero when nothing runs."""

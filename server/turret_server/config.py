@@ -23,6 +23,7 @@ class ServeConfig:
     served_names: tuple[str, ...] = ()
     adapters: dict[str, str] = field(default_factory=dict)
     adapter_roots: tuple[Path, ...] = ()
+    adapter_dirs: tuple[Path, ...] = ()
     recipes: dict[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 8000
@@ -37,6 +38,7 @@ class ServeConfig:
     max_waiting: int = 1024
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
+    host_adapter_gib: float = 0.0625
     threads: int = 0
     max_body_bytes: int = 4 << 20
     drain_s: float = 30.0

@@ -156,12 +156,10 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
             "this version runs on the CPU",
             "Use --device cpu.",
         )
-    if dtype == "auto":
-        dtype = "bfloat16"
-    if dtype not in ("bfloat16", "float32"):
+    if dtype not in ("auto", "bfloat16", "float32"):
         raise StartupError(
             f"the dtype {dtype!r} is not served",
-            "known are bfloat16 and float32",
+            "known are auto, bfloat16 and float32",
             "Use one of them.",
         )
     return EngineSettings(
@@ -174,8 +172,8 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
         max_step_tokens=config.max_step_tokens,
         max_resident_adapters=config.max_resident_adapters,
         adapter_rank_rows=config.adapter_rank_rows,
-        # On a CPU the host is the device: copies kept for a second time would only cost memory.
-        host_adapter_bytes=64 << 20,
+        # Small by default: on a CPU the host is the device, and a file's pages are cached anyway.
+        host_adapter_bytes=int(config.host_adapter_gib * 2**30),
         threads=config.threads,
         eos_token_ids=tokenizer.eos_token_ids,
     )
@@ -187,6 +185,7 @@ def _api_settings(config: ServeConfig, folder: Path) -> ApiSettings:
         base_names=config.served_names or (default_name,),
         model_root=config.model,
         adapter_roots=(*config.adapter_roots, cache_root()),
+        adapter_dirs=config.adapter_dirs,
         recipes=config.recipes,
         keys=tuple(
             ApiKey(hashlib.sha256(key.encode()).hexdigest(), admin)

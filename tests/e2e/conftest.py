@@ -13,7 +13,6 @@ import pytest
 from openai import AsyncOpenAI
 
 from turret_adapters.store import AdapterStore
-from turret_kernels import native
 from turret_server.engine.core import Engine
 from turret_server.engine.messages import AdapterUse, EngineRequest, Sampling, TokenLogprob
 from turret_server.engine.settings import EngineSettings
@@ -28,10 +27,7 @@ def server(serve: Callable[..., Any], adapters: dict[str, Path]) -> Iterator[Any
     """The demo model with eight adapters; folders beside theirs may be loaded."""
     root = next(iter(adapters.values())).parent
     flags = [f"--adapter={name}={path}" for name, path in adapters.items()]
-    # Tests compare answers from batches of different size. Without the native kernels bfloat16
-    # products depend on that size; float32 is fine enough to hide it.
-    dtype = "float32" if native.lib is None else "bfloat16"
-    with serve(*flags, f"--adapter-root={root}", f"--dtype={dtype}") as server:
+    with serve(*flags, f"--adapter-root={root}") as server:
         yield server
 
 

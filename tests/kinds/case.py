@@ -32,6 +32,7 @@ class Case:
         may_lack: tensors (parts of their names) that may be missing without an error.
         weighted: the request's weight moves the adapter's change linearly *inside one linear*,
             which most kinds do; False for kinds that take no weight but 0 and 1.
+        on_real_model: it is also tried on the demo model (tied head, no biases).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     bases: tuple[str, ...] = ("llama",)
     may_lack: tuple[str, ...] = field(default=())
     weighted: bool = True
+    on_real_model: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -62,7 +64,8 @@ def peft_case(
         name: of the case.
         kind: of the adapter.
         config: PEFT's configuration, made anew for every use.
-        std: noise that is added to every trainable parameter, so that it does something.
+        std: noise that is added to every trainable parameter, so that it does something; for
+            weights of deviation 0.2, and in proportion.
         change: done to the PEFT model instead of the noise.
         edit_config: fields to set in adapter_config.json after saving.
         call: further arguments of the reference's forward pass.
@@ -70,6 +73,8 @@ def peft_case(
     """
 
     def make(folder: Path, base: PreTrainedModel) -> Reference:
+        # The tiny bases of the tests draw weights with a deviation of 0.2.
+        spread = float(base.model.layers[0].self_attn.q_proj.weight.detach().std()) / 0.2
         state = {key: value.clone() for key, value in base.state_dict().items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -80,7 +85,7 @@ def peft_case(
             else:
                 for parameter in model.parameters():
                     if parameter.requires_grad:
-                        parameter.data += torch.randn_like(parameter) * std
+                        parameter.data += torch.randn_like(parameter) * std * spread
             model.save_pretrained(str(folder))
             if edit_config:
                 path = folder / "adapter_config.json"

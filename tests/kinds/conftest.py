@@ -13,7 +13,7 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
 
     def get(name: str) -> Lab:
         if name not in made:
-            made[name] = Lab(tmp_path_factory.mktemp(name), name)
+            made[name] = Lab.make(tmp_path_factory.mktemp(name), name)
         return made[name]
 
     yield get

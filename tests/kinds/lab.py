@@ -62,19 +62,23 @@ class Answer:
 class Lab:
     """One base, served."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, **settings: Any) -> None:
+        self.folder, self.name = folder, name
+        self._wake = threading.Event()
+        self.engine = Engine(
+            EngineSettings(model=str(folder), dtype="float32", **settings), wake=self._wake.set
+        )
+
+    @classmethod
+    def make(cls, folder: Path, name: str) -> Lab:
+        """A tiny random base, written by transformers."""
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(BASES[name]()).eval().float()
         for key, parameter in model.named_parameters():
             # Large enough for every error to show; norms with gains of their own.
             parameter.data.normal_(1.0 if "norm" in key else 0.0, 0.2)
         model.save_pretrained(folder)
-        self.folder, self.name = folder, name
-        self._wake = threading.Event()
-        settings = EngineSettings(
-            model=str(folder), dtype="float32", kv_cache_bytes=16 << 20, max_step_tokens=24
-        )
-        self.engine = Engine(settings, wake=self._wake.set)
+        return cls(folder, name, kv_cache_bytes=16 << 20, max_step_tokens=24)
 
     def model(self) -> PreTrainedModel:
         """The base in transformers, fresh."""

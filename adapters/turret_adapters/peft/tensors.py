@@ -142,8 +142,12 @@ class PeftTensors:
         self, key: str, size: tuple[int, ...], scale: float, *, rank_dim: int | None = None
     ) -> Tensor:
         """The same times `scale`, in float32."""
-        scaled = self.read(key, size, rank_dim=rank_dim).float() * scale
+        self.check(key, size, rank_dim=rank_dim)
+        self._used.add(key)
+        tensor = self._file.read(key)
+        scaled = tensor.float() * scale
         if not is_finite(scaled):
+            self._check_finite(key, tensor)
             raise self.malformed(f"{quote(key)} times the scale {scale:g} overflows float32")
         return scaled
 

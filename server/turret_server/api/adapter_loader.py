@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
+from turret_adapters.shelf import AdapterShelf
 from turret_server.engine.client import EngineClient
 from turret_server.errors import BadRequest, Conflict, Forbidden, NotFound, TurretError
 from turret_server.pipeline.recipe import Recipe, RecipeBook
@@ -32,12 +33,18 @@ class AdapterLoader:
         recipes: RecipeBook,
         metrics: Metrics,
         roots: Sequence[Path],
+        shelf: AdapterShelf | None = None,
     ) -> None:
         self._engine = engine
         self._catalog = catalog
         self._recipes = recipes
         self._metrics = metrics
         self._roots = [root.expanduser().resolve() for root in roots]
+        self.shelf = shelf or AdapterShelf()
+        # Adapters from the shelf: the load that is under way, and the engine that has them. One
+        # that restarted gets back what was loaded by name; a thousand others would keep it away.
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._fetched: dict[str, int] = {}
         # One change at a time: else the same digest could be loaded and forgotten at once.
         self._changing = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
@@ -77,6 +84,45 @@ class AdapterLoader:
                 param="name",
             )
         folder = self._confine(path) if confined else Path(path).expanduser().resolve()
+        # Links inside the folder are the engine's to check: it opens the files.
+        roots = [str(root) for root in self._roots] if confined else None
+        return await self._load(name, folder, roots, replace=replace)
+
+    async def fetch(self, names: Iterable[str]) -> None:
+        """Load those of the names that the shelf offers and that the engine does not have.
+
+        Raises:
+            TurretError: as `load`; the adapter on the shelf cannot be served.
+        """
+        for name in names:
+            while self._is_missing(name) and (found := self.shelf.find(name)) is not None:
+                if name not in self._fetches:
+                    self._fetches[name] = self._spawn(self._fetch(name, *found))
+                # Shielded: the client that goes away is not the only one that waits.
+                await asyncio.shield(self._fetches[name])
+
+    def _is_missing(self, name: str) -> bool:
+        if self._catalog.get(name) is None:
+            return not self._recipes.served(name)
+        return self._fetched.get(name, self._engine.restarts) != self._engine.restarts
+
+    async def _fetch(self, name: str, folder: Path, shelf: Path) -> None:
+        try:
+            restarts = self._engine.restarts
+            await self._load(name, folder, [str(shelf)], replace=True, keep=False)
+            self._fetched[name] = restarts
+        finally:
+            del self._fetches[name]
+
+    async def _load(
+        self,
+        name: str,
+        folder: Path,
+        roots: list[str] | None,
+        *,
+        replace: bool,
+        keep: bool = True,
+    ) -> tuple[AdapterRecord, bool]:
         async with self._changing:
             if self._catalog.get(name) is not None and not replace:
                 raise BadRequest(
@@ -86,9 +132,7 @@ class AdapterLoader:
                     param="name",
                 )
             try:
-                # Links inside the folder are the engine's to check: it opens the files.
-                roots = [str(root) for root in self._roots] if confined else None
-                info = await self._engine.load_adapter(name, str(folder), roots)
+                info = await self._engine.load_adapter(name, str(folder), roots, keep=keep)
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
@@ -102,10 +146,12 @@ class AdapterLoader:
                 num_parameters=info.num_parameters,
                 num_bytes=info.num_bytes,
                 base_model=info.base_model,
+                primitives=tuple(info.primitives),
                 loaded_at=time.time(),
                 num_virtual_tokens=info.num_virtual_tokens,
             )
             old = self._catalog.put(record)
+            self._fetched.pop(name, None)
         if old is not None:
             await self._drop_unreferenced([old.digest])
         return record, old is not None
@@ -137,10 +183,11 @@ class AdapterLoader:
             if free := self._catalog.release(recipe.digests):
                 self._spawn(self._drop_unreferenced(free))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)  # the loop itself keeps weak references only
         task.add_done_callback(self._background.discard)
+        return task
 
     async def _drop_unreferenced(self, digests: Sequence[str]) -> None:
         async with self._changing:

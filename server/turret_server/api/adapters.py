@@ -54,13 +54,16 @@ async def unload_lora_adapter(body: UnloadLoraBody, service: ServiceDep) -> Resp
 @router.get("/v1/adapters", summary="List the loaded adapters")
 async def list_adapters(service: ServiceDep) -> AdapterList:
     """List the loaded adapters with what is known of them."""
-    return AdapterList(data=[_card(service, record) for record in service.catalog.records()])
+    loaded = [_card(service, record) for record in service.catalog.records()]
+    return AdapterList(data=loaded + [_shelf_card(service, n) for n in service.unread_names()])
 
 
 @router.get("/v1/adapters/{name}", summary="Describe an adapter")
 async def get_adapter(name: str, service: ServiceDep) -> AdapterCard:
     """Describe one loaded adapter."""
     record = service.catalog.get(name)
+    if service.is_unread(name):
+        return _shelf_card(service, name)
     if record is None:
         raise NotFound(
             f"the adapter {name[:128]!r} is not loaded",
@@ -92,7 +95,14 @@ async def delete_adapter(name: str, service: ServiceDep) -> AdapterDeleted:
     return AdapterDeleted(id=name)
 
 
+def _shelf_card(service: Service, name: str) -> AdapterCard:
+    found = service.adapters.shelf.find(name)
+    return AdapterCard(id=name, path=str(found[0]) if found else "", tier="shelf")
+
+
 def _card(service: Service, record: AdapterRecord) -> AdapterCard:
+    stats, digest = service.engine.stats, record.digest
+    resident = digest in stats.resident_adapters
     return AdapterCard(
         id=record.name,
         kind=record.kind,
@@ -104,6 +114,10 @@ def _card(service: Service, record: AdapterRecord) -> AdapterCard:
         num_bytes=record.num_bytes,
         base_model=record.base_model,
         loaded_at=record.loaded_at,
+        primitives=list(record.primitives),
+        resident=resident,
+        tier="device" if resident else "host" if digest in stats.host_adapters else "disk",
+        requests=service.catalog.uses(digest),
+        last_used=service.catalog.last_used(digest),
         num_virtual_tokens=record.num_virtual_tokens,
-        resident=record.digest in service.engine.stats.resident_adapters,
     )

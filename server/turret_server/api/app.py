@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 import turret_server
 from turret_adapters.catalog import Catalog
+from turret_adapters.shelf import AdapterShelf
 from turret_server.api import adapters, chat, completions, health, models, tokens
 from turret_server.api.adapter_loader import AdapterLoader
 from turret_server.api.admission import Admission
@@ -71,7 +72,14 @@ def create_app(
         recipes=recipes,
         metrics=metrics,
         admission=Admission(engine, settings.max_waiting),
-        adapters=AdapterLoader(engine, catalog, recipes, metrics, settings.adapter_roots),
+        adapters=AdapterLoader(
+            engine,
+            catalog,
+            recipes,
+            metrics,
+            settings.adapter_roots,
+            AdapterShelf(settings.adapter_dirs),
+        ),
         longest_token=_longest_token(tokenizer),
     )
 

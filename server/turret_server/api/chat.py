@@ -49,7 +49,7 @@ async def _prepare(
     body: ChatBody, request: Request, service: Service, record: RequestRecord, held: ExitStack
 ) -> _Chat:
     per_prompt = body.n or 1
-    ticket, recipe = admit(service, body, record, per_prompt, held)
+    ticket, recipe = await admit(service, body, record, per_prompt, held)
     limits = service.limits
     tools = tool_use(service, body)
     # At most one of both: tool_use() refuses a body that has a constraint and tools.

@@ -55,7 +55,7 @@ async def _prepare(
     held: ExitStack,
 ) -> _Completion:
     per_prompt = body.best_of or body.n or 1
-    ticket, recipe = admit(service, body, record, len(body.prompt) * per_prompt, held)
+    ticket, recipe = await admit(service, body, record, len(body.prompt) * per_prompt, held)
     limits = service.limits
     grammar = await compile_constraint(service, body.constraint())
     prompts = [

@@ -27,12 +27,15 @@ async def list_models(request: Request, service: ServiceDep) -> ModelList:
     if not service.settings.keys or record_of(request.scope).caller:
         cards += [_recipe_card(service, service.recipes.resolve(n)) for n in _recipes(service)]
         cards += [_adapter_card(service, record) for record in service.catalog.records()]
+        cards += [_shelf_card(service, name) for name in service.unread_names()]
     return ModelList(data=cards)
 
 
 @router.get("/v1/models/{model:path}", summary="Describe one model")
 async def get_model(model: str, service: ServiceDep) -> ModelCard:
     """Describe anything that can be named as `model`, combinations such as `a+b` included."""
+    if service.is_unread(model):
+        return _shelf_card(service, model)
     recipe = service.recipes.resolve(model)
     if model in service.settings.base_names:
         return _base_card(service, model)
@@ -73,6 +76,20 @@ def _adapter_card(service: Service, record: AdapterRecord) -> ModelCard:
         parent=service.settings.base_names[0],
         kind=record.kind,
         digest=record.digest,
+        max_model_len=ready and ready.max_model_len,
+    )
+
+
+def _shelf_card(service: Service, name: str) -> ModelCard:
+    ready = service.engine.ready
+    found = service.adapters.shelf.find(name)
+    return ModelCard(
+        id=name,
+        created=_STARTED,
+        root=str(found[0]) if found else name,
+        parent=service.settings.base_names[0],
+        kind="adapter",
+        digest=None,
         max_model_len=ready and ready.max_model_len,
     )
 

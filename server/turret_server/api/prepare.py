@@ -26,7 +26,7 @@ T = TypeVar("T")
 _INLINE_CHARS = 4_000
 
 
-def admit(
+async def admit(
     service: Service, body: GenerationBody, record: RequestRecord, count: int, held: ExitStack
 ) -> tuple[Ticket, Recipe]:
     """Let a request in, or refuse it before any work is done for it.
@@ -50,6 +50,9 @@ def admit(
         )
     ticket = held.enter_context(service.admission.enter(count))
     adapters = [(adapter.name, adapter.weight) for adapter in body.adapters or ()]
+    await service.adapters.fetch(
+        service.recipes.mentioned(body.model, [name for name, _ in adapters])
+    )
     recipe = service.recipes.resolve(body.model, adapters)
     held.enter_context(service.adapters.using(recipe))
     if body.timeout_s is not None and body.timeout_s > service.settings.max_timeout_s:

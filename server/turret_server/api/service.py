@@ -41,6 +41,24 @@ class Service:
     adapters: AdapterLoader
     longest_token: int
 
+    def unread_names(self) -> list[str]:
+        """Adapters on the shelf that nobody has asked for."""
+        return [name for name in self.adapters.shelf.names() if self.is_unread(name)]
+
+    def is_unread(self, name: str) -> bool:
+        """Is it an adapter on the shelf that nobody has asked for?"""
+        is_known = self.catalog.get(name) is not None or self.recipes.served(name)
+        return not is_known and self.adapters.shelf.find(name) is not None
+
+    def check_model(self, name: str | None) -> None:
+        """Does anything answer to this name?
+
+        Raises:
+            NotFound, BadRequest: nothing does.
+        """
+        if name is None or not self.is_unread(name):
+            self.recipes.resolve(name)
+
     @property
     def ready(self) -> EngineReady:
         """What the engine said of the base model.

@@ -30,6 +30,7 @@ class ApiSettings:
         base_names: names of the base model; the first is canonical.
         model_root: where the base model came from, shown as `root` in /v1/models.
         adapter_roots: folders below which run-time loads may read.
+        adapter_dirs: folders whose sub-folders are adapters, read when first asked for.
         recipes: named recipes: name -> expression such as "formal:0.7+sql".
         keys: API keys; none leaves the server open.
         max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
@@ -48,6 +49,7 @@ class ApiSettings:
     base_names: tuple[str, ...]
     model_root: str = ""
     adapter_roots: tuple[Path, ...] = ()
+    adapter_dirs: tuple[Path, ...] = ()
     recipes: Mapping[str, str] = field(default_factory=dict)
     keys: tuple[ApiKey, ...] = ()
     max_body_bytes: int = 4 * 2**20

@@ -22,7 +22,7 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 @router.post("/tokenize", summary="Text or messages to token ids")
 async def tokenize(body: TokenizeBody, service: ServiceDep) -> Tokenized:
     """Tokenise a text, or a conversation as the chat route would."""
-    service.recipes.resolve(body.model)
+    service.check_model(body.model)
     if body.prompt is not None:
         prompt, special = body.prompt, body.add_special_tokens is not False
         tokens = await off_loop(
@@ -52,7 +52,7 @@ async def tokenize(body: TokenizeBody, service: ServiceDep) -> Tokenized:
 @router.post("/detokenize", summary="Token ids to text")
 async def detokenize(body: DetokenizeBody, service: ServiceDep) -> Detokenized:
     """Decode token ids; special tokens are kept unless told otherwise."""
-    service.recipes.resolve(body.model)
+    service.check_model(body.model)
     if (largest := max(body.tokens, default=0)) >= service.tokenizer.vocab_size:
         at = f"tokens[{body.tokens.index(largest)}]"
         raise BadRequest(

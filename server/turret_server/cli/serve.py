@@ -21,6 +21,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
             pairs = values.pop(table, {})
             values[flag] = [f"{name}={value}" for name, value in pairs.items()]
         values["adapter_root"] = values.pop("adapter_roots", [])
+        values["adapter_dir"] = values.pop("adapter_dirs", [])
         values["served_name"] = values.pop("served_names", [])
         values["api_key"] = values.pop("api_keys", [])
         values["admin_key"] = values.pop("admin_keys", [])
@@ -41,6 +42,16 @@ def serve(
         typer.Option(
             help="NAME=SOURCE: serve an adapter; a folder or a Hugging Face id. May be repeated.",
             rich_help_panel=_ADAPTERS,
+        ),
+    ] = None,
+    adapter_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of adapter folders, each served under its name and read when first asked "
+            "for; thousands are fine. May be repeated.",
+            rich_help_panel=_ADAPTERS,
+            exists=True,
+            file_okay=False,
         ),
     ] = None,
     adapter_root: Annotated[
@@ -69,6 +80,14 @@ def serve(
             rich_help_panel=_ADAPTERS,
         ),
     ] = 1024,
+    host_adapter_gib: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Memory for adapters that are ready but not on the device; others are read again.",
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = 0.0625,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -141,6 +160,7 @@ def serve(
             served_names=tuple(served_name or ()),
             adapters=parse_pairs(adapter or (), "--adapter"),
             adapter_roots=tuple(adapter_root or (Path.cwd(),)),
+            adapter_dirs=tuple(adapter_dir or ()),
             recipes=parse_pairs(recipe or (), "--recipe"),
             host=host,
             port=port,
@@ -155,6 +175,7 @@ def serve(
             max_waiting=max_waiting,
             max_resident_adapters=max_resident_adapters,
             adapter_rank_rows=adapter_rank_rows,
+            host_adapter_gib=host_adapter_gib,
             threads=threads,
             max_body_bytes=max_body_bytes,
             drain_s=drain_s,

@@ -23,6 +23,7 @@ class EngineClient(Protocol):
 
     ready: EngineReady | None  # None while starting or restarting
     stats: EngineStats  # the latest received
+    restarts: int  # engines that ended so far
 
     def generate(self, request: EngineRequest) -> AsyncIterator[TokenEvent]:
         """Submit and yield events; the last one has `finish_reason`.
@@ -33,7 +34,7 @@ class EngineClient(Protocol):
         ...
 
     async def load_adapter(
-        self, name: str, path: str, roots: Sequence[str] | None = None
+        self, name: str, path: str, roots: Sequence[str] | None = None, *, keep: bool = True
     ) -> AdapterInfo:
         """Load and validate an adapter folder.
 
@@ -41,6 +42,7 @@ class EngineClient(Protocol):
             name: for messages.
             path: the folder.
             roots: folders that may be read, after links are followed; None for all.
+            keep: an engine that restarts gets it again.
 
         Raises:
             BadRequest, Unprocessable, Forbidden, NotFound.

@@ -13,6 +13,7 @@ import torch
 from turret_adapters.errors import AdapterError
 from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.store import AdapterStore, StoreLimits
+from turret_kernels import native
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
 from turret_server.engine.grammar import GrammarCompiler
@@ -51,7 +52,11 @@ class Engine:
     ) -> None:
         self.settings = settings
         folder, device = Path(settings.model), torch.device(settings.device)
-        dtype = getattr(torch, settings.dtype)
+        # Without kernels of our own bf16 is emulated: slow, and a row's result depends on how many
+        # others share the step, so that a seed would no longer mean the same tokens.
+        exact = "float32" if native.lib is None else "bfloat16"
+        self.dtype = exact if settings.dtype == "auto" else settings.dtype
+        dtype = getattr(torch, self.dtype)
         max_len = settings.max_model_len or DecoderConfig.from_folder(folder).max_context
         self.decoder = Decoder.load(folder, dtype, device, max_len, progress)
         block_bytes = self.decoder.kv_bytes_per_token * settings.kv_block_tokens
@@ -154,7 +159,7 @@ class Engine:
             vocab_size=self.decoder.config.vocab_size,
             kv_blocks=blocks.num_blocks,
             kv_block_tokens=blocks.block_tokens,
-            dtype=self.settings.dtype,
+            dtype=self.dtype,
             device=self.settings.device,
             max_adapter_rank_rows=self.settings.adapter_rank_rows,
             weights_digest=self.decoder.weights.digest,
@@ -176,6 +181,7 @@ class Engine:
             step_tokens=self._step_tokens,
             step_seconds=self._step_seconds,
             resident_adapters=self.store.resident(),
+            host_adapters=self.store.on_host(),
             running_adapters=_distinct(scheduler.running),
             waiting_adapters=_distinct(scheduler.waiting),
             host_adapter_bytes=self.store.host_bytes,

@@ -256,13 +256,14 @@ class EngineLink:
             )
 
     async def load_adapter(
-        self, name: str, path: str, roots: Seq[str] | None = None
+        self, name: str, path: str, roots: Seq[str] | None = None, *, keep: bool = True
     ) -> m.AdapterInfo:
         """See EngineClient.load_adapter."""
         self._check_ready()
         info = await self._operate(self._load(name, path, roots))
         assert info is not None
-        self._adapters[info.digest] = (name, path, roots)
+        if keep:
+            self._adapters[info.digest] = (name, path, roots)
         return info
 
     def _load(self, name: str, path: str, roots: Seq[str] | None) -> m.LoadAdapter:

@@ -134,6 +134,7 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_parameters: int
     num_bytes: int  # in the served dtype
     base_model: str | None = None  # as the adapter's own config names it
+    primitives: list[str] = []  # what it compiled to, e.g. ["LowRank", "Offset"]
     num_virtual_tokens: int = 0  # positions that it puts before the prompt
 
 
@@ -194,6 +195,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     step_tokens: int = 0  # tokens of all steps
     step_seconds: float = 0.0
     resident_adapters: list[str] = []  # digests on the device
+    host_adapters: list[str] = []  # digests compiled on the host
     running_adapters: list[str] = []  # digests used by running requests
     waiting_adapters: list[str] = []  # digests that waiting requests need
     host_adapter_bytes: int = 0

@@ -60,7 +60,7 @@ class EngineProcess:
         if settings.threads:
             torch.set_num_threads(settings.threads)
             native.set_threads(settings.threads)
-        if native.lib is not None and settings.dtype == "bfloat16":
+        if native.lib is not None and settings.dtype != "float32":
             # The native kernels have threads of their own; what is left to torch is small, and
             # a second set of threads would compete for the same cores.
             torch.set_num_threads(1)
@@ -182,6 +182,7 @@ def _info(loaded: LoadedAdapter) -> m.AdapterInfo:
         num_parameters=loaded.num_parameters,
         num_bytes=loaded.num_bytes,
         base_model=loaded.base_model,
+        primitives=list(loaded.primitives),
         num_virtual_tokens=loaded.num_virtual_tokens,
     )
 

@@ -10,7 +10,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str  # folder
     device: str = "cpu"
-    dtype: str = "bfloat16"
+    dtype: str = "bfloat16"  # or "float32", or "auto": what this processor computes well
     max_model_len: int = 0  # 0 = the model's own, as far as memory allows
     kv_cache_bytes: int = 1 << 30
     kv_block_tokens: int = 32

@@ -112,6 +112,15 @@ class RecipeBook:
             num_virtual_tokens=num_virtual_tokens,
         )
 
+    def mentioned(self, model: str | None, adapters: Iterable[str] = ()) -> list[str]:
+        """Names in a request that may be adapters', whether they are served or not."""
+        names = list(adapters)
+        if model is not None and model not in self.base_names:
+            expression = self.recipes.get(model, model)
+            names.append(expression)
+            names += [part.partition(":")[0] for part in expression.split("+")]
+        return list(dict.fromkeys(names))
+
     def served(self, name: str) -> bool:
         """Whether a name is the base or a named recipe: no adapter may take it."""
         return name in self.base_names or name in self.recipes

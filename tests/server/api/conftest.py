@@ -80,6 +80,7 @@ class FakeEngine:
     finished: list[str] = field(default_factory=list)
     loaded: dict[str, str] = field(default_factory=dict)  # digest -> path
     load_error: TurretError | None = None
+    restarts: int = 0
     num_virtual_tokens: int = 0  # of adapters that are loaded
 
     def __post_init__(self) -> None:
@@ -148,7 +149,7 @@ class FakeEngine:
                 return
 
     async def load_adapter(
-        self, name: str, path: str, roots: Sequence[str] | None = None
+        self, name: str, path: str, roots: Sequence[str] | None = None, *, keep: bool = True
     ) -> AdapterInfo:
         if self.load_gate is not None:
             await self.load_gate.wait()

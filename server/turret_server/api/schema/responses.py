@@ -146,24 +146,33 @@ class ModelList(BaseModel):
 
 
 class AdapterCard(BaseModel):
-    """A loaded adapter."""
+    """An adapter that is loaded, or (tier "shelf") known by its folder alone."""
 
     id: str
     object: Literal["adapter"] = "adapter"
-    kind: str
-    digest: str
+    kind: str | None = None
+    digest: str | None = None
     path: str
-    rank: int
-    targets: list[str]
-    num_parameters: int
-    num_bytes: int
-    base_model: str | None = Field(description="As the adapter's own configuration names it.")
-    loaded_at: float = Field(description="Unix time in seconds.")
-    num_virtual_tokens: int = Field(
+    rank: int | None = None
+    targets: list[str] | None = None
+    primitives: list[str] | None = Field(default=None, description="What it compiled to.")
+    num_parameters: int | None = None
+    num_bytes: int | None = None
+    base_model: str | None = Field(default=None, description="As its own configuration names it.")
+    loaded_at: float | None = Field(default=None, description="Unix time in seconds.")
+    num_virtual_tokens: int | None = Field(
+        default=None,
         description="Positions that it puts before the prompt. They take room in the context and "
-        "are not counted as tokens of the prompt."
+        "are not counted as tokens of the prompt.",
     )
-    resident: bool = Field(description="On the device now; others are fetched when needed.")
+    resident: bool = Field(
+        default=False, description="On the device now; others are fetched when needed."
+    )
+    tier: Literal["device", "host", "disk", "shelf"] = Field(
+        description="Where it is: ready to run; compiled; to be read again; never read so far."
+    )
+    requests: int = Field(default=0, description="Requests in flight that use it.")
+    last_used: float | None = Field(default=None, description="Unix time in seconds.")
 
 
 class AdapterList(BaseModel):

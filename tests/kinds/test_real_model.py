@@ -1,0 +1,28 @@
+"""The demo model in float32, all kinds in one batch: what each library computes, we compute.
+
+Logits reach 42, where neighbouring float32 numbers lie 3.8e-6 apart, and both sides add in
+different orders: 2e-5 for LoRA (tests/e2e/test_mixed_batch.py); kinds that multiply more factors
+before they meet the weights add theirs.
+"""
+
+from __future__ import annotations
+
+import pytest
+from tests.kinds.lab import CASES
+from tests.kinds.real_model import Row, measure, usable
+
+pytestmark = pytest.mark.slow
+TESTED = [case for case in CASES if usable(case)]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> dict[str, Row]:
+    return {row.case: row for row in measure(tmp_path_factory.mktemp("real"), TESTED)}
+
+
+@pytest.mark.parametrize("name", ["base", *(case.name for case in TESTED)])
+def test_it_is_what_its_library_computes(rows, name):
+    row = rows[name]
+    assert row.same_tokens
+    assert row.error < 1e-4
+    assert name == "base" or row.effect > 1e-2

@@ -1,0 +1,95 @@
+"""Adapters below --adapter-dir: named by their folders, loaded by the first request."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from turret_server.errors import Unprocessable
+
+
+@pytest.fixture
+def client(make_client, settings):
+    return make_client(adapter_dirs=settings.adapter_roots)
+
+
+async def ids(client):
+    return [card["id"] for card in (await client.get("/v1/models")).json["data"]]
+
+
+async def test_the_first_request_loads_it(client, engine, settings):
+    assert await ids(client) == ["demo", "smollm2", "dates", "json", "sql"]
+    assert not engine.loaded
+    card = (await client.get("/v1/adapters/sql")).json
+    assert (card["tier"], card["kind"], card["digest"]) == ("shelf", None, None)
+    answer = await client.chat(model="sql", max_tokens=1)
+    assert (answer.status, answer.json["model"]) == (200, "sql")
+    assert list(engine.loaded.values()) == [str(settings.adapter_roots[0] / "sql")]
+    assert [use.digest for use in engine.requests[0].adapters] == list(engine.loaded)
+    card = (await client.get("/v1/adapters/sql")).json
+    assert (card["tier"], card["kind"], card["requests"]) == ("disk", "lora", 0)
+    assert card["last_used"] is not None
+    assert sorted(await ids(client)) == ["dates", "demo", "json", "smollm2", "sql"]
+
+
+async def test_parts_of_expressions_and_lists_are_loaded(client, engine):
+    answer = await client.chat(
+        model="sql:0.5+json", adapters=[{"name": "dates", "weight": 2}], max_tokens=1
+    )
+    assert answer.status == 200
+    assert len(engine.loaded) == 3
+
+
+async def test_many_at_once_load_it_once(client, engine):
+    engine.load_gate = asyncio.Event()
+    requests = [asyncio.create_task(client.chat(model="sql", max_tokens=1)) for _ in range(5)]
+    leave = asyncio.Event()
+    gone = asyncio.create_task(
+        client.post("/v1/chat/completions", {"model": "sql", "messages": []}, leave=leave)
+    )
+    await asyncio.sleep(0.01)
+    leave.set()
+    engine.load_gate.set()
+    assert [(await request).status for request in requests] == [200] * 5
+    await gone
+    assert len(engine.loaded) == 1
+
+
+async def test_a_folder_that_appears_is_served(client, settings):
+    assert (await client.chat(model="late")).status == 404
+    folder = settings.adapter_roots[0] / "late"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    assert (await client.chat(model="late", max_tokens=1)).status == 200
+
+
+async def test_what_cannot_be_served_is_refused_every_time(client, engine):
+    engine.load_error = Unprocessable("adapter 'sql' was not loaded", "it is another base's")
+    for _ in range(2):
+        answer = await client.chat(model="sql", max_tokens=1)
+        assert (answer.status, answer.json["error"]["why"]) == (422, "it is another base's")
+    engine.load_error = None
+    assert (await client.chat(model="sql", max_tokens=1)).status == 200
+
+
+async def test_an_engine_that_restarted_gets_it_with_the_next_request(client, engine):
+    await client.chat(model="sql", max_tokens=1)
+    engine.loaded.clear()
+    engine.restarts += 1
+    assert (await client.chat(model="sql", max_tokens=1)).status == 200
+    assert len(engine.loaded) == 1
+
+
+async def test_reading_about_it_loads_nothing(client, engine):
+    assert (await client.post("/tokenize", {"model": "sql", "prompt": "Hi"})).status == 200
+    assert (await client.get("/v1/models/sql")).json["id"] == "sql"
+    listed = (await client.get("/v1/adapters")).json["data"]
+    assert [card["id"] for card in listed] == ["dates", "json", "sql"]
+    assert not engine.loaded
+
+
+async def test_a_name_that_is_served_goes_before_the_shelf(make_client, settings, engine):
+    client = make_client(adapter_dirs=settings.adapter_roots, recipes={"sql": "json"})
+    assert (await client.chat(model="sql", max_tokens=1)).status == 200
+    assert list(engine.loaded.values()) == [str(settings.adapter_roots[0] / "json")]
