@@ -164,7 +164,7 @@ class RowDelta(Component):
 
 @dataclass(frozen=True, slots=True)
 class SoftPrompt(Component):
-    """Virtual tokens before the prompt, given by their embeddings; the site is EMBED.
+    """Virtual tokens before the prompt, given by their embeddings; no weight but 0 and 1.
 
     Attributes:
         site: EMBED.
@@ -173,10 +173,14 @@ class SoftPrompt(Component):
 
     embeddings: Tensor
 
+    def to(self, dtype: torch.dtype) -> SoftPrompt:
+        """In the served dtype."""
+        return replace(self, embeddings=self.embeddings.to(dtype))
+
 
 @dataclass(frozen=True, slots=True)
 class Prefix(Component):
-    """Keys and values of virtual tokens before the prompt, in one layer; the site is its K.
+    """Keys and values of virtual tokens before the prompt, in one layer; no weight but 0 and 1.
 
     Attributes:
         site: K of the layer.
@@ -187,3 +191,7 @@ class Prefix(Component):
 
     keys: Tensor
     values: Tensor
+
+    def to(self, dtype: torch.dtype) -> Prefix:
+        """In the served dtype."""
+        return replace(self, keys=self.keys.to(dtype), values=self.values.to(dtype))

@@ -7,10 +7,12 @@ components. Kinds know no banks, banks know no kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from turret_adapters.positions import Positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,43 +114,6 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Positions:
-    """Where in a request an adapter acts, for kinds that do not act everywhere.
-
-    Attributes:
-        invocation: token ids; from where they last occur in the prompt on, or nowhere (aLoRA).
-        first: so many tokens at the beginning of the prompt (LoReFT's f).
-        last: so many tokens at the end of the prompt (LoReFT's l).
-        generating: the last token of the prompt and all that follow: every row that a token is
-            sampled from (ITI).
-    """
-
-    invocation: tuple[int, ...] = ()
-    first: int = 0
-    last: int = 0
-    generating: bool = False
-
-    def spans(self, prompt: Sequence[int]) -> list[tuple[int, int]]:
-        """Where it acts on a request with this prompt: [start, stop) pairs, ascending, apart."""
-        end = len(prompt)
-        if self.generating:
-            return [(max(end - 1, 0), NO_END)]
-        if self.invocation:
-            size = len(self.invocation)
-            for start in range(end - size, -1, -1):
-                if tuple(prompt[start : start + size]) == self.invocation:
-                    return [(start, NO_END)]
-            return []
-        first, last = min(self.first, end), max(end - self.last, 0)
-        if first >= last:
-            return [(0, end)] if end else []
-        return [span for span in ((0, first), (last, end)) if span[0] < span[1]]
-
-
-NO_END = 1 << 62  # further than any sequence goes
-
-
-@dataclass(frozen=True, slots=True)
 class Program:
     """A compiled adapter: components on the host, ready for the banks.
 
@@ -206,6 +171,8 @@ class Kind:
             AdapterError with what, why and fix.
         guess_shape: the smallest base that the files fit, for `inspect` without a base.
         files: the files that make up an adapter of this kind; its digest covers them.
+        list_files: the same for one folder, where they are not the same for every folder.
+        repeats_base: is a tensor, by name, a copy of the base's? The digest samples copies.
     """
 
     name: str
@@ -213,3 +180,9 @@ class Kind:
     compile: Callable[[AdapterFiles, ModelShape], Program]
     guess_shape: Callable[[AdapterFiles], ModelShape]
     files: tuple[str, ...] = ("adapter_config.json", "adapter_model.safetensors")
+    list_files: Callable[[AdapterFiles], tuple[str, ...]] | None = None
+    repeats_base: Callable[[str], bool] | None = None
+
+    def files_in(self, files: AdapterFiles) -> tuple[str, ...]:
+        """The files in this folder that make up the adapter."""
+        return self.files if self.list_files is None else self.list_files(files)

@@ -55,6 +55,7 @@ def peft_case(
     std: float = 0.1,
     change: Callable[[PreTrainedModel], None] | None = None,
     edit_config: dict[str, Any] | None = None,
+    call: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Case:
     """An adapter that PEFT makes, saves, loads again and computes.
@@ -67,6 +68,7 @@ def peft_case(
             weights of deviation 0.2, and in proportion.
         change: done to the PEFT model instead of the noise.
         edit_config: fields to set in adapter_config.json after saving.
+        call: further arguments of the reference's forward pass.
         fields: of the case.
     """
 
@@ -95,7 +97,7 @@ def peft_case(
 
         @torch.no_grad()
         def logits(tokens: Tensor) -> Tensor:
-            found = loaded(tokens[None]).logits[0]
+            found = loaded(tokens[None], **call or {}).logits[0]
             return found[-len(tokens) :].float()  # soft prompts put their own rows before
 
         return logits

@@ -12,6 +12,7 @@ from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.offset import OffsetBank
 from turret_adapters.banks.scale import ScaleBank
 from turret_adapters.banks.threshold import ThresholdBank
+from turret_adapters.banks.virtual import VirtualBank
 from turret_adapters.components import Component
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
@@ -80,6 +81,7 @@ class DeviceBanks:
     Attributes:
         acting: in the order in which they act at a site (composition: docs/adapters.md).
         threshold: thresholds, which the decoder asks for where it computes.
+        virtual: virtual tokens, which the plan writes where the engine has made room for them.
         num_slots: as given.
     """
 
@@ -95,13 +97,14 @@ class DeviceBanks:
         self.num_slots = num_slots
         self.low_rank = LowRankBank(shape, num_slots, max_rank_rows, device, dtype)
         self.threshold = ThresholdBank(shape, num_slots, device, dtype)
+        self.virtual = VirtualBank(num_slots, device, dtype)
         self.acting: tuple[ActingBank, ...] = (
             ScaleBank(shape, num_slots, device, before_deltas=True),
             self.low_rank,
             ScaleBank(shape, num_slots, device, before_deltas=False),
             OffsetBank(shape, num_slots, device, base_bias),
         )
-        self._banks: tuple[Bank, ...] = (*self.acting, self.threshold)
+        self._banks: tuple[Bank, ...] = (*self.acting, self.threshold, self.virtual)
 
     def demand(self, components: Sequence[Component]) -> Demand:
         """What an adapter takes of every bank.

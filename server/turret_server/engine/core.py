@@ -102,13 +102,16 @@ class Engine:
 
     def submit(self, request: EngineRequest) -> TokenEvent | None:
         """Queue a request; an event if it is refused."""
-        sequence = Sequence(request, list(request.prompt), time.monotonic())
-        if request.sampling.prompt_logprobs is not None:
-            sequence.prompt_logprobs = [None]
+        digests = [use.digest for use in request.adapters]
+        weights = [use.weight for use in request.adapters]
         try:
-            self.store.check(sequence.recipe)
+            self.store.check(digests)
+            reach = self.store.reach(digests, weights, request.prompt)
         except AdapterError as error:
             return _refusal(request, adapter_error(error))
+        sequence = Sequence.of(request, time.monotonic(), reach)
+        if request.sampling.prompt_logprobs is not None:
+            sequence.prompt_logprobs = [None]
         if request.sampling.grammar is not None:
             self._grammars.put(sequence)
         else:
