@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from turret_adapters import kinds
 from turret_adapters.errors import AdapterNotFound, AdapterUnsupported, listing, quote
+from turret_adapters.peft.refused import REFUSED
 from turret_adapters.spec import Kind
 
 if TYPE_CHECKING:
@@ -75,10 +76,13 @@ def detect(files: AdapterFiles, known: Mapping[str, Kind] | None = None) -> Kind
             f"the folder lacks {listing(missing)}; it holds {listing(files.names()) or 'nothing'}",
             "Name the folder that PEFT's save_pretrained wrote.",
         )
-    declared = [files.json(name).get("peft_type") for name in configs]
+    declared = [str(files.json(name).get("peft_type")) for name in configs]
+    for peft_type in declared:
+        if peft_type in REFUSED:
+            raise AdapterUnsupported(what, *REFUSED[peft_type])
     raise AdapterUnsupported(
         what,
-        f"{listing(configs)} declares peft_type {listing([str(x) for x in declared])}; "
+        f"{listing(configs)} declares peft_type {listing(declared)}; "
         f"this server reads the kinds {listing(list(known))}",
         "Convert it, or install a plug-in that reads it.",
     )
