@@ -137,7 +137,9 @@ class _Compiler:
         a = tensors.read(keys["lora_A"], (rank, fan_in), rank_dim=0)
         e = tensors.read_scaled(keys["lora_E"], (rank, 1), scale, rank_dim=0)
         b = tensors.read(keys["lora_B"], (fan_out, rank), rank_dim=1).float()
-        return LowRank(site, a, b.T.contiguous() * e) if rank else None  # it may have been pruned away
+        return (
+            LowRank(site, a, b.T.contiguous() * e) if rank else None
+        )  # it may have been pruned away
 
 
 def _sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:

@@ -55,9 +55,7 @@ class LycorisSettings:
 
     def scale(self, path: str) -> float:
         """alpha / r."""
-        alpha = self.config.checked_number(
-            f"alpha of {path}", self._alphas.get(path, self._alpha)
-        )
+        alpha = self.config.checked_number(f"alpha of {path}", self._alphas.get(path, self._alpha))
         if alpha == 0:
             raise self.config.malformed(f"alpha of {path} is 0: the adapter would do nothing there")
         return alpha / self.rank(path)

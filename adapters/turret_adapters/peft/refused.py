@@ -38,12 +38,16 @@ REFUSED: Mapping[str, Refusal] = {
         _MERGE,
     ),
     "C3A": _full_rank("C3A", "adds a block-circulant matrix to the weight"),
-    "FOURIERFT": _full_rank(
-        "FourierFT", "adds the Fourier transform of a sparse spectrum to the weight"
+    "FOURIERFT": Refusal(
+        "FourierFT adds the Fourier transform of a sparse spectrum to the weight: a change of up "
+        "to two ranks per frequency, and it trains about a thousand frequencies",
+        _CONVERT,
     ),
-    "FROD": _full_rank("FRoD", "rotates and rescales the whole weight", _MERGE),
+    "FROD": _full_rank("FRoD", "replaces the whole weight by a product of its own", _MERGE),
     "GLORA": _full_rank(
-        "GLoRA", "multiplies the weight, element by element, with its path A", _MERGE
+        "GLoRA",
+        "in its usual setting multiplies the weight, element by element, with a low-rank matrix",
+        _MERGE,
     ),
     "HIRA": _full_rank(
         "HiRA", "multiplies the weight, element by element, with a low-rank matrix", _MERGE
@@ -72,9 +76,7 @@ REFUSED: Mapping[str, Refusal] = {
         "between its layers",
         "Train a LoRA, or serve it with PEFT.",
     ),
-    "WAVEFT": _full_rank(
-        "WaveFT", "adds the wavelet transform of a sparse spectrum to the weight"
-    ),
+    "WAVEFT": _full_rank("WaveFT", "adds the wavelet transform of a sparse spectrum to the weight"),
     "XLORA": Refusal(
         "X-LoRA weighs its adapters by what a second pass over the whole text finds, which this "
         "version does not do",
