@@ -32,6 +32,7 @@ CASES = [
         "vblora",
         lambda: config(
             target_modules=["q_proj", "down_proj"],
+            layers_to_transform=[1],
             num_vectors=40_000,
             save_only_topk_weights=True,
         ),
