@@ -83,6 +83,8 @@ class ModelShape:
         bias: reads the base's bias at a linear, [out]; None where it has none.
         gain: reads the gain of the norm before an activation (ATTENTION_IN, MLP_IN, HEAD_IN), [n].
         head_dim: width of one attention head; 0 where unknown.
+        max_rank: rank rows that there are per site. Formats that multiply ranks ask before they
+            allocate: a file of some kilobytes may name a branch of gigabytes.
     """
 
     num_layers: int
@@ -94,6 +96,7 @@ class ModelShape:
     bias: Callable[[Site], Tensor | None] | None = None
     gain: Callable[[Site], Tensor] | None = None
     head_dim: int = 0
+    max_rank: int = 4096
 
     def width(self, module: Module) -> int:
         """Features that come out of a module, or that an activation has."""

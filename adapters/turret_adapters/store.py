@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -88,7 +88,8 @@ class AdapterStore:
         self.banks = DeviceBanks(
             shape, limits.max_resident, limits.max_rank_rows, device, dtype, base_bias
         )
-        self._shape, self._limits, self._dtype = shape, limits, dtype
+        self._shape = replace(shape, max_rank=limits.max_rank_rows)
+        self._limits, self._dtype = limits, dtype
         self._on_resident = on_resident
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
