@@ -69,7 +69,10 @@ class _Compiler:
 
     @property
     def _roles(self) -> tuple[str, ...]:
-        extra = (("magnitude", self._settings.has_magnitudes), ("diag", self._settings.has_diagonal))
+        extra = (
+            ("lora_magnitude_vector", self._settings.has_magnitudes),
+            ("lora_diag", self._settings.has_diagonal),
+        )
         return ("lora_A", "lora_B", *(role for role, wanted in extra if wanted))
 
     def _factors(self, site: Site, rank: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -93,7 +96,7 @@ class _Compiler:
         if blocks_b > 1:
             b = block_diagonal(b, blocks_b)
         if self._settings.has_diagonal:
-            a = a.float() * tensors.read(found.keys["diag"], (rank,)).float()[:, None]
+            a = a.float() * tensors.read(found.keys["lora_diag"], (rank,)).float()[:, None]
         return a, b.T.contiguous()
 
     def _pool(self, site: Site, key: str) -> int:
@@ -137,7 +140,7 @@ class _Compiler:
         Our scale acts on `Wx + bias`, so an offset gives the bias back.
         """
         tensors, found = self._tensors, self._tensors.at(site)
-        magnitude = tensors.read(found.keys["magnitude"], (b.shape[1],)).float()
+        magnitude = tensors.read(found.keys["lora_magnitude_vector"], (b.shape[1],)).float()
         weight, a32 = tensors.base_weight(site), a.float()
         if site.module is Module.EMBED:  # [vocab, hidden]; a row of the weight is a column here
             norms = torch.addmm(weight, a32.T, b).norm(dim=0)
@@ -195,9 +198,9 @@ def _role(name: TensorName) -> str | None:
         is_bias = first == "lora_B" and rest[-1:] == ["bias"] and len(rest) <= 2
         return "lora_B.bias" if is_bias else None
     if first == "lora_magnitude_vector":
-        return "magnitude" if len(rest) - (rest[-1:] == ["weight"]) <= 1 else None
+        return "lora_magnitude_vector" if len(rest) - (rest[-1:] == ["weight"]) <= 1 else None
     if first == "lora_diag" and not is_embedding:
-        return "diag" if len(rest) <= 1 else None
+        return "lora_diag" if len(rest) <= 1 else None
     if first == "token_adapter" and rest[:1] == ["trainable_tokens_delta"]:
         return "rows" if len(rest) <= 2 else None
     if first == "base_layer" and len(rest) == 1:

@@ -58,7 +58,9 @@ def _detect(files: AdapterFiles) -> bool:
 
 
 def _guess_shape(files: AdapterFiles) -> ModelShape:
-    return guess_sizes(files, _FORMAT.role_of, lambda shapes: (0, (shapes.get("block") or (0,))[-1]))
+    return guess_sizes(
+        files, _FORMAT.role_of, lambda shapes: (0, (shapes.get("block") or (0,))[-1])
+    )
 
 
 KIND = Kind("miss", _detect, _compile, _guess_shape)

@@ -67,7 +67,7 @@ def _compile(files: AdapterFiles, shape: ModelShape) -> Program:
 
 
 def _group(tensors: PeftTensors, site: Site, tying: float) -> int:
-    """Which vector a module shares: PEFT divides the adapted modules evenly, the rest to the last."""
+    """Which vector a module shares: PEFT divides the adapted modules evenly, in model order."""
     adapted = [s for s in tensors.shape.sites() if "A" in tensors.at(s).keys]
     num_groups = max(1, round(len(adapted) * (1 - tying)))
     group_size = max(1, len(adapted) // num_groups)

@@ -1,7 +1,7 @@
 """Uni-LoRA as PEFT saves it with its indices: every factor drawn from one vector (2025).
 
 `A = theta[I_A] * S_A`, `B = theta[I_B] * S_B`, elementwise, and `W' = W + BA`. Without the indices
-a file holds theta alone, and a random generator that promises no stable stream must repeat the rest.
+a file holds theta alone; what draws the rest again promises no stable stream of numbers.
 """
 
 from __future__ import annotations

@@ -124,11 +124,16 @@ class LoraSettings:
             self._names(f"target_modules_bd_{factor}", blocks.get(f"target_modules_bd_{factor}"))
             for factor in "ab"
         ]
-        self.pool = config.integer("qalora_group_size", 16, 1) if config.flag("use_qalora") else 1
+        pools = config.flag("use_qalora")
+        self.pool = config.integer("qalora_group_size", 16, 1) if pools else 1
+        if pools and self.pool == 1:
+            raise config.unsupported(
+                "use_qalora is set with groups of one input: on a GPTQ base that multiplies the "
+                "input by its width, on a plain base it does nothing, and the files look the same"
+            )
         variants = ("use_dora", "kasa_config", "use_bdlora", "alora_invocation_tokens")
         used = [name for name in variants if config.get(name)]
-        if config.flag("use_qalora"):
-            used.append("use_qalora")
+        used += ["use_qalora"] if pools else []
         if len(used) > 1:
             raise config.unsupported(f"it sets {listing(used)} together, which PEFT does not")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from turret_adapters.components import Component, LowRank, Offset
@@ -15,6 +14,7 @@ from turret_adapters.peft.config import PeftConfig
 from turret_adapters.peft.targets import Targets
 from turret_adapters.peft.tensors import PeftTensors, RoleOf
 from turret_adapters.spec import ModelShape, Module, Program, Site
+from turret_adapters.tensor_file import is_finite
 
 FULL_WEIGHTS = "it stores full weights of modules; low-rank changes and offsets can be served"
 # Of every such config: read here, or without effect on what the loaded adapter computes.
@@ -106,7 +106,7 @@ def low_rank(tensors: PeftTensors, site: Site, a: Tensor, b: Tensor) -> LowRank:
     Raises:
         AdapterMalformed: computing them overflowed.
     """
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+    if not (is_finite(a) and is_finite(b)):
         raise tensors.malformed(f"the change of {tensors.at(site).path} overflows float32")
     return LowRank(site, a.contiguous(), b.contiguous())
 

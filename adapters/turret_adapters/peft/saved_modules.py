@@ -1,4 +1,4 @@
-"""Full copies beside a PEFT adapter that are small changes after all: gains of norms, token rows."""
+"""Full copies beside a PEFT adapter that are small changes: gains of norms, rows of tokens."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def new_rows(tensors: PeftTensors, config: PeftConfig) -> list[Component]:
     by_name: dict[str, Any] = wanted if isinstance(wanted, dict) else {"embed_tokens": wanted}
     components: list[Component] = []
     for name, ids in by_name.items():
-        site = next(
-            (s for m in _TABLES if tensors.at(s := Site(-1, m)).path.endswith(name)), None
-        )
+        site = next((s for m in _TABLES if tensors.at(s := Site(-1, m)).path.endswith(name)), None)
         if site is None:
             raise config.unsupported(f"trainable_token_indices names {quote(name)}, no embedding")
         first = _rows(tensors, config, site, ids)
@@ -100,17 +98,18 @@ def new_rows(tensors: PeftTensors, config: PeftConfig) -> list[Component]:
 
 
 def _rows(tensors: PeftTensors, config: PeftConfig, site: Site, ids: Any) -> RowDelta:
-    found, dims = tensors.at(site), tensors.shape.dims[site.module]
-    vocab, hidden = dims if site.module is Module.EMBED else reversed(dims)
+    found = tensors.at(site)
     if not isinstance(ids, list) or not ids:
         raise config.malformed(f"trainable_token_indices of {found.path} is no list of token ids")
     ids = [config.checked_integer("trainable_token_indices", x, 0) for x in ids]
     if len(set(ids)) < len(ids):
         raise config.malformed(f"trainable_token_indices of {found.path} repeats a token")
-    if max(ids) >= vocab:
-        raise tensors.wrong_base(f"it trains token {max(ids)}, and this base has {vocab}")
     if "rows" not in found.keys:
         raise tensors.malformed(f"trainable_token_indices names {found.path}, but no row is stored")
+    dims = tensors.shape.dims[site.module]
+    vocab, hidden = dims if site.module is Module.EMBED else reversed(dims)
+    if max(ids) >= vocab:
+        raise tensors.wrong_base(f"it trains token {max(ids)}, and this base has {vocab}")
     if "lora_A" in found.keys:
         raise tensors.unsupported(
             f"{found.path} has both LoRA factors and rows of its own",

@@ -34,7 +34,9 @@ CASES = [
     peft_case(
         "miss-mini",
         "miss",
-        lambda: MissConfig(r=6, mini_r=8, init_weights="mini", target_modules=["q_proj", "up_proj"]),
+        lambda: MissConfig(
+            r=6, mini_r=8, init_weights="mini", target_modules=["q_proj", "up_proj"]
+        ),
     ),
     peft_case(
         "miss-bias",
