@@ -147,6 +147,23 @@ class SparseDelta(Component):
     columns: Tensor
     values: Tensor
 
+    @classmethod
+    def from_entries(
+        cls, site: Site, outputs: Tensor, inputs: Tensor, values: Tensor, num_outputs: int
+    ) -> SparseDelta:
+        """The change that adds `values` [nnz] at (outputs, inputs); repeats add up."""
+        place = outputs.long() << 32 | inputs.long()
+        if (place[1:] < place[:-1]).any():  # most formats store them in order
+            place, order = place.sort()
+            outputs, inputs, values = place >> 32, inputs[order], values[order]
+        rows = torch.zeros(num_outputs + 1, dtype=torch.int64)
+        torch.cumsum(outputs.long().bincount(minlength=num_outputs), 0, out=rows[1:])
+        return cls(site, rows, inputs.int(), values.float())
+
+    def to(self, dtype: torch.dtype) -> SparseDelta:
+        """The values in the served dtype."""
+        return replace(self, values=self.values.to(dtype))
+
 
 @dataclass(frozen=True, slots=True)
 class RowDelta(Component):

@@ -38,6 +38,7 @@ class ServeConfig:
     max_waiting: int = 1024
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
+    adapter_delta_mib: int = 1024
     threads: int = 0
     max_body_bytes: int = 4 << 20
     drain_s: float = 30.0

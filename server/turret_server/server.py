@@ -174,6 +174,7 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
         max_step_tokens=config.max_step_tokens,
         max_resident_adapters=config.max_resident_adapters,
         adapter_rank_rows=config.adapter_rank_rows,
+        adapter_delta_bytes=config.adapter_delta_mib << 20,
         # On a CPU the host is the device: copies kept for a second time would only cost memory.
         host_adapter_bytes=64 << 20,
         threads=config.threads,
