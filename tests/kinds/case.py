@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,17 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from turret_adapters.spec import ModelShape
+
 # Token ids [T] -> logits [T, vocab], float32.
 Reference = Callable[[Tensor], Tensor]
 # Writes the adapter into a folder, given a fresh base that it may change; returns the reference.
 Make = Callable[[Path, PreTrainedModel], Reference]
+
+
+def fewer_layers(shape: ModelShape) -> ModelShape:
+    """A base that an adapter of every layer does not fit."""
+    return replace(shape, num_layers=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,8 @@ class Case:
         may_lack: tensors (parts of their names) that may be missing without an error.
         weighted: the request's weight moves the adapter's change linearly *inside one linear*,
             which most kinds do; False for kinds that take no weight but 0 and 1.
+        misfit: another base, which it must refuse; an adapter of the embedding alone fits bases of
+            any depth.
     """
 
     name: str
@@ -40,6 +49,7 @@ class Case:
     bases: tuple[str, ...] = ("llama",)
     may_lack: tuple[str, ...] = field(default=())
     weighted: bool = True
+    misfit: Callable[[ModelShape], ModelShape] = fewer_layers
 
     def __str__(self) -> str:
         return self.name
@@ -53,6 +63,7 @@ def peft_case(
     std: float = 0.1,
     change: Callable[[PreTrainedModel], None] | None = None,
     edit_config: dict[str, Any] | None = None,
+    call: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Case:
     """An adapter that PEFT makes, saves, loads again and computes.
@@ -64,6 +75,7 @@ def peft_case(
         std: noise that is added to every trainable parameter, so that it does something.
         change: done to the PEFT model instead of the noise.
         edit_config: fields to set in adapter_config.json after saving.
+        call: what PEFT's model wants beside the tokens.
         fields: of the case.
     """
 
@@ -90,7 +102,7 @@ def peft_case(
 
         @torch.no_grad()
         def logits(tokens: Tensor) -> Tensor:
-            found = loaded(tokens[None]).logits[0]
+            found = loaded(tokens[None], **(call or {})).logits[0]
             return found[-len(tokens) :].float()  # soft prompts put their own rows before
 
         return logits

@@ -12,7 +12,7 @@ import math
 from turret_adapters.components import Component, LowRank, Offset
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
-from turret_adapters.peft.config import PeftConfig
+from turret_adapters.peft.config import CONFIG_NAME, PeftConfig
 from turret_adapters.peft.names import TensorName
 from turret_adapters.peft.targets import PatternTable, Targets
 from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft
@@ -220,7 +220,8 @@ def _sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
 
 
 def _detect(files: AdapterFiles) -> bool:
-    return is_peft(files, "LORA")
+    # LoRAMoE calls itself LORA, too.
+    return is_peft(files, "LORA") and not files.json(CONFIG_NAME).get("lora_nums")
 
 
 def _compile(files: AdapterFiles, shape: ModelShape) -> Program:
