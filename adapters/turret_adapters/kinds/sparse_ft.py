@@ -207,24 +207,29 @@ def _guess_shape(files: AdapterFiles) -> ModelShape:
     if not files.has(_FILE):
         return ModelShape(0, {})
     file = files.tensors(_FILE)
-    every: tuple[Module, ...] = (*LINEARS, Module.EMBED, Module.HEAD)
-    dims = dict.fromkeys(every, (1, 1))
+    dims: dict[Module, tuple[int, int]] = {}
+    dims |= dict.fromkeys((*LINEARS, Module.EMBED, Module.HEAD), (1, 1))
     biased: set[Module] = set()
     num_layers = 0
-    for key in file.infos:
+    for key, info in file.infos.items():
         name, role = _split(key)
         if (parsed := parse_name(name)) is None:
             continue
-        module, info = parsed.site.module, file.infos[key]
+        module = parsed.site.module
         num_layers = max(num_layers, parsed.site.layer + 1)
-        is_steps = role == "steps" and info.dtype == torch.int64
-        size = int(file.read(key).sum()) + 1 if is_steps else 1
-        if parsed.role == ("bias",):
+        if module not in dims:
+            continue
+        is_bias = parsed.role == ("bias",)
+        if is_bias:
             biased.add(module)
-            size = info.shape[0] if role == "abs" and info.shape else size
-            dims[module] = dims[module][0], max(dims[module][1], size)
-        elif module in dims:
-            dims[module] = max(dims[module][0], size), dims[module][1]
+        size = 1, 1
+        if role == "steps" and info.dtype == torch.int64:
+            count = int(file.read(key).sum()) + 1
+            size = (1, count) if is_bias else (count, 1)
+        elif role == "abs" and len(info.shape) == 2 - is_bias:
+            rows, columns = (*info.shape, 1)[:2]
+            size = (rows, columns) if module is Module.EMBED else (columns, rows)
+        dims[module] = max(dims[module][0], size[0]), max(dims[module][1], size[1])
     return ModelShape(num_layers, dims, frozenset(biased))
 
 

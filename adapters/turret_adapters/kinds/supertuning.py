@@ -118,8 +118,12 @@ def _guess_shape(files: AdapterFiles) -> ModelShape:
     def sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
         if "A" in shapes and "B" in shapes:
             return shapes["A"][-1], shapes["B"][0]
-        # Sparse changes alone tell the number of elements, not how they lie.
-        return 1, math.ceil((shapes.get("values") or (0,))[0] / density)
+        # Sparse changes alone tell the number of elements at most, not how they lie.
+        count = (shapes.get("values") or (0,))[0]
+        most = math.ceil((count + 1) / density)
+        while int(most * density) > count:
+            most -= 1
+        return 1, most
 
     return guess_sizes(files, _ROLE, sizes)
 
