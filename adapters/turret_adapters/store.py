@@ -41,12 +41,15 @@ class StoreLimits:
         max_resident: adapters on the device at once (slots).
         max_rank_rows: rank rows per site, shared by the resident adapters. A row that was never
             used takes address space, not memory.
+        max_delta_bytes: sparse deltas on the device, and again as much for changed rows of the
+            embedding and the head.
         max_host_bytes: compiled adapters kept on the host; others are read from disk again.
         files: bounds on what a folder may hold.
     """
 
     max_resident: int = 64
     max_rank_rows: int = 1024
+    max_delta_bytes: int = 1 << 30
     max_host_bytes: int = 256 << 20
     files: FileLimits = field(default_factory=FileLimits)
 
@@ -86,7 +89,13 @@ class AdapterStore:
         on_resident: Callable[[], None] = lambda: None,
     ):
         self.banks = DeviceBanks(
-            shape, limits.max_resident, limits.max_rank_rows, device, dtype, base_bias
+            shape,
+            limits.max_resident,
+            limits.max_rank_rows,
+            device,
+            dtype,
+            base_bias,
+            limits.max_delta_bytes,
         )
         self._shape = replace(shape, max_rank=limits.max_rank_rows)
         self._limits, self._dtype = limits, dtype

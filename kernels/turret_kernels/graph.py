@@ -38,6 +38,8 @@ KERNELS = (
     "threshold",
     "offset",
     "scale",
+    "sparse_delta",
+    "row_delta",
 )
 _MAX_ARGUMENTS = 17
 

@@ -15,6 +15,7 @@ from turret_adapters.components import Component, Offset, Scale
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.base_parts import balanced, largest, leading_columns, smallest
+from turret_adapters.peft.config import CONFIG_NAME
 from turret_adapters.peft.factors import block_diagonal, pooled
 from turret_adapters.peft.lora_config import LoraSettings, Taken
 from turret_adapters.peft.low_rank import low_rank, new_bias
@@ -214,7 +215,8 @@ def _sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
 
 
 def _detect(files: AdapterFiles) -> bool:
-    return is_peft(files, "LORA")
+    # LoRAMoE calls itself LORA, too.
+    return is_peft(files, "LORA") and not files.json(CONFIG_NAME).get("lora_nums")
 
 
 def _compile(files: AdapterFiles, shape: ModelShape) -> Program:

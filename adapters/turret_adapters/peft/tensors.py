@@ -108,6 +108,10 @@ class PeftTensors:
         """The shape of a tensor as stored. Check it before sizes follow from it."""
         return self._file.infos[key].shape
 
+    def dtype(self, key: str) -> torch.dtype:
+        """The dtype of a tensor as stored."""
+        return self._file.infos[key].dtype
+
     def has(self, key: str) -> bool:
         """Is a tensor stored under this very name?"""
         return key in self._file.infos
@@ -225,12 +229,21 @@ class PeftTensors:
         Raises:
             AdapterUnsupported: there is no base at hand (`turret adapters inspect`).
         """
+        return self._base(site).float()
+
+    def base_rows(self, site: Site, ids: Tensor) -> Tensor:
+        """Rows [len(ids), hidden] of the base's embedding or head, float32; raises as above."""
+        if self.shape.tied_head:
+            site = Site(-1, Module.EMBED)
+        return self._base(site)[ids].float()
+
+    def _base(self, site: Site) -> Tensor:
         if self.shape.weight is None:
             raise self.unsupported(
                 "what it computes depends on the base's weights, and no base is at hand",
                 "Load it into a server of its base.",
             )
-        return self.shape.weight(site).float()
+        return self.shape.weight(site)
 
     def program(
         self,

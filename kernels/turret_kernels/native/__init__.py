@@ -96,6 +96,8 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_scale": [p, n, n, n, p, p, p, p, p, p, p, p, p, i],
         "turret_sample": [p, p, n, n, p, p, p, p, p],
         "turret_run": [p, n],
+        "turret_sparse_delta": [p, n, n, n, p, n, p, p, p, p, p, p, i],
+        "turret_row_delta": [p, n, p, n, p, p, p, p, p, p],
     }
     for name, argtypes in signatures.items():
         function = getattr(library, name)
