@@ -53,6 +53,8 @@ class Component:
 class LowRank(Component):
     """`y += weight * b.T @ (a @ x)`: the low-rank branch at a linear, its scale folded into `b`.
 
+    At BLOCK `x` is `y` before the step's components changed it.
+
     Attributes:
         site: where it acts.
         a: [rank, in_features]; at the embedding [rank, vocab].

@@ -66,6 +66,10 @@ class BasePlan:
             cache: of the layer.
         """
 
+    def touches(self, layer: int, group: Group) -> bool:
+        """Does anything act there? For places that take work to ask at."""
+        return False
+
     def touch(self, layer: int, group: Group, x: Tensor) -> None:
         """Let the adapters act on an activation `x` [T, N], in place; `layer` is -1 at HEAD_IN."""
 
@@ -193,6 +197,10 @@ class StepPlan(BasePlan):
     def store(self, layer: int, places: Tensor, cache: KVCache) -> None:  # noqa: D102
         for start, count, slot, first in self._virtual:
             self._virtual_bank.store(layer, slot, first, places[start : start + count], cache)
+
+    def touches(self, layer: int, group: Group) -> bool:  # noqa: D102
+        at = point(layer, group)
+        return any(mask >> at & 1 for _, mask in self._active)
 
     def touch(self, layer: int, group: Group, x: Tensor) -> None:  # noqa: D102
         if group is Group.HEAD_IN:

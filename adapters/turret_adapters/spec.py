@@ -42,6 +42,7 @@ class Module(StrEnum):
     ACT = "act_fn"  # SiLU(gate), before it meets up
     INNER = "mlp_inner"  # what down reads
     HEAD_IN = "norm"  # what the head reads
+    BLOCK = "block"  # what comes out of a layer, the residual stream
 
 
 LINEARS = (Module.Q, Module.K, Module.V, Module.O, Module.GATE, Module.UP, Module.DOWN)
@@ -53,6 +54,7 @@ READERS = {
     Module.ACT: Module.DOWN,
     Module.INNER: Module.DOWN,
     Module.HEAD_IN: Module.HEAD,
+    Module.BLOCK: Module.Q,  # of the next layer, past its norm
 }
 
 
@@ -102,6 +104,11 @@ class ModelShape:
         """Features that come out of a module, or that an activation has."""
         reader = READERS.get(module)
         return self.dims[module][1] if reader is None else self.dims[reader][0]
+
+    def size(self, module: Module) -> tuple[int, int]:
+        """Features in and out; an activation's are the same."""
+        width = self.width(module)
+        return self.dims.get(module, (width, width))
 
     def has(self, site: Site) -> bool:
         """Is there such a place in the base?"""

@@ -170,7 +170,8 @@ class LowRankBank:
             layer: -1 for embedding and head.
             group: which sites; some entry touches it.
             y: [T, columns of the group], contiguous.
-            x: [T, in], contiguous; at the embedding the token ids, int64 [T].
+            x: [T, in], contiguous; at the embedding the token ids, int64 [T]; at an activation
+                `y` itself.
             entries: what acts on which rows of `y`.
             weights: float32 [E] per module, where they differ from `entries.weight`.
         """
@@ -185,7 +186,7 @@ class LowRankBank:
 
     def _site(self, site: Site) -> _SitePool:
         if site not in self._sites:
-            fan_in, fan_out = self._shape.dims[site.module]
+            fan_in, fan_out = self._shape.size(site.module)
             rows, num_slots = self._max_rank_rows, len(self.touched)
             # empty, not zeros: the system gives memory to a page when it is first written.
             a = torch.empty(rows, fan_in, dtype=self._dtype, device=self._device)
