@@ -65,7 +65,7 @@ class OwnConfig:
 
     def number(self, name: str) -> float:
         """A finite number, which must be there."""
-        value = self._fields.get(name)
+        value: Any = self._fields.get(name)
         try:
             number = float(value) if type(value) in (int, float) else math.nan
         except OverflowError:
@@ -76,7 +76,7 @@ class OwnConfig:
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
         """One of `allowed`, which must be there."""
-        value = self._fields.get(name)
+        value: Any = self._fields.get(name)
         if value not in allowed:
             raise self.malformed(f"{name} is {quote(value)}, none of {listing(list(allowed))}")
         return value

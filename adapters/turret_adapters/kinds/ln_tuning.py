@@ -55,7 +55,7 @@ class _Compiler:
         ratio = new / old
         ratio[new == old] = 1  # 0 / 0 where both are zero
         if not is_finite(ratio):
-            where = (~ratio.isfinite()).nonzero()[0].item()
+            where = int((~ratio.isfinite()).nonzero()[0])
             raise self._tensors.unsupported(
                 f"{quote(key)} is {float(new[where]):g} at feature {where}, where the base's gain "
                 f"is {float(old[where]):g}: no scale of the base's activation gives that",
