@@ -89,6 +89,18 @@ def test_the_embedding_has_no_ia3(lab, save):
         lab.load(folder)
 
 
+def test_the_order_of_a_set_does_not_count(lab, save):
+    """PEFT orders its sets anew with every save."""
+    targets = ["k_proj", "o_proj", "down_proj"]
+    first = lab.load(save(targets, targets[1:])).digest
+    folder = save(targets, targets[1:], std=0.0)
+    digests = []
+    for names in (targets[1:], targets[:0:-1]):
+        edit(folder, feedforward_modules=names)
+        digests.append(lab.load(folder).digest)
+    assert digests[0] == digests[1] != first
+
+
 def test_inspection(save):
     report = describe(save(["k_proj", "v_proj", "down_proj"], ["down_proj"]))
     assert report["refusal"] is None
