@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Settings that say where an adapter comes from, not what it does.
 _PROVENANCE = {
     "auto_mapping",
+    "base_model",
     "base_model_name_or_path",
     "inference_mode",
     "peft_version",
@@ -24,7 +25,7 @@ _PROVENANCE = {
     "task_type",
 }
 # PEFT keeps these as sets, so every save orders them anew.
-_UNORDERED = {"target_modules", "exclude_modules"}
+_UNORDERED = {"target_modules", "exclude_modules", "feedforward_modules"}
 
 
 def content_digest(kind: Kind, files: AdapterFiles) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,24 @@ class OwnConfig:
     def get(self, name: str) -> Any:
         """The raw value, None where the field is missing."""
         return self._fields.get(name)
+
+    def number(self, name: str) -> float:
+        """A finite number, which must be there."""
+        value: Any = self._fields.get(name)
+        try:
+            number = float(value) if type(value) in (int, float) else math.nan
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self.malformed(f"{name} is {quote(value)}, not a finite number")
+        return number
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        """One of `allowed`, which must be there."""
+        value: Any = self._fields.get(name)
+        if value not in allowed:
+            raise self.malformed(f"{name} is {quote(value)}, none of {listing(list(allowed))}")
+        return value
 
     @property
     def base_model(self) -> str | None:

@@ -248,7 +248,7 @@ class StepPlan(BasePlan):
         for bank, mask in self._active:
             if mask >> at & 1:
                 entries, weights = self._head_entries()
-                if len(entries):
+                if entries.slot.shape[0]:  # not len(): a graph that is recorded reads no number
                     bank.apply(-1, group, y, x, entries, weights)
 
     def _head_entries(self) -> tuple[Entries, dict[Module, Tensor] | None]:

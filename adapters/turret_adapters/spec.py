@@ -180,7 +180,8 @@ class Kind:
         compile: validated, finite components on the CPU, in the stored or a wider dtype; raises
             AdapterError with what, why and fix.
         guess_shape: the smallest base that the files fit, for `inspect` without a base.
-        files: the files that make up an adapter of this kind; its digest covers them.
+        files: the files that make up an adapter of this kind; its digest covers them. "*.gguf" is
+            the only file in the folder that ends so.
         list_files: the same for one folder, where they are not the same for every folder.
         repeats_base: is a tensor, by name, a copy of the base's? The digest samples copies.
     """

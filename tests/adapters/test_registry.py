@@ -59,8 +59,8 @@ def test_a_bad_plugin_is_named(plugin, value, error):
 
 
 def test_another_kind_is_named(lab, folder):
-    lab.edit_config(folder, peft_type="IA3")
-    with pytest.raises(AdapterUnsupported, match="'IA3'") as caught:
+    lab.edit_config(folder, peft_type="NO_LORA")
+    with pytest.raises(AdapterUnsupported, match="'NO_LORA'") as caught:
         detect(folder)
     assert "'lora'" in str(caught.value)
 

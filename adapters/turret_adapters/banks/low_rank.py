@@ -59,7 +59,8 @@ class LowRankBank:
 
     Attributes:
         touched: per slot, the bits `point(layer, group)` of the groups it acts on.
-        capturable: `apply` launches native kernels alone, so a graph can hold it.
+        capturable: `apply` launches native kernels alone, so a graph can hold it; false from the
+            first site on whose sizes need torch.
         layout: counts the pools; a graph recorded before a new one is stale.
     """
 
@@ -193,7 +194,10 @@ class LowRankBank:
             b = torch.empty(rows, fan_out, dtype=self._dtype, device=self._device)
             start = torch.zeros(num_slots, dtype=torch.int32)
             count = torch.zeros(num_slots, dtype=torch.int32)
-            self._sites[site] = _SitePool(RankPool(a, b, start, count), RowAllocator(rows))
+            pool = RankPool(a, b, start, count)
+            self._sites[site] = _SitePool(pool, RowAllocator(rows))
+            # The embedding is not part of a graph.
+            self.capturable &= pool.native or site.module is Module.EMBED
             self._update_group(site)
         return self._sites[site]
 

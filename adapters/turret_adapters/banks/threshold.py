@@ -11,7 +11,7 @@ from turret_adapters.banks.scale import check_alone
 from turret_adapters.banks.slot_tables import SlotTables
 from turret_adapters.components import Component, Threshold
 from turret_adapters.groups import Group, first_column
-from turret_adapters.spec import ModelShape, Site
+from turret_adapters.spec import LINEARS, ModelShape, Site
 from turret_kernels import native
 from turret_kernels.linear import LinearWeight, linear, slice_linear
 from turret_kernels.low_rank import Entries
@@ -29,7 +29,7 @@ class ThresholdBank:
     """
 
     def __init__(self, shape: ModelShape, num_slots: int, device: torch.device, dtype: torch.dtype):
-        is_cut = all(width % 16 == 0 for _, width in shape.dims.values())
+        is_cut = all(shape.width(x) % 16 == 0 for x in LINEARS if x in shape.dims)
         self.capturable = native.lib is not None and dtype == torch.bfloat16 and is_cut
         self._shape = shape
 

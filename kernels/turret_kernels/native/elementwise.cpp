@@ -70,7 +70,7 @@ void silu_mul(bf16* out, const bf16* gate_up, int64_t rows, int64_t n, const flo
             _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
         const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(
             _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(silu)), 16));
-        const __mmask16 live = _mm512_cmp_ps_mask(_mm512_abs_ps(rounded), bound, _CMP_GT_OQ);
+        const __mmask16 live = _mm512_cmp_ps_mask(_mm512_abs_ps(rounded), bound, _CMP_NLE_UQ);
         const __m512 product = _mm512_maskz_mul_ps(live, rounded, load_bf16(up + i, m));
         store_bf16(out + r * n + i, product, m);
       }

@@ -159,8 +159,10 @@ class Decoder:
 
     @property
     def has_graphs(self) -> bool:
-        """`run` launches native kernels alone, so `turret_kernels.graph` can record it."""
-        return self.weights.head.packed and self.weights.layers[0].q_norm is None
+        """Do all but its caches launch native kernels alone, so that graphs can hold `run`?"""
+        layer = self.weights.layers[0]
+        linears = (self.weights.head, layer.qkv, layer.o, layer.gate_up, layer.down)
+        return all(weight.packed for weight in linears) and layer.q_norm is None
 
     @property
     def kv_bytes_per_token(self) -> int:
