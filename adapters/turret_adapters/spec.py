@@ -206,6 +206,8 @@ class Kind:
             AdapterError with what, why and fix.
         guess_shape: the smallest base that the files fit, for `inspect` without a base.
         files: the files that make up an adapter of this kind; its digest covers them.
+        reads_metadata: the strings in the header of its safetensors mean something, so its digest
+            covers them, too.
     """
 
     name: str
@@ -213,3 +215,4 @@ class Kind:
     compile: Callable[[AdapterFiles, ModelShape], Program]
     guess_shape: Callable[[AdapterFiles], ModelShape]
     files: tuple[str, ...] = ("adapter_config.json", "adapter_model.safetensors")
+    reads_metadata: bool = False
