@@ -170,7 +170,7 @@ class _Compiler:
         fan_in, fan_out = self._shape.dims[site.module]
         a = tensors.read(found.keys["lora_A"], (rank, fan_in), rank_dim=0)
         b = tensors.read_scaled(found.keys["lora_B"], (fan_out, rank), scale, rank_dim=1)
-        components: list[Component] = [LowRank(site, a, b.T.contiguous())]
+        components: list[Component] = [LowRank(site, a, b.T.contiguous(), published_scale=scale)]
         is_stored = "lora_B.bias" in found.keys
         if is_stored != settings.has_branch_bias and site.module is not Module.EMBED:
             raise tensors.malformed(
