@@ -40,7 +40,7 @@ class AdapterRecord:
     Attributes:
         name: what clients send as `model`.
         digest: identity of the content.
-        path: the folder it was loaded from; loading it again gives the same digest.
+        path: the folder it was loaded from; for a derived adapter, what it was made of.
         kind: the front end that compiled it, such as "lora".
         rank: the largest rank, 0 for kinds without one.
         targets: module names it touches.
@@ -48,6 +48,7 @@ class AdapterRecord:
         num_bytes: in the served dtype.
         base_model: as the adapter's own config names it.
         loaded_at: Unix time in seconds.
+        notes: what a user may want to know.
     """
 
     name: str
@@ -60,6 +61,7 @@ class AdapterRecord:
     num_bytes: int
     base_model: str | None
     loaded_at: float
+    notes: tuple[str, ...] = ()
 
 
 class Catalog:

@@ -79,7 +79,7 @@ class Derivation:
 
     def _problem(self) -> str | None:
         if self.method not in METHODS:
-            return f"the method {self.method!r} is none of {', '.join(METHODS)}"
+            return _unknown(self.method)
         if not 1 <= len(self.sources) <= MAX_SOURCES:
             return f"it names {len(self.sources)} sources; 1 to {MAX_SOURCES} can be merged"
         for source in self.sources:
@@ -102,13 +102,19 @@ def derivation(method: str, sources: Sequence[Source], options: Mapping[str, Any
     Raises:
         ValueError: says which value is wrong, or which parameter is missing or not the method's.
     """
-    taken = METHODS.get(method, frozenset())
-    if method in METHODS and (unknown := sorted(options.keys() - taken)):
+    taken = METHODS.get(method)
+    if taken is None:
+        raise ValueError(_unknown(method))
+    if unknown := sorted(options.keys() - taken):
         takes = ", ".join(sorted(taken)) or "no parameter"
         raise ValueError(f"{method} takes {takes}, not {unknown[0]!r}")
     if "density" in taken and "density" not in options:
         raise ValueError(f"{method} needs a density")
     return Derivation(method=method, sources=tuple(sources), **options)
+
+
+def _unknown(method: str) -> str:
+    return f"the method {method!r} is none of {', '.join(METHODS)}"
 
 
 def _is_number(value: Any) -> bool:

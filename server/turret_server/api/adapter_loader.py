@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
+from turret_adapters.derivation import Derivation
 from turret_server.engine.client import EngineClient
+from turret_server.engine.messages import AdapterInfo
 from turret_server.errors import BadRequest, Conflict, Forbidden, NotFound, TurretError
 from turret_server.pipeline.recipe import Recipe, RecipeBook
 from turret_server.telemetry.logging import logger
@@ -62,20 +64,7 @@ class AdapterLoader:
             Forbidden: the path leaves the adapter roots.
             NotFound: no such folder.
         """
-        if (problem := name_problem(name)) is not None:
-            raise BadRequest(
-                f"{name[:128]!r} cannot name an adapter",
-                problem,
-                "Choose another name.",
-                param="name",
-            )
-        if self._recipes.served(name):
-            raise Conflict(
-                f"the name {name!r} is taken",
-                "it is the base model or a named recipe",
-                "Choose another name.",
-                param="name",
-            )
+        self._check_name(name)
         folder = self._confine(path) if confined else Path(path).expanduser().resolve()
         async with self._changing:
             if self._catalog.get(name) is not None and not replace:
@@ -92,22 +81,35 @@ class AdapterLoader:
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
-            record = AdapterRecord(
-                name=name,
-                digest=info.digest,
-                path=str(folder),
-                kind=info.kind,
-                rank=info.rank,
-                targets=tuple(info.targets),
-                num_parameters=info.num_parameters,
-                num_bytes=info.num_bytes,
-                base_model=info.base_model,
-                loaded_at=time.time(),
-            )
+            record = _record(name, str(folder), info)
             old = self._catalog.put(record)
         if old is not None:
             await self._drop_unreferenced([old.digest])
         return record, old is not None
+
+    async def derive(self, name: str, derivation: Derivation) -> AdapterRecord:
+        """Make an adapter of loaded ones and serve it. For the operator's own recipes.
+
+        It is made of what its sources are now: replacing one of them later does not change it.
+
+        Args:
+            name: what clients will call it.
+            derivation: its sources are names.
+
+        Raises:
+            BadRequest, Conflict: the name is not allowed, or taken.
+            NotFound: a source is not loaded.
+            Unprocessable: the sources cannot be merged.
+        """
+        self._check_name(name)
+        async with self._changing:
+            if self._catalog.get(name) is not None:
+                raise Conflict(f"the name {name!r} is taken", "an adapter has it")
+            derive = self._recipes.resolve_sources(derivation)
+            info = await self._engine.load_adapter(name, "", None, derive)
+            record = _record(name, str(derivation), info)
+            self._catalog.put(record)
+        return record
 
     async def unload(self, name: str) -> None:
         """Stop serving a name; requests in flight finish with what they began with.
@@ -135,6 +137,22 @@ class AdapterLoader:
         finally:
             if free := self._catalog.release(recipe.digests):
                 self._spawn(self._drop_unreferenced(free))
+
+    def _check_name(self, name: str) -> None:
+        if (problem := name_problem(name)) is not None:
+            raise BadRequest(
+                f"{name[:128]!r} cannot name an adapter",
+                problem,
+                "Choose another name.",
+                param="name",
+            )
+        if self._recipes.served(name):
+            raise Conflict(
+                f"the name {name!r} is taken",
+                "it is the base model or a named recipe",
+                "Choose another name.",
+                param="name",
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -184,6 +202,22 @@ class AdapterLoader:
             "Check the path.",
             param="path",
         )
+
+
+def _record(name: str, path: str, info: AdapterInfo) -> AdapterRecord:
+    return AdapterRecord(
+        name=name,
+        digest=info.digest,
+        path=path,
+        kind=info.kind,
+        rank=info.rank,
+        targets=tuple(info.targets),
+        num_parameters=info.num_parameters,
+        num_bytes=info.num_bytes,
+        base_model=info.base_model,
+        loaded_at=time.time(),
+        notes=tuple(info.notes),
+    )
 
 
 def _not_a_path(path: str, why: str) -> BadRequest:

@@ -104,5 +104,6 @@ def _card(service: Service, record: AdapterRecord) -> AdapterCard:
         num_bytes=record.num_bytes,
         base_model=record.base_model,
         loaded_at=record.loaded_at,
+        notes=list(record.notes),
         resident=record.digest in service.engine.stats.resident_adapters,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from turret_server.pipeline.generation_defaults import GenerationDefaults
+from turret_server.pipeline.recipe import Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class ApiSettings:
         base_names: names of the base model; the first is canonical.
         model_root: where the base model came from, shown as `root` in /v1/models.
         adapter_roots: folders below which run-time loads may read.
-        recipes: named recipes: name -> expression such as "formal:0.7+sql".
+        recipes: named recipes: name -> expression such as "formal:0.7+sql", or pairs.
         keys: API keys; none leaves the server open.
         max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
             up to a quarter of a second, in which no other stream gets a token.
@@ -48,7 +49,7 @@ class ApiSettings:
     base_names: tuple[str, ...]
     model_root: str = ""
     adapter_roots: tuple[Path, ...] = ()
-    recipes: Mapping[str, str] = field(default_factory=dict)
+    recipes: Mapping[str, str | Stack] = field(default_factory=dict)
     keys: tuple[ApiKey, ...] = ()
     max_body_bytes: int = 4 * 2**20
     max_json_depth: int = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from turret_adapters.derivation import Derivation
 from turret_server.engine.messages import (
     AdapterInfo,
     EngineReady,
@@ -33,14 +34,19 @@ class EngineClient(Protocol):
         ...
 
     async def load_adapter(
-        self, name: str, path: str, roots: Sequence[str] | None = None
+        self,
+        name: str,
+        path: str,
+        roots: Sequence[str] | None = None,
+        derive: Derivation | None = None,
     ) -> AdapterInfo:
-        """Load and validate an adapter folder.
+        """Load and validate an adapter folder, or make an adapter of several.
 
         Args:
             name: for messages.
-            path: the folder.
+            path: the folder; empty for a derived adapter.
             roots: folders that may be read, after links are followed; None for all.
+            derive: what to derive it from.
 
         Raises:
             BadRequest, Unprocessable, Forbidden, NotFound.

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from turret_adapters.derivation import Derivation
+
 # ---------------------------------------------------------------- requests: API -> engine
 
 
@@ -59,12 +61,13 @@ class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
-    """Read, validate and compile the adapter folder at `path`; answer AdapterLoaded."""
+    """Read, validate and compile an adapter; answer AdapterLoaded."""
 
     operation: str
     name: str  # for messages only: the engine identifies adapters by digest
-    path: str
+    path: str  # the folder; empty for a derived adapter
     roots: Sequence[str] | None = None  # what links lead to must lie below one; None allows all
+    derive: Derivation | None = None  # instead of a folder: make it of others
 
 
 class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="unload"):
@@ -134,6 +137,7 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_parameters: int
     num_bytes: int  # in the served dtype
     base_model: str | None = None  # as the adapter's own config names it
+    notes: list[str] = []  # what a user may want to know
 
 
 class AdapterLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):

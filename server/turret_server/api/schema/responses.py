@@ -160,6 +160,7 @@ class AdapterCard(BaseModel):
     base_model: str | None = Field(description="As the adapter's own configuration names it.")
     loaded_at: float = Field(description="Unix time in seconds.")
     resident: bool = Field(description="On the device now; others are fetched when needed.")
+    notes: list[str] = Field([], description="What is worth knowing about it.")
 
 
 class AdapterList(BaseModel):
