@@ -37,7 +37,7 @@ from turret_adapters.derivation import Derivation
 from turret_adapters.errors import AdapterUnsupported, listing, quote
 from turret_adapters.spec import Program, Site
 
-_EXACT_SVD = 1024  # up to this size; 4096 would take a minute per site
+_EXACT_SVD = 256  # largest shorter side; beyond it, an exact one takes too long for every site
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,12 @@ def _elect(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def _largest(delta: Tensor, density: float) -> Tensor:
     """Keep the floor(density * n) entries of largest magnitude."""
-    kept = torch.zeros(delta.numel())
-    kept[delta.abs().flatten().topk(int(density * delta.numel()), sorted=False).indices] = 1
-    return delta * kept.view_as(delta)
+    count = int(density * delta.numel())
+    flat = delta.flatten()
+    order = np.argpartition(-flat.abs().numpy(), count - 1)[:count] if count else []
+    kept = torch.zeros_like(flat)
+    kept[order] = 1
+    return (flat * kept).view_as(delta)
 
 
 def _drop(delta: Tensor, density: float, random: np.random.Generator) -> Tensor:
@@ -142,8 +145,9 @@ def _breadcrumbs(delta: Tensor, density: float, gamma: float) -> Tensor:
     """Of each row, drop the floor(gamma n) largest and keep the next floor(density n)."""
     size = delta.shape[1]
     first, count = int(gamma * size), int(density * size)
-    order = delta.abs().argsort(dim=1, descending=True)[:, first : first + count]
-    return delta * torch.zeros_like(delta).scatter_(1, order, 1)
+    ends = sorted({first, min(first + count, size - 1)})
+    order = np.argpartition(-delta.abs().numpy(), ends, axis=1)[:, first : first + count]
+    return delta * torch.zeros_like(delta).scatter_(1, torch.from_numpy(order), 1)
 
 
 def _linear(branches: list[_Branch], method: str, site: Site) -> _Factors:
@@ -194,7 +198,7 @@ def _leading(
     """The leading singular vectors by subspace iteration (Halko et al., 2011, algorithm 4.4)."""
     width = min(rank + 16, *delta.shape)
     x = torch.from_numpy(random.standard_normal((delta.shape[1], width), dtype=np.float32))
-    for _ in range(6):
+    for _ in range(4):
         x = torch.linalg.qr(delta.T @ torch.linalg.qr(delta @ x).Q).Q
     u, s, vh = torch.linalg.svd(delta @ x, full_matrices=False)
     return u, s, vh @ x.T
