@@ -62,11 +62,14 @@ class LowRank(Component):
         num_experts: N > 0 makes the branch a mixture chosen by every token (LoRAMoE): the last N
             rows of `a` are a gate, softmax over them weighs N equal groups of the rows before, and
             the last N rows of `b` are not read.
+        published_scale: the alpha / r that `b` contains, where `a` and `b` are otherwise the
+            published factors; None where they were computed.
     """
 
     a: Tensor
     b: Tensor
     num_experts: int = 0
+    published_scale: float | None = None
 
     @property
     def rank(self) -> int:

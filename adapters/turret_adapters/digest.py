@@ -41,6 +41,8 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
             _update(sha, _canonical(files.json(name)))
             continue
         tensors = files.tensors(name)
+        if kind.reads_metadata:
+            _update(sha, json.dumps(tensors.metadata, sort_keys=True).encode())
         for key, info in sorted(tensors.infos.items()):
             _update(sha, json.dumps([key, str(info.dtype), info.shape]).encode())
             is_copy = kind.repeats_base is not None and kind.repeats_base(key)

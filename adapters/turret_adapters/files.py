@@ -49,12 +49,13 @@ class AdapterFiles:
 
     Attributes:
         path: the folder, resolved.
+        limits: bounds on the files.
     """
 
     def __init__(self, path: Path, roots: tuple[Path, ...] | None, limits: FileLimits):
         self.path = path
+        self.limits = limits
         self._roots = roots
-        self._limits = limits
         self._open: dict[str, tuple[io.FileIO, os.stat_result]] = {}
         self._json: dict[str, dict[str, Any]] = {}
         self._tensors: dict[str, TensorFile] = {}
@@ -123,16 +124,14 @@ class AdapterFiles:
             AdapterMalformed: see `strict_json.parse_object`.
         """
         if name not in self._json:
-            file, status = self._file(name, self._limits.max_json_bytes)
+            file, status = self._file(name, self.limits.max_json_bytes)
             try:
                 data = file.read(status.st_size) or b""
             except OSError as error:
                 what = f"adapter {quote(str(self.path))} was not loaded"
                 why = f"reading {quote(name)} failed ({error.strerror})"
                 raise AdapterMalformed(what, why, "Check the disk.") from error
-            self._json[name] = parse_object(
-                data, quote(name), max_depth=self._limits.max_json_depth
-            )
+            self._json[name] = parse_object(data, quote(name), max_depth=self.limits.max_json_depth)
         return self._json[name]
 
     def tensors(self, name: str) -> TensorFile:
@@ -151,14 +150,14 @@ class AdapterFiles:
             if not self.has(name):
                 self._refuse_pickle(name)
             found = self._only(name[1:]) if name.startswith("*") else name
-            file, status = self._file(found, self._limits.max_file_bytes)
+            file, status = self._file(found, self.limits.max_file_bytes)
             of_format = GgufFile if found.endswith(".gguf") else TensorFile
             self._tensors[name] = of_format(
                 file,
                 found,
                 status.st_size,
-                max_header_bytes=self._limits.max_header_bytes,
-                max_tensors=self._limits.max_tensors,
+                max_header_bytes=self.limits.max_header_bytes,
+                max_tensors=self.limits.max_tensors,
             )
         return self._tensors[name]
 

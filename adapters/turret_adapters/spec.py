@@ -184,6 +184,8 @@ class Kind:
             the only file in the folder that ends so.
         list_files: the same for one folder, where they are not the same for every folder.
         repeats_base: is a tensor, by name, a copy of the base's? The digest samples copies.
+        reads_metadata: the strings in the header of its safetensors mean something, so its digest
+            covers them, too.
     """
 
     name: str
@@ -193,6 +195,7 @@ class Kind:
     files: tuple[str, ...] = ("adapter_config.json", "adapter_model.safetensors")
     list_files: Callable[[AdapterFiles], tuple[str, ...]] | None = None
     repeats_base: Callable[[str], bool] | None = None
+    reads_metadata: bool = False
 
     def files_in(self, files: AdapterFiles) -> tuple[str, ...]:
         """The files in this folder that make up the adapter."""
