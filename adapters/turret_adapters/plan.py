@@ -206,7 +206,8 @@ class StepPlan(BasePlan):
         for bank, mask in self._active:
             if mask >> at & 1:
                 entries, weights = self._head_entries()
-                if len(entries):
+                # Where every row has logits no entry is lost, and a graph may be recording.
+                if self._logit_rows is None or len(entries):
                     bank.apply(-1, group, y, x, entries, weights)
 
     def _head_entries(self) -> tuple[Entries, dict[Module, Tensor] | None]:
