@@ -135,7 +135,7 @@ class StepPlan(BasePlan):
         return bool(self._active or self._sparse)
 
     @property
-    def signature(self) -> tuple[tuple[int, int], ...] | None:
+    def signature(self) -> tuple[tuple[int, int, int], ...] | None:
         """Equal for steps that launch the same kernels, so that one recorded graph serves them.
 
         None where a graph cannot hold the step: banks that run torch ops, or weights per module.
@@ -146,7 +146,7 @@ class StepPlan(BasePlan):
         every.append((self._threshold, self._sparse))
         if self._weights is not None or any(mask and not b.capturable for b, mask in every):
             return None
-        return tuple((mask, bank.layout) for bank, mask in every)
+        return tuple((id(bank), mask, bank.layout) for bank, mask in every)
 
     @property
     def entries(self) -> Entries:

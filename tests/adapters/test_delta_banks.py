@@ -10,7 +10,7 @@ from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.row_delta import RowDeltaBank
 from turret_adapters.banks.sparse_delta import SparseDeltaBank
-from turret_adapters.components import LowRank, RowDelta, SparseDelta
+from turret_adapters.components import LowRank, Offset, RowDelta, Scale, SparseDelta
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
 from turret_adapters.plan import RowUse, StepPlan
@@ -216,6 +216,19 @@ def test_a_graph_holds_every_site_of_a_step():
     Graph(calls).replay()
     for one, two in zip(recorded, run(plan), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")
+def test_steps_of_different_primitives_have_different_graphs():
+    """Though they act on the same sites, and each bank has made one table."""
+    banks = DeviceBanks(SHAPE, 4, 8, CPU, torch.bfloat16, lambda site: None)
+    parts = sparse(Q0)[0], Offset(Q0, torch.ones(24)), Scale(Q0, torch.ones(24))
+    for slot, part in enumerate(parts):
+        banks.put(slot, [part])
+    plans = [StepPlan(banks, [RowUse(0, 1, (slot,), (1.0,))]) for slot in range(len(parts))]
+    signatures = {plan.signature for plan in plans}
+    assert None not in signatures
+    assert len(signatures) == len(parts)
 
 
 class TestMixtures:
