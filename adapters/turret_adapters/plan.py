@@ -162,7 +162,7 @@ class StepPlan(BasePlan):
         return bool(self._active or self._sparse or self._virtual)
 
     @property
-    def signature(self) -> tuple[tuple[int, int], ...] | None:
+    def signature(self) -> tuple[tuple[int, int, int], ...] | None:
         """Equal for steps that launch the same kernels, so that one recorded graph serves them.
 
         None where a graph cannot hold the step: banks that run torch ops, weights per module, or
@@ -178,7 +178,7 @@ class StepPlan(BasePlan):
             or any(mask and not b.capturable for b, mask in every)
         ):
             return None
-        return tuple((mask, bank.layout) for bank, mask in every)
+        return tuple((id(bank), mask, bank.layout) for bank, mask in every)
 
     @property
     def entries(self) -> Entries:
