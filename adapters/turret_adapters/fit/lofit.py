@@ -204,7 +204,7 @@ class _Fit:
         self._heads = _Heads(model)
         layers, heads, _ = self._heads.size
         count, every = settings.heads, layers * heads
-        self._count = count if isinstance(count, int) else math.ceil(count * every)
+        self._count = count if isinstance(count, int) else math.ceil(count * every - 1e-6)
         if not 1 <= self._count <= every:
             raise FitError(
                 "nothing was fitted",
