@@ -129,7 +129,8 @@ def fit_lofit(
     """Select heads and learn their offsets.
 
     Args:
-        model: a causal language model of the Llama family in float32; it is not changed.
+        model: a causal language model of the Llama family, which is not changed; in float32, or in
+            bfloat16 where the speed is worth the noise.
         data: the examples (see `examples.encode`).
         settings: how to train.
         progress: called after every batch.
