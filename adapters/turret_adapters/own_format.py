@@ -91,7 +91,7 @@ class OwnConfig:
     def base_notes(self, served: str) -> list[str]:
         """What to say where the base that is served has another name."""
         trained = self.base_model
-        if not trained or not served or PurePath(trained).name == PurePath(served).name:
+        if not trained or not served or _last(trained) == _last(served):
             return []
         return [f"fitted on {quote(trained)}, served on {quote(served)}"]
 
@@ -99,3 +99,7 @@ class OwnConfig:
 def is_own(files: AdapterFiles, kind: str) -> bool:
     """Does the folder's turret_adapter.json declare this kind?"""
     return files.has(CONFIG_NAME) and files.json(CONFIG_NAME).get("kind") == kind
+
+
+def _last(name: str) -> str:
+    return PurePath(name).name.lower()

@@ -241,7 +241,7 @@ def _demo_adapters(model: str) -> dict[str, str]:
     if model != DEMO:
         return {}
     root = Path(turret_adapters.__file__).parent / "demo"
-    return {p.parent.name: str(p.parent) for p in sorted(root.glob("*/adapter_config.json"))}
+    return {p.parent.name: str(p.parent) for p in sorted(root.glob("*/*.safetensors"))}
 
 
 def _is_loopback(host: str) -> bool:
