@@ -8,7 +8,8 @@ from turret_adapters.errors import AdapterError, AdapterUnsupported
 from turret_adapters.files import AdapterFiles
 from turret_adapters.inspect import describe
 from turret_adapters.kinds.iti import KIND
-from turret_adapters.spec import NO_END, Module, Site
+from turret_adapters.positions import NO_END
+from turret_adapters.spec import Module, Site
 
 BAKED = {"model.layers.0.self_attn.o_proj.bias": torch.ones(64)}
 PRE = {"space": "pre_o", "alpha": 2.0}
