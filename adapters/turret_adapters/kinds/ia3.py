@@ -19,7 +19,7 @@ from turret_adapters.groups import Group
 from turret_adapters.peft.config import PeftConfig
 from turret_adapters.peft.targets import Targets, full_matcher
 from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft, simple_role
-from turret_adapters.spec import READERS, Kind, ModelShape, Module, Program, Site
+from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
 
 _REFUSED = {"modules_to_save": "it stores full weights of modules; scales can be served"}
 _KNOWN = frozenset(
@@ -33,8 +33,13 @@ _KNOWN = frozenset(
 )
 _ROLE = simple_role({"ia3_l": "scale"})
 # The activation that the linears of a group read.
-_INPUTS = {Group.of(reader): activation for activation, reader in READERS.items()}
-_INPUTS[Group.DOWN] = Module.INNER
+_INPUTS = {
+    Group.QKV: Module.ATTENTION_IN,
+    Group.O: Module.HEADS,
+    Group.GATE_UP: Module.MLP_IN,
+    Group.DOWN: Module.INNER,
+    Group.HEAD: Module.HEAD_IN,
+}
 
 
 class _Compiler:
