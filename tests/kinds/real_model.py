@@ -11,6 +11,7 @@ import argparse
 import gc
 import tempfile
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
@@ -76,12 +77,18 @@ def measure(folder: Path, cases: list[Case]) -> list[Row]:
         base = greedy(base_reference(lab.model()), prompt)
         expected, kinds, requests = {"base": base}, {"base": ""}, [lab.ask(prompt, **_ANSWER)]
         names = ["base"]
+        failed: list[Row] = []
         for case in cases:
-            reference = case.make(folder / case.name, lab.model())
-            expected[case.name] = greedy(reference, prompt)
-            del reference
-            gc.collect()
-            loaded = lab.load(folder / case.name)
+            try:
+                reference = case.make(folder / case.name, lab.model())
+                expected[case.name] = greedy(reference, prompt)
+                del reference
+                loaded = lab.load(folder / case.name)
+            except Exception as error:  # the others are still to be compared
+                failed.append(Row(case.name, f"{type(error).__name__}: {error}", inf, False, 0.0))
+                continue
+            finally:
+                gc.collect()
             kinds[case.name] = loaded.kind
             requests.append(lab.ask(prompt, AdapterUse(loaded.digest), **_ANSWER))
             names.append(case.name)
@@ -100,7 +107,7 @@ def measure(folder: Path, cases: list[Case]) -> list[Row]:
         effect = (want.logprobs[:shared] - base.logprobs[:shared]).abs().max()
         same = answer.prompt + answer.tokens == want.tokens
         rows.append(Row(name, kinds[name], max(errors), same, float(effect)))
-    return rows
+    return rows + failed
 
 
 _ANSWER = {"max_tokens": NEW_TOKENS}

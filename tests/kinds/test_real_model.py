@@ -23,6 +23,6 @@ def rows(tmp_path_factory) -> dict[str, Row]:
 @pytest.mark.parametrize("name", ["base", *(case.name for case in TESTED)])
 def test_it_is_what_its_library_computes(rows, name):
     row = rows[name]
-    assert row.same_tokens
+    assert row.same_tokens, row.kind
     assert row.error < 1e-4
     assert name == "base" or row.effect > 1e-2
