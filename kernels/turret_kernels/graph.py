@@ -38,8 +38,9 @@ KERNELS = (
     "threshold",
     "offset",
     "scale",
+    "sparse_mlp",
 )
-_MAX_ARGUMENTS = 17
+_MAX_ARGUMENTS = 18
 
 
 class _Call(ctypes.Structure):

@@ -25,11 +25,14 @@ DECLARE(offset, void*, int64_t, int64_t, int64_t, const float*, const uint8_t*, 
 DECLARE(scale, void*, int64_t, int64_t, int64_t, const float*, const float*, const int32_t*,
         const uint8_t*, const int32_t*, const float*, const int32_t*, const int32_t*,
         const int64_t*, int);
+DECLARE(sparse_mlp, bf16*, bf16*, const bf16*, int64_t, int64_t, int64_t, const bf16*, const bf16*,
+        const bf16*, const bf16*, const bf16*, const float*, const int32_t*, const int32_t*,
+        const int32_t*, const int64_t*, int, float);
 #undef DECLARE
 
 namespace {
 
-constexpr int kMaxArguments = 17;
+constexpr int kMaxArguments = 18;
 
 struct Call {
   int64_t kernel;                   // index in graph.py's KERNELS
@@ -77,6 +80,7 @@ TURRET_API void turret_run(const Call* calls, int64_t count) {
       case 7: invoke(turret_threshold, a); break;
       case 8: invoke(turret_offset, a); break;
       case 9: invoke(turret_scale, a); break;
+      case 10: invoke(turret_sparse_mlp, a); break;
     }
   }
 }
