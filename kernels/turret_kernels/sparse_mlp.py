@@ -18,8 +18,9 @@ from turret_kernels.native import TILES, lib
 from turret_kernels.threshold import silu_threshold_mul
 
 MAX_ROWS = 4
-# Live share of the neurons from which reading all of them in order is as fast (bench/sparse_mlp).
-DENSE_ABOVE = 0.85
+# By number of rows: the live share of the neurons from which reading all of them in order is as
+# fast (bench/sparse_mlp.py). Four rows' sums no longer fit the first cache beside the weights.
+DENSE_ABOVE = (0.9, 0.9, 0.9, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def sparse_mlp(
     neurons: Tensor | None,
     thresholds: Tensor,
     entries: Entries,
-    dense_above: float = DENSE_ABOVE,
+    dense_above: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The whole MLP, accumulated in float32; the gate's activation and the product are rounded.
 
@@ -73,7 +74,7 @@ def sparse_mlp(
         neurons: the same weights from `pack_neurons`.
         thresholds: float32 [S], negative where a slot has none.
         entries: which slot's threshold holds for which rows; at most one with a threshold per row.
-        dense_above: live share of the neurons above which all are read.
+        dense_above: live share of the neurons above which all are read, None for the measured one.
 
     Returns:
         The output [T, H] and the product [T, I] that down read, in the dtype of `x`.
@@ -104,7 +105,7 @@ def sparse_mlp(
         entries.row_count.data_ptr(),
         entries.count.data_ptr(),
         TILES,
-        dense_above,
+        DENSE_ABOVE[rows - 1] if dense_above is None else dense_above,
     )
     return y, product
 

@@ -110,13 +110,12 @@ def test_a_graph_replays_it():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_without_neurons_it_is_the_reference(dtype):
-    gate, up, down = torch.randn(3, 40, 40, dtype=dtype)
+def test_without_neurons_it_is_the_formula(dtype):
+    gate, up, down = torch.randn(3, 40, 40, dtype=dtype) / 40**0.5
     weights = MlpWeights(pack_linear(torch.cat([gate, up])), None, pack_linear(down), None)
-    x = torch.randn(6, 40, dtype=dtype)
+    x = torch.randn(6, 40, dtype=dtype)  # more rows than the kernel takes
     entries = Entries(*(torch.tensor([v], dtype=torch.int32) for v in (0, 1, 0, 6)))
     y, _ = sparse_mlp(x, weights, None, torch.tensor([0.3]), entries)
     act = torch.nn.functional.silu(x @ gate.T)
     wanted = (act * (act.abs() > 0.3) * (x @ up.T)) @ down.T
-    tolerance = 1e-4 if dtype == torch.float32 else 2.0  # sums of 40 products of about 40
-    torch.testing.assert_close(y, wanted, rtol=2e-2, atol=tolerance)
+    torch.testing.assert_close(y, wanted)
