@@ -34,7 +34,7 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
         AdapterError: a file is missing or damaged.
     """
     sha = hashlib.sha256(f"turret-adapter-1\0{kind.name}\0".encode())
-    for name in sorted(kind.files):
+    for name in sorted(kind.files_in(files)):
         sha.update(f"{name}\0".encode())
         if name.endswith(".json"):
             _update(sha, _canonical(files.json(name)))
@@ -42,7 +42,8 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
         tensors = files.tensors(name)
         for key, info in sorted(tensors.infos.items()):
             _update(sha, json.dumps([key, str(info.dtype), info.shape]).encode())
-            for piece in tensors.chunks(key):
+            is_copy = kind.repeats_base is not None and kind.repeats_base(key)
+            for piece in tensors.sample_chunks(key) if is_copy else tensors.chunks(key):
                 sha.update(piece)
     return sha.hexdigest()
 

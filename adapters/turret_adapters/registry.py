@@ -75,10 +75,10 @@ def detect(files: AdapterFiles, known: Mapping[str, Kind] | None = None) -> Kind
             f"the folder lacks {listing(missing)}; it holds {listing(files.names()) or 'nothing'}",
             "Name the folder that PEFT's save_pretrained wrote.",
         )
-    declared = [files.json(name).get("peft_type") for name in configs]
+    declared = [files.json(name).get("peft_type", files.json(name).get("kind")) for name in configs]
     raise AdapterUnsupported(
         what,
-        f"{listing(configs)} declares peft_type {listing([str(x) for x in declared])}; "
+        f"{listing(configs)} declares the type {listing([str(x) for x in declared])}; "
         f"this server reads the kinds {listing(list(known))}",
         "Convert it, or install a plug-in that reads it.",
     )

@@ -206,6 +206,8 @@ class Kind:
             AdapterError with what, why and fix.
         guess_shape: the smallest base that the files fit, for `inspect` without a base.
         files: the files that make up an adapter of this kind; its digest covers them.
+        list_files: the same for one folder, where they are not the same for every folder.
+        repeats_base: is a tensor, by name, a copy of the base's? The digest samples copies.
     """
 
     name: str
@@ -213,3 +215,9 @@ class Kind:
     compile: Callable[[AdapterFiles, ModelShape], Program]
     guess_shape: Callable[[AdapterFiles], ModelShape]
     files: tuple[str, ...] = ("adapter_config.json", "adapter_model.safetensors")
+    list_files: Callable[[AdapterFiles], tuple[str, ...]] | None = None
+    repeats_base: Callable[[str], bool] | None = None
+
+    def files_in(self, files: AdapterFiles) -> tuple[str, ...]:
+        """The files in this folder that make up the adapter."""
+        return self.files if self.list_files is None else self.list_files(files)

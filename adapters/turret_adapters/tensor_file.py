@@ -34,6 +34,8 @@ DTYPES = {
 }
 _MAX_DIMS = 8
 _CHUNK_BYTES = 1 << 20
+# A sample is so many pieces of so many elements each; a tensor with fewer is taken whole.
+_SAMPLE_PIECES, _SAMPLE_SIZE = 64, 2048
 _FIX = "Copy or download it again, or save it again with safetensors."
 
 
@@ -102,6 +104,26 @@ class TensorFile:
         for offset in range(0, info.num_bytes, _CHUNK_BYTES):
             piece = buffer[: min(_CHUNK_BYTES, info.num_bytes - offset)]
             self._read_into(piece, info.start + offset, name)
+            yield piece
+
+    def sample(self, name: str) -> Tensor:
+        """The elements of a tensor at `sample_ranges`, one after the other, in its stored dtype."""
+        info = self._infos[name]
+        pieces = [bytes(piece) for piece in self.sample_chunks(name)]
+        buffer = bytearray(b"".join(pieces))
+        return (
+            torch.frombuffer(buffer, dtype=info.dtype)
+            if buffer
+            else torch.empty(0, dtype=info.dtype)
+        )
+
+    def sample_chunks(self, name: str) -> Iterator[memoryview]:
+        """The raw bytes of the same, piece by piece; a piece is valid until the next is drawn."""
+        info = self._infos[name]
+        size = info.dtype.itemsize
+        for first, last in sample_ranges(math.prod(info.shape)):
+            piece = memoryview(bytearray((last - first) * size))
+            self._read_into(piece, info.start + first * size, name)
             yield piece
 
     def _read_into(self, buffer: memoryview, start: int, name: str) -> None:
@@ -195,6 +217,15 @@ class TensorFile:
 
     def _malformed(self, why: str) -> AdapterMalformed:
         return AdapterMalformed(f"{self.name!r} was refused", why, _FIX)
+
+
+def sample_ranges(count: int) -> list[tuple[int, int]]:
+    """Which of `count` elements a sample takes: evenly spaced [start, stop), both ends in."""
+    if count <= _SAMPLE_PIECES * _SAMPLE_SIZE:
+        return [(0, count)] if count else []
+    room = count - _SAMPLE_SIZE
+    starts = [room * i // (_SAMPLE_PIECES - 1) for i in range(_SAMPLE_PIECES)]
+    return [(start, start + _SAMPLE_SIZE) for start in starts]
 
 
 def is_finite(tensor: Tensor) -> bool:

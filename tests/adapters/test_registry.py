@@ -76,7 +76,7 @@ def test_a_missing_config_is_told_with_what_was_looked_for(folder):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(AdapterNotFound) as caught:
         detect(folder)
-    assert "lacks 'adapter_config.json'" in caught.value.why
+    assert "'adapter_config.json'" in caught.value.why
     assert "'adapter_model.safetensors'" in caught.value.why
 
 

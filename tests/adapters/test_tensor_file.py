@@ -2,6 +2,7 @@
 
 import json
 import struct
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 
 from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterUnsupported
 from turret_adapters.files import AdapterFiles, FileLimits
-from turret_adapters.tensor_file import is_finite
+from turret_adapters.tensor_file import is_finite, sample_ranges
 
 NAME = "adapter_model.safetensors"
 
@@ -49,6 +50,19 @@ def test_reads_what_safetensors_wrote(tmp_path):
             assert torch.equal(file.read(name), tensor)
             raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
             assert b"".join(bytes(piece) for piece in file.chunks(name)) == raw
+
+
+@pytest.mark.parametrize("count", [0, 1, 131_072, 131_073, 5_000_000])
+def test_a_sample_is_spread_over_the_tensor(tmp_path, count):
+    ranges = sample_ranges(count)
+    assert all(last <= first for (_, last), (first, _) in pairwise(ranges))
+    assert [ranges[0][0], ranges[-1][1]] == [0, count] if count else not ranges
+    assert sum(last - first for first, last in ranges) == min(count, 131_072)
+    tensor = torch.arange(count, dtype=torch.int32)
+    save_file({"x": tensor}, tmp_path / NAME)
+    with AdapterFiles.open(tmp_path) as files:
+        found = files.tensors(NAME).sample("x").tolist()
+    assert found == [i for first, last in ranges for i in range(first, last)]
 
 
 def test_large_tensors_are_hashed_in_pieces(tmp_path):
