@@ -48,8 +48,8 @@ class NeuronCopies:
     def acquire(self, layers: list[int]) -> None:
         """Somebody thresholds these layers: copy those that nobody did before."""
         before = len(self._copies)
+        self._uses.update(layers)  # all of them first: `release` undoes a failure half way, too
         for layer in layers:
-            self._uses[layer] += 1
             if self._weight is None or layer in self._copies:
                 continue
             up, down = (self._weight(Site(layer, m)) for m in (Module.UP, Module.DOWN))
