@@ -4,8 +4,9 @@
 
 Both read several layers in turn, more than a cache holds, and take turns call by call, so that
 other work on the machine meets both alike; of every layer's times the best counts. With one thread
-the clock is that thread's, so that waiting for a busy core does not count. Thresholds are exact quantiles of |SiLU(gate)| of the rows measured, so the share of dead neurons is exact per
-row; rows are independent, the worst case for a batch, whose live neurons then hardly overlap.
+the clock is that thread's, so that waiting for a busy core does not count. Thresholds are exact
+quantiles of |SiLU(gate)| of the rows measured, so the share of dead neurons is exact per row; rows
+are independent, the worst case for a batch, whose live neurons then hardly overlap.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def thresholds_of(x: torch.Tensor, weights: MlpWeights, share: float) -> torch.T
     """float32 [rows]: below it lie `share` of |SiLU(gate)|."""
     inner = weights.down.in_features
     act = torch.nn.functional.silu(linear(x, slice_linear(weights.gate_up, 0, inner))).abs()
-    return act.float().kthvalue(round(share * inner), dim=1).values if share else x.new_full(
-        (len(x),), -1.0, dtype=torch.float32
+    return (
+        act.float().kthvalue(round(share * inner), dim=1).values
+        if share
+        else x.new_full((len(x),), -1.0, dtype=torch.float32)
     )
 
 

@@ -16,6 +16,7 @@ from turret_kernels.sparse_mlp import MlpWeights
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no CPU kernels here")
 HIDDEN, INNER, LAYERS = 64, 544, 2
+GATE_UP = Module.GATE, Module.UP
 CPU = torch.device("cpu")
 
 
@@ -35,14 +36,11 @@ class Model:
             LAYERS, {m: (n, k) for m, (k, n) in sizes.items()}, weight=self.weights.__getitem__
         )
         self.banks = DeviceBanks(shape, 4, 16, CPU, torch.bfloat16, lambda site: None)
+        gates = [torch.cat([self.weights[Site(i, m)] for m in GATE_UP]) for i in range(LAYERS)]
+        downs = [self.weights[Site(i, Module.DOWN)] for i in range(LAYERS)]
         self.layers = [
-            MlpWeights(
-                pack_linear(torch.cat([self.weights[Site(i, m)] for m in (Module.GATE, Module.UP)])),
-                None,
-                pack_linear(self.weights[Site(i, Module.DOWN)]),
-                None,
-            )
-            for i in range(LAYERS)
+            MlpWeights(pack_linear(gate), None, pack_linear(down), None)
+            for gate, down in zip(gates, downs, strict=True)
         ]
         self.neurons = self.banks.threshold._neurons
         self.calls = 0

@@ -18,8 +18,8 @@ def mlp(hidden, inner, bias=False):
     down = torch.randn(hidden, inner).bfloat16() / inner**0.5
     biases = torch.randn(2 * inner).bfloat16() / 4, torch.randn(hidden).bfloat16()
     gate_bias, down_bias = biases if bias else (None, None)
-    weights = MlpWeights(pack_linear(torch.cat([gate, up])), gate_bias, pack_linear(down), down_bias)
-    return weights, pack_neurons(up, down)
+    gate_up = pack_linear(torch.cat([gate, up]))
+    return MlpWeights(gate_up, gate_bias, pack_linear(down), down_bias), pack_neurons(up, down)
 
 
 def one_each(*slots):

@@ -101,9 +101,7 @@ def test_published_teal(tmp_path):
 def test_inspect_without_a_base(tmp_path):
     write(tmp_path / "cats", "cats", LAYERS)
     write(tmp_path / "teal", "teal", {"q_proj": LAYERS, "down_proj": [0, 0, 0.5]})
-    assert describe(tmp_path / "cats")["modules"] == {
-        "act_fn": {"ranks": [], "layers": [0, 1, 2]}
-    }
+    assert describe(tmp_path / "cats")["modules"] == {"act_fn": {"ranks": [], "layers": [0, 1, 2]}}
     assert describe(tmp_path / "teal")["modules"] == {
         "q_proj": {"ranks": [], "layers": [0, 1, 2]},
         "down_proj": {"ranks": [], "layers": [2]},

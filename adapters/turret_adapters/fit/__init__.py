@@ -1,0 +1,1 @@
+"""Make adapters from data, with torch and transformers; nothing here is needed to serve them."""
