@@ -94,7 +94,7 @@ def measure(
 
 def main() -> None:
     """Print one line per case, and JSON with --json."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--inner", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=6, help="read in turn")
