@@ -50,6 +50,7 @@ class AdapterRecord:
         base_model: as the adapter's own config names it.
         loaded_at: Unix time in seconds.
         primitives: what it compiled to.
+        num_virtual_tokens: positions that it puts before the prompt.
     """
 
     name: str
@@ -63,6 +64,7 @@ class AdapterRecord:
     base_model: str | None
     loaded_at: float
     primitives: tuple[str, ...] = ()
+    num_virtual_tokens: int = 0
 
 
 class Catalog:

@@ -139,13 +139,30 @@ class SparseDelta(Component):
     Attributes:
         site: a linear or the head.
         rows: int64 [out + 1], where each output's values begin (CSR).
-        columns: int32 [nnz], inputs, ascending inside an output.
+        columns: int32 [nnz], inputs, in any order inside an output; repeats add up.
         values: [nnz], float32 or the served dtype.
     """
 
     rows: Tensor
     columns: Tensor
     values: Tensor
+
+    @classmethod
+    def from_entries(
+        cls, site: Site, outputs: Tensor, inputs: Tensor, values: Tensor, num_outputs: int
+    ) -> SparseDelta:
+        """The change that adds `values` [nnz] at (outputs, inputs), in any order."""
+        outputs, inputs = outputs.int(), inputs.int()
+        if (outputs.diff() < 0).any():
+            outputs, order = outputs.sort(stable=True)
+            inputs, values = inputs[order], values[order]
+        rows = torch.zeros(num_outputs + 1, dtype=torch.int64)
+        torch.cumsum(outputs.bincount(minlength=num_outputs), 0, out=rows[1:])
+        return cls(site, rows, inputs, values.float())
+
+    def to(self, dtype: torch.dtype) -> SparseDelta:
+        """The values in the served dtype."""
+        return replace(self, values=self.values.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +181,7 @@ class RowDelta(Component):
 
 @dataclass(frozen=True, slots=True)
 class SoftPrompt(Component):
-    """Virtual tokens before the prompt, given by their embeddings; the site is EMBED.
+    """Virtual tokens before the prompt, given by their embeddings; no weight but 0 and 1.
 
     Attributes:
         site: EMBED.
@@ -173,10 +190,14 @@ class SoftPrompt(Component):
 
     embeddings: Tensor
 
+    def to(self, dtype: torch.dtype) -> SoftPrompt:
+        """In the served dtype."""
+        return replace(self, embeddings=self.embeddings.to(dtype))
+
 
 @dataclass(frozen=True, slots=True)
 class Prefix(Component):
-    """Keys and values of virtual tokens before the prompt, in one layer; the site is its K.
+    """Keys and values of virtual tokens before the prompt, in one layer; no weight but 0 and 1.
 
     Attributes:
         site: K of the layer.
@@ -187,3 +208,7 @@ class Prefix(Component):
 
     keys: Tensor
     values: Tensor
+
+    def to(self, dtype: torch.dtype) -> Prefix:
+        """In the served dtype."""
+        return replace(self, keys=self.keys.to(dtype), values=self.values.to(dtype))

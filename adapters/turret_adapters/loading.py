@@ -13,7 +13,7 @@ from turret_adapters.digest import content_digest
 from turret_adapters.errors import AdapterMalformed
 from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.registry import detect
-from turret_adapters.spec import ModelShape, Program
+from turret_adapters.spec import ModelShape, Positions, Program
 from turret_adapters.tensor_file import is_finite
 
 StrPath = str | PathLike[str]
@@ -33,6 +33,8 @@ class LoadedAdapter:
         base_model: as its own config names it.
         notes: what a user may want to know.
         primitives: what it compiled to, sorted.
+        positions: where in a request it acts, None for everywhere.
+        num_virtual_tokens: positions that it puts before the prompt.
     """
 
     digest: str
@@ -44,6 +46,8 @@ class LoadedAdapter:
     base_model: str | None
     notes: tuple[str, ...]
     primitives: tuple[str, ...]
+    positions: Positions | None = None
+    num_virtual_tokens: int = 0
 
 
 def read_adapter(
@@ -91,6 +95,8 @@ def describe_program(digest: str, program: Program) -> LoadedAdapter:
         base_model=program.base_model,
         notes=program.notes,
         primitives=tuple(program.primitives),
+        positions=program.positions,
+        num_virtual_tokens=program.num_virtual_tokens,
     )
 
 

@@ -17,6 +17,7 @@ from turret_adapters.spec import Module
 from turret_kernels.activation import silu_mul
 from turret_kernels.linear import LinearWeight, linear
 from turret_kernels.low_rank import Entries
+from turret_kernels.rope_kv import KVCache
 from turret_kernels.sparse_mlp import MAX_ROWS, MlpWeights
 
 __all__ = ["BASE", "BasePlan", "Group", "RowUse", "StepPlan"]
@@ -34,12 +35,15 @@ class RowUse:
         slots: the recipe's adapters, as `AdapterStore.try_pin` returned them.
         weights: one per slot: a number, or numbers per module name ("q_proj"), where a module
             that is not named has weight 1.
+        virtual: number of the first row among the recipe's virtual tokens, the others follow it;
+            -1 where the rows are real tokens.
     """
 
     row_start: int
     row_count: int
     slots: tuple[int, ...]
     weights: tuple[Weight, ...]
+    virtual: int = -1
 
 
 class BasePlan:
@@ -53,6 +57,15 @@ class BasePlan:
 
     def embed(self, hidden: Tensor, token_ids: Tensor) -> None:
         """Let the adapters act on the embedded tokens `hidden` [T, hidden], in place."""
+
+    def store(self, layer: int, places: Tensor, cache: KVCache) -> None:
+        """Let prefixes replace what a layer has just written to its cache.
+
+        Args:
+            layer: its number.
+            places: int64 [T], where the step's tokens lie in the cache.
+            cache: of the layer.
+        """
 
     def touch(self, layer: int, group: Group, x: Tensor) -> None:
         """Let the adapters act on an activation `x` [T, N], in place; `layer` is -1 at HEAD_IN."""
@@ -116,6 +129,8 @@ class StepPlan(BasePlan):
         "_sparse",
         "_threshold",
         "_uses",
+        "_virtual",
+        "_virtual_bank",
         "_weights",
     )
 
@@ -134,6 +149,14 @@ class StepPlan(BasePlan):
         slots = {slot for _, _, slot, _ in self._uses}
         masks = [(bank, _touched(bank.touched, slots)) for bank in banks.acting]
         self._active: list[tuple[ActingBank, int]] = [(bank, mask) for bank, mask in masks if mask]
+        self._virtual_bank = banks.virtual
+        self._virtual = [
+            (use.row_start, use.row_count, slot, use.virtual)
+            for use in uses
+            if use.virtual >= 0
+            for slot in use.slots
+            if banks.virtual.touched[slot]
+        ]
         self._threshold = banks.threshold
         self._sparse = _touched(banks.threshold.touched, slots)  # where thresholds act
         # Where every row has a threshold behind the gate, if no further row joins them.
@@ -146,19 +169,24 @@ class StepPlan(BasePlan):
             self._entries, self._weights = _build(self._uses)
 
     def __bool__(self) -> bool:
-        return bool(self._active or self._sparse)
+        return bool(self._active or self._sparse or self._virtual)
 
     @property
     def signature(self) -> tuple[tuple[int, int], ...] | None:
         """Equal for steps that launch the same kernels, so that one recorded graph serves them.
 
-        None where a graph cannot hold the step: banks that run torch ops, or weights per module.
+        None where a graph cannot hold the step: banks that run torch ops, weights per module, or
+        virtual tokens.
         What acts on the embedding does not matter: graphs begin behind it.
         """
         embed = 1 << point(-1, Group.EMBED)
         every: list[tuple[Bank, int]] = [(bank, mask & ~embed) for bank, mask in self._active]
         every.append((self._threshold, self._sparse))
-        if self._weights is not None or any(mask and not b.capturable for b, mask in every):
+        if (
+            self._virtual
+            or self._weights is not None
+            or any(mask and not b.capturable for b, mask in every)
+        ):
             return None
         return *((mask, bank.layout) for bank, mask in every), (self._gated, self._num_rows)
 
@@ -173,6 +201,12 @@ class StepPlan(BasePlan):
 
     def embed(self, hidden: Tensor, token_ids: Tensor) -> None:  # noqa: D102
         self.apply(-1, Group.EMBED, hidden, token_ids)
+        for start, count, slot, first in self._virtual:
+            self._virtual_bank.embed(slot, first, hidden[start : start + count])
+
+    def store(self, layer: int, places: Tensor, cache: KVCache) -> None:  # noqa: D102
+        for start, count, slot, first in self._virtual:
+            self._virtual_bank.store(layer, slot, first, places[start : start + count], cache)
 
     def touch(self, layer: int, group: Group, x: Tensor) -> None:  # noqa: D102
         if group is Group.HEAD_IN:

@@ -62,6 +62,16 @@ class Records:
             "Load it again.",
         )
 
+    def loaded(self, digest: str) -> LoadedAdapter:
+        """The facts about it.
+
+        Raises:
+            AdapterError: it is not loaded, or cannot become resident.
+        """
+        if (problem := self.problem(digest)) is not None:
+            raise problem
+        return self._by_digest[digest].loaded
+
     def demand(self, digest: str) -> Demand:
         """What it takes of every bank."""
         return self._by_digest[digest].demand

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from turret_adapters import kinds
 from turret_adapters.errors import AdapterNotFound, AdapterUnsupported, listing, quote
+from turret_adapters.peft.refused import REFUSED
 from turret_adapters.spec import Kind
 
 if TYPE_CHECKING:
@@ -75,10 +76,14 @@ def detect(files: AdapterFiles, known: Mapping[str, Kind] | None = None) -> Kind
             f"the folder lacks {listing(missing)}; it holds {listing(files.names()) or 'nothing'}",
             "Name the folder that PEFT's save_pretrained wrote.",
         )
-    declared = [files.json(name).get("peft_type", files.json(name).get("kind")) for name in configs]
+    configs_read = [files.json(name) for name in configs]
+    declared = [str(config.get("peft_type", config.get("kind"))) for config in configs_read]
+    for declared_type in declared:
+        if declared_type in REFUSED:
+            raise AdapterUnsupported(what, *REFUSED[declared_type])
     raise AdapterUnsupported(
         what,
-        f"{listing(configs)} declares the type {listing([str(x) for x in declared])}; "
+        f"{listing(configs)} declares the type {listing(declared)}; "
         f"this server reads the kinds {listing(list(known))}",
         "Convert it, or install a plug-in that reads it.",
     )

@@ -7,10 +7,12 @@ components. Kinds know no banks, banks know no kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from turret_adapters.positions import Positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +83,8 @@ class ModelShape:
         bias: reads the base's bias at a linear, [out]; None where it has none.
         gain: reads the gain of the norm before an activation (ATTENTION_IN, MLP_IN, HEAD_IN), [n].
         head_dim: width of one attention head; 0 where unknown.
+        max_rank: rank rows that there are per site. Formats that multiply ranks ask before they
+            allocate: a file of some kilobytes may name a branch of gigabytes.
     """
 
     num_layers: int
@@ -92,6 +96,7 @@ class ModelShape:
     bias: Callable[[Site], Tensor | None] | None = None
     gain: Callable[[Site], Tensor] | None = None
     head_dim: int = 0
+    max_rank: int = 4096
 
     def width(self, module: Module) -> int:
         """Features that come out of a module, or that an activation has."""
@@ -109,43 +114,6 @@ class ModelShape:
         inner = [Site(layer, m) for layer in range(self.num_layers) for m in LINEARS]
         every = [Site(-1, Module.EMBED), *inner, Site(-1, Module.HEAD)]
         return [site for site in every if site.module in self.dims]
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """Where in a request an adapter acts, for kinds that do not act everywhere.
-
-    Attributes:
-        invocation: token ids; from where they last occur in the prompt on, or nowhere (aLoRA).
-        first: so many tokens at the beginning of the prompt (LoReFT's f).
-        last: so many tokens at the end of the prompt (LoReFT's l).
-        generating: the last token of the prompt and all that follow: every row that a token is
-            sampled from (ITI).
-    """
-
-    invocation: tuple[int, ...] = ()
-    first: int = 0
-    last: int = 0
-    generating: bool = False
-
-    def spans(self, prompt: Sequence[int]) -> list[tuple[int, int]]:
-        """Where it acts on a request with this prompt: [start, stop) pairs, ascending, apart."""
-        end = len(prompt)
-        if self.generating:
-            return [(max(end - 1, 0), NO_END)]
-        if self.invocation:
-            size = len(self.invocation)
-            for start in range(end - size, -1, -1):
-                if tuple(prompt[start : start + size]) == self.invocation:
-                    return [(start, NO_END)]
-            return []
-        first, last = min(self.first, end), max(end - self.last, 0)
-        if first >= last:
-            return [(0, end)] if end else []
-        return [span for span in ((0, first), (last, end)) if span[0] < span[1]]
-
-
-NO_END = 1 << 62  # further than any sequence goes
 
 
 @dataclass(frozen=True, slots=True)

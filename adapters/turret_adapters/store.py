@@ -12,18 +12,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from turret_adapters.banks.device import DeviceBanks
-from turret_adapters.errors import AdapterError, AdapterMalformed
+from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterUnsupported
 from turret_adapters.files import FileLimits
 from turret_adapters.host_cache import HostCache
 from turret_adapters.loading import LoadedAdapter, StrPath, describe_program, read_adapter
+from turret_adapters.plan import Weight
+from turret_adapters.positions import Reach, find_reach
 from turret_adapters.records import Record, Records
 from turret_adapters.spec import ModelShape, Program, Site
 from turret_adapters.wants import Want, WantQueue
@@ -39,12 +41,15 @@ class StoreLimits:
         max_resident: adapters on the device at once (slots).
         max_rank_rows: rank rows per site, shared by the resident adapters. A row that was never
             used takes address space, not memory.
+        max_delta_bytes: sparse deltas on the device, and again as much for changed rows of the
+            embedding and the head.
         max_host_bytes: compiled adapters kept on the host; others are read from disk again.
         files: bounds on what a folder may hold.
     """
 
     max_resident: int = 64
     max_rank_rows: int = 1024
+    max_delta_bytes: int = 1 << 30
     max_host_bytes: int = 256 << 20
     files: FileLimits = field(default_factory=FileLimits)
 
@@ -84,9 +89,16 @@ class AdapterStore:
         on_resident: Callable[[], None] = lambda: None,
     ):
         self.banks = DeviceBanks(
-            shape, limits.max_resident, limits.max_rank_rows, device, dtype, base_bias
+            shape,
+            limits.max_resident,
+            limits.max_rank_rows,
+            device,
+            dtype,
+            base_bias,
+            limits.max_delta_bytes,
         )
-        self._shape, self._limits, self._dtype = shape, limits, dtype
+        self._shape = replace(shape, max_rank=limits.max_rank_rows)
+        self._limits, self._dtype = limits, dtype
         self._on_resident = on_resident
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
@@ -137,6 +149,28 @@ class AdapterStore:
             demands = [self._records.demand(digest) for digest in digests]
         if len(demands) > 1:  # alone it was checked when it was loaded
             self.banks.check_fits(demands)
+
+    def reach(
+        self, digests: Sequence[str], weights: Sequence[Weight], prompt: Sequence[int]
+    ) -> Reach | None:
+        """Where a recipe that was checked acts in a request with this prompt.
+
+        Returns:
+            None for everywhere, with nothing before the prompt.
+
+        Raises:
+            AdapterNotFound: a digest is not loaded.
+            AdapterUnsupported: virtual tokens of a weight that means nothing.
+        """
+        with self._lock:
+            loaded = [self._records.loaded(digest) for digest in digests]
+        return find_reach(
+            prompt,
+            [
+                (facts.positions, _num_virtual(facts, weight))
+                for facts, weight in zip(loaded, weights, strict=True)
+            ],
+        )
 
     def try_pin(self, digests: Sequence[str]) -> tuple[int, ...] | None:
         """Pin every adapter of a recipe, or none.
@@ -429,3 +463,18 @@ class AdapterStore:
         except Exception as error:
             self._fail(digest, error)
             self._on_resident()
+
+
+def _num_virtual(loaded: LoadedAdapter, weight: Weight) -> int:
+    """Positions that an adapter of this weight puts before the prompt."""
+    if not loaded.num_virtual_tokens or weight == 0:
+        return 0
+    values = weight.values() if isinstance(weight, Mapping) else (weight,)
+    if any(value != 1 for value in values):
+        raise AdapterUnsupported(
+            f"the weight of adapter {loaded.digest[:12]} cannot be {weight!r}",
+            f"it puts {loaded.num_virtual_tokens} virtual tokens before the prompt: they are there "
+            "or not, and without them there is nothing that a part of them could be added to",
+            "Give it the weight 1, or leave it out.",
+        )
+    return loaded.num_virtual_tokens

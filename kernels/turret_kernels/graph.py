@@ -38,6 +38,8 @@ KERNELS = (
     "threshold",
     "offset",
     "scale",
+    "sparse_delta",
+    "row_delta",
     "sparse_mlp",
 )
 _MAX_ARGUMENTS = 18

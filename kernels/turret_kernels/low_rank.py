@@ -31,12 +31,19 @@ class RankPool:
         b: [R, out_features], served dtype; the adapter's scale is folded in.
         start: int32 [S] on the host, first rank row of each slot.
         count: int32 [S] on the host, rank of each slot here; 0 = the adapter does not act here.
+        experts: int32 [S] on the host; N > 0 = a mixture chosen by every token: the last N ranks
+            are the logits of a gate, softmax over them (float32) weighs N equal groups of the ranks
+            before, and the last N rows of `b` are not read.
     """
 
     a: Tensor
     b: Tensor
     start: Tensor
     count: Tensor
+    experts: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.experts = torch.zeros_like(self.count)
 
     @property
     def native(self) -> bool:
@@ -115,6 +122,7 @@ class _Slice(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("n", ctypes.c_int64),
         ("column", ctypes.c_int64),
+        ("experts", ctypes.c_void_p),
     )
 
 
@@ -139,6 +147,7 @@ class RankSlices:
                         None,
                         p.b.shape[1],
                         column,
+                        p.experts.data_ptr(),
                     )
                     for p, column in zip(self.pools, self.columns, strict=True)
                 )
@@ -205,6 +214,14 @@ def low_rank_reference(
                 continue
             a, b = pool.a[start : start + rank], pool.b[start : start + rank]
             hidden = x[row : row + rows].float() @ a.float().T
+            if experts := int(pool.experts[slot]):
+                hidden, b = _mix(hidden, experts), b[: rank - experts]
             delta = (hidden * w) @ b.float()
             out = y[row : row + rows, column : column + b.shape[1]]
             out.copy_(out.float() + delta)
+
+
+def _mix(hidden: Tensor, experts: int) -> Tensor:
+    """The hidden values [T, R] of a mixture, weighed by its gate: [T, R - experts]."""
+    values, gate = hidden[:, :-experts], hidden[:, -experts:].softmax(-1)
+    return (values.unflatten(1, (experts, -1)) * gate[..., None]).flatten(1)

@@ -88,6 +88,22 @@ def rope_and_store(
     cache.v[block, :, offset] = v
 
 
+def store_kv(k: Tensor, v: Tensor, slots: Tensor, cache: KVCache) -> None:
+    """Write keys as they are, rotated by nobody, and values to their cache slots.
+
+    Args:
+        k: [T, kv_heads, head_dim], may be a strided view.
+        v: [T, kv_heads, head_dim], likewise.
+        slots: int64 [T], block * block_tokens + offset.
+        cache: written at `slots`.
+    """
+    dim = k.shape[2]
+    identity = torch.ones(1, dim, device=k.device)
+    identity[:, dim // 2 :] = 0  # cosines of 1, sines of 0
+    unread = torch.zeros_like(k[:, :1])
+    rope_and_store(unread, k, v, identity, torch.zeros_like(slots), slots, cache)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves of the last dimension: [T, H, D] with cos, sin [T, D/2], in float32."""
     first, second = x.float().chunk(2, dim=-1)

@@ -39,6 +39,7 @@ class ServeConfig:
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
     host_adapter_gib: float = 0.0625
+    adapter_delta_mib: int = 1024
     threads: int = 0
     max_body_bytes: int = 4 << 20
     drain_s: float = 30.0

@@ -174,6 +174,7 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
         adapter_rank_rows=config.adapter_rank_rows,
         # Small by default: on a CPU the host is the device, and a file's pages are cached anyway.
         host_adapter_bytes=int(config.host_adapter_gib * 2**30),
+        adapter_delta_bytes=config.adapter_delta_mib << 20,
         threads=config.threads,
         eos_token_ids=tokenizer.eos_token_ids,
     )

@@ -43,11 +43,11 @@ def test_everything_lora_can_have(lab, tmp_path):
 
 
 def test_what_is_refused_is_still_described(lab, folder):
-    lab.edit_config(folder, use_dora=True)
+    lab.edit_config(folder, arrow_config={"top_k": 2})
     report = describe(folder)
     assert report["kind"] == "lora"
     assert report["num_tensors"] == 12
-    assert "use_dora" in report["refusal"]["why"]
+    assert "arrow_config" in report["refusal"]["why"]
     assert report["refusal"]["fix"]
 
 

@@ -7,28 +7,55 @@ import torch
 from peft import LoraConfig
 
 from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterUnsupported
-from turret_adapters.kinds import lora
+from turret_adapters.peft import lora_config
 from turret_adapters.peft.config import PROVENANCE
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 # field value -> (error class, what its text must contain)
 CONFIGS = [
-    ({"use_dora": True}, AdapterUnsupported, "use_dora"),
-    ({"modules_to_save": ["lm_head"]}, AdapterUnsupported, "modules_to_save"),
-    ({"trainable_token_indices": [1]}, AdapterUnsupported, "trainable_token_indices"),
-    ({"alora_invocation_tokens": [5]}, AdapterUnsupported, "alora_invocation_tokens"),
+    ({"use_dora": True}, AdapterMalformed, "has no lora_magnitude_vector"),
+    ({"use_dora": True, "use_bdlora": {"nblocks": 2}}, AdapterUnsupported, "together"),
+    ({"modules_to_save": ["lm_head"]}, AdapterMalformed, "names lm_head"),
+    ({"modules_to_save": "lm_head"}, AdapterMalformed, "no list"),
+    ({"trainable_token_indices": [1]}, AdapterMalformed, "no row is stored"),
+    ({"trainable_token_indices": [1, 1]}, AdapterMalformed, "repeats a token"),
+    ({"trainable_token_indices": {"q_proj": [1]}}, AdapterUnsupported, "no embedding"),
+    ({"alora_invocation_tokens": []}, AdapterMalformed, "never act"),
+    ({"alora_invocation_tokens": ["hello"]}, AdapterMalformed, "alora_invocation_tokens"),
+    ({"alora_invocation_tokens": [5], "bias": "all"}, AdapterUnsupported, "acts before"),
+    ({"alora_invocation_tokens": [5], "modules_to_save": ["norm"]}, AdapterUnsupported, "before"),
     ({"target_parameters": ["experts.w"]}, AdapterUnsupported, "target_parameters"),
     ({"layer_replication": [[0, 2]]}, AdapterUnsupported, "layer_replication"),
-    ({"use_qalora": True}, AdapterUnsupported, "use_qalora"),
-    ({"use_bdlora": {"nblocks": 2}}, AdapterUnsupported, "use_bdlora"),
+    ({"use_qalora": True, "qalora_group_size": 1}, AdapterUnsupported, "look the same"),
+    ({"use_bdlora": True}, AdapterMalformed, "use_bdlora"),
+    ({"use_bdlora": {"future": 2}}, AdapterUnsupported, "future"),
+    ({"use_bdlora": {"nblocks": 0}}, AdapterMalformed, "nblocks"),
+    ({"use_bdlora": {"target_modules_bd_a": "q"}}, AdapterMalformed, "target_modules_bd_a"),
+    (
+        {"use_bdlora": {"nblocks": 2, "target_modules_bd_a": ["q_proj"]}},
+        AdapterUnsupported,
+        "expected [4, 16]",
+    ),
+    (
+        {"use_bdlora": {"nblocks": 3, "target_modules_bd_b": ["q_proj"]}},
+        AdapterUnsupported,
+        "blocks",
+    ),
+    (
+        {"use_bdlora": {"target_modules_bd_a": ["q_proj"], "target_modules_bd_b": ["layers"]}},
+        AdapterMalformed,
+        "both of its factors",
+    ),
     ({"arrow_config": {"top_k": 2}}, AdapterUnsupported, "arrow_config"),
-    ({"kasa_config": {"beta": 1.0}}, AdapterUnsupported, "kasa_config"),
+    ({"kasa_config": {"beta": 1.0}}, AdapterMalformed, "has no lora_diag"),
+    ({"kasa_config": {"beta": 1.0}, "init_lora_weights": "olora"}, AdapterUnsupported, "beside"),
     ({"megatron_config": {"a": 1}}, AdapterUnsupported, "megatron_config"),
     ({"use_future_trick": True}, AdapterUnsupported, "use_future_trick"),
-    ({"init_lora_weights": "pissa"}, AdapterUnsupported, "path_initial_model_for_weight"),
+    ({"init_lora_weights": "pissa"}, AdapterUnsupported, "no base is at hand"),
     ({"init_lora_weights": "pissa_niter_4"}, AdapterUnsupported, "pissa_niter_4"),
-    ({"init_lora_weights": "olora"}, AdapterUnsupported, "olora"),
+    ({"init_lora_weights": "OLoRA"}, AdapterUnsupported, "no base is at hand"),
+    ({"init_lora_weights": "PiSSA"}, AdapterUnsupported, "path_initial_model_for_weight"),
     ({"init_lora_weights": "corda"}, AdapterUnsupported, "corda"),
     ({"init_lora_weights": "lora_ga"}, AdapterUnsupported, "lora_ga"),
     ({"init_lora_weights": "loftq"}, AdapterUnsupported, "loftq"),
@@ -94,7 +121,7 @@ def test_settings_without_effect_are_accepted(lab, folder, shape, fields):
 
 def test_every_field_of_peft_is_read_refused_or_known_to_be_harmless():
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
-    assert fields <= lora._KNOWN | set(lora._REFUSED) | PROVENANCE
+    assert fields <= lora_config.KNOWN | set(lora_config.REFUSED) | PROVENANCE
 
 
 def _without(key):

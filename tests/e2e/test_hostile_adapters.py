@@ -74,7 +74,7 @@ def a_config_that_is_not_json(folder):
 
 
 def a_method_that_is_not_served(folder):
-    set_config(folder, use_dora=True)
+    set_config(folder, arrow_config={"top_k": 2})
 
 
 def weights_that_never_come(folder):

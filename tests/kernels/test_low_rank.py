@@ -106,3 +106,40 @@ def test_a_row_does_not_depend_on_its_batch():
     low_rank(whole, x, slices, entries([(0, 1.0, 0, 40)]))
     low_rank(alone, x, slices, entries([(0, 1.0, 21, 1)]))
     assert torch.equal(alone[21], whole[21])
+
+
+def mixed(x, a, b, experts):
+    """What a mixture adds, in float64: every token weighs the experts by itself."""
+    hidden = x.double() @ a.double().T
+    gate, rank = hidden[:, -experts:].softmax(-1), (a.shape[0] - experts) // experts
+    parts = [slice(e * rank, (e + 1) * rank) for e in range(experts)]
+    return sum(gate[:, e, None] * (hidden[:, p] @ b[p].double()) for e, p in enumerate(parts))
+
+
+# Ranks with the gate: even, odd, and more than one group of sixteen.
+@pytest.mark.parametrize(("rank", "experts"), [(2, 4), (3, 3), (1, 1), (4, 8), (5, 7)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_mixture_weighs_its_experts_by_token(rank, experts, dtype):
+    slices, deltas = make(64, [48], [6, 8], dtype)  # slot 0 and 1 are plain; 2 is the mixture
+    total, pool = rank * experts + experts, slices.pools[0]
+    a, b = torch.randn(total, 64).to(dtype) / 4, torch.randn(total, 48).to(dtype) / 8
+    b[-experts:] = 0
+    big = RankPool(
+        torch.cat([pool.a, torch.full((total + 1, 64), float("nan"), dtype=dtype)]),
+        torch.cat([pool.b, torch.full((total + 1, 48), float("nan"), dtype=dtype)]),
+        torch.tensor([*pool.start.tolist(), pool.a.shape[0]], dtype=torch.int32),
+        torch.tensor([*pool.count.tolist(), total], dtype=torch.int32),
+    )
+    big.experts[2] = experts
+    write_rank_rows(big, pool.a.shape[0], a, b)
+    x, y = torch.randn(40, 64).to(dtype), torch.zeros(40, 48)
+    uses = [(0, 1.0, 0, 2), (2, 0.5, 1, 20), (2, -2.0, 21, 1), (1, 1.0, 30, 3)]
+    expected = y.double()
+    for slot, weight, start, count in uses:
+        rows = x[start : start + count]
+        delta = mixed(rows, a, b, experts) if slot == 2 else rows.double() @ deltas[0][slot].T
+        expected[start : start + count] += weight * delta
+    low_rank(y, x, RankSlices([big], [0]), entries(uses))
+    # bf16: the weighed hidden values are rounded once; deltas are of order two.
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(y.double(), expected, rtol=2**-7, atol=tolerance)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from turret_kernels.paged_attention import AttentionMetadata, paged_attention
-from turret_kernels.rope_kv import KVCache, rope_and_store, rotate
+from turret_kernels.rope_kv import KVCache, rope_and_store, rotate, store_kv
 from turret_kernels.testing import poisoned
 
 PAGE = 32
@@ -100,3 +100,27 @@ def test_a_sequence_does_not_depend_on_its_batch_or_chunk():
     torch.manual_seed(3)
     chunked, _ = run([33], [200], 9, 3, 64, 0, torch.bfloat16)
     assert torch.equal(alone[-1], chunked[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_keys_that_are_stored_as_they_are(dtype):
+    """Written by nobody but `store_kv`, into rows of two pages, from strided views."""
+    kv_heads, dim, count = 2, 32, 41
+    cache = KVCache(*(poisoned(3, kv_heads, PAGE, dim, dtype=dtype) for _ in range(2)))
+    both = torch.randn(count, 2 * kv_heads, dim).to(dtype)
+    k, v = both[:, :kv_heads], both[:, kv_heads:]
+    place = torch.arange(count)
+    slots = torch.tensor([2, 0])[place // PAGE] * PAGE + place % PAGE
+    store_kv(k, v, slots, cache)
+    q = torch.randn(1, 4, dim).to(dtype)
+    metadata = AttentionMetadata(
+        query_start=torch.tensor([0, 1], dtype=torch.int32),
+        context_len=torch.tensor([count], dtype=torch.int32),
+        block_table=torch.tensor([[2, 0]], dtype=torch.int32),
+    )
+    found = paged_attention(q, cache, metadata, dim**-0.5).view(4, dim)
+    keys, values = (x.double().repeat_interleave(2, 1).transpose(0, 1) for x in (k, v))
+    scores = torch.einsum("hd,htd->ht", q[0].double(), keys) * dim**-0.5
+    expected = torch.einsum("ht,htd->hd", scores.softmax(-1), values)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,17 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from turret_adapters.spec import ModelShape
+
 # Token ids [T] -> logits [T, vocab], float32.
 Reference = Callable[[Tensor], Tensor]
 # Writes the adapter into a folder, given a fresh base that it may change; returns the reference.
 Make = Callable[[Path, PreTrainedModel], Reference]
+
+
+def fewer_layers(shape: ModelShape) -> ModelShape:
+    """A base that an adapter of every layer does not fit."""
+    return replace(shape, num_layers=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,8 @@ class Case:
         weighted: the request's weight moves the adapter's change linearly *inside one linear*,
             which most kinds do; False for kinds that take no weight but 0 and 1.
         on_real_model: it is also tried on the demo model (tied head, no biases).
+        misfit: another base, which it must refuse; an adapter of the embedding alone fits bases of
+            any depth.
     """
 
     name: str
@@ -42,6 +51,7 @@ class Case:
     may_lack: tuple[str, ...] = field(default=())
     weighted: bool = True
     on_real_model: bool = True
+    misfit: Callable[[ModelShape], ModelShape] = fewer_layers
 
     def __str__(self) -> str:
         return self.name
@@ -55,6 +65,7 @@ def peft_case(
     std: float = 0.1,
     change: Callable[[PreTrainedModel], None] | None = None,
     edit_config: dict[str, Any] | None = None,
+    call: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Case:
     """An adapter that PEFT makes, saves, loads again and computes.
@@ -67,6 +78,7 @@ def peft_case(
             weights of deviation 0.2, and in proportion.
         change: done to the PEFT model instead of the noise.
         edit_config: fields to set in adapter_config.json after saving.
+        call: further arguments of the reference's forward pass.
         fields: of the case.
     """
 
@@ -95,7 +107,7 @@ def peft_case(
 
         @torch.no_grad()
         def logits(tokens: Tensor) -> Tensor:
-            found = loaded(tokens[None]).logits[0]
+            found = loaded(tokens[None], **call or {}).logits[0]
             return found[-len(tokens) :].float()  # soft prompts put their own rows before
 
         return logits

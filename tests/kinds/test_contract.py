@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,9 +149,9 @@ def test_a_truncated_file_is_refused(made):
 
 @over(EVERY)
 def test_another_base_is_refused(made):
-    """The same adapter on a base with fewer layers."""
-    lab, _, folder, _ = made
-    smaller = replace(lab.engine.decoder.shape, num_layers=1)
+    """The same adapter on a base with fewer layers, or what the case calls another base."""
+    lab, case, folder, _ = made
+    other = case.misfit(lab.engine.decoder.shape)
     with AdapterFiles.open(folder) as files, pytest.raises(AdapterError) as caught:
-        detect(files).compile(files, smaller)
+        detect(files).compile(files, other)
     assert caught.value.why

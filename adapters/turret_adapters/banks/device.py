@@ -10,8 +10,11 @@ from torch import Tensor
 
 from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.offset import OffsetBank
+from turret_adapters.banks.row_delta import RowDeltaBank
 from turret_adapters.banks.scale import ScaleBank
+from turret_adapters.banks.sparse_delta import SparseDeltaBank
 from turret_adapters.banks.threshold import ThresholdBank
+from turret_adapters.banks.virtual import VirtualBank
 from turret_adapters.components import Component
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
@@ -76,10 +79,12 @@ class DeviceBanks:
         device: where everything lives.
         dtype: the served dtype.
         base_bias: the base's own bias at a site, None where it has none.
+        max_delta_bytes: bytes of all sparse deltas, and again as many of all changed rows.
 
     Attributes:
         acting: in the order in which they act at a site (composition: docs/adapters.md).
         threshold: thresholds, which the decoder asks for where it computes.
+        virtual: virtual tokens, which the plan writes where the engine has made room for them.
         num_slots: as given.
     """
 
@@ -91,17 +96,21 @@ class DeviceBanks:
         device: torch.device,
         dtype: torch.dtype,
         base_bias: Callable[[Site], Tensor | None],
+        max_delta_bytes: int = 1 << 30,
     ):
         self.num_slots = num_slots
         self.low_rank = LowRankBank(shape, num_slots, max_rank_rows, device, dtype)
         self.threshold = ThresholdBank(shape, num_slots, device, dtype)
+        self.virtual = VirtualBank(num_slots, device, dtype)
         self.acting: tuple[ActingBank, ...] = (
             ScaleBank(shape, num_slots, device, before_deltas=True),
             self.low_rank,
+            SparseDeltaBank(shape, num_slots, max_delta_bytes, device, dtype),
+            RowDeltaBank(shape, num_slots, max_delta_bytes, device, dtype),
             ScaleBank(shape, num_slots, device, before_deltas=False),
             OffsetBank(shape, num_slots, device, base_bias),
         )
-        self._banks: tuple[Bank, ...] = (*self.acting, self.threshold)
+        self._banks: tuple[Bank, ...] = (*self.acting, self.threshold, self.virtual)
 
     def demand(self, components: Sequence[Component]) -> Demand:
         """What an adapter takes of every bank.

@@ -89,7 +89,18 @@ class LowRankBank:
         return isinstance(component, LowRank)
 
     def demand(self, components: Sequence[LowRank]) -> dict[Site, int]:
-        """Rows that an adapter takes, per site."""
+        """Rows that an adapter takes, per site.
+
+        Raises:
+            AdapterUnsupported: a mixture shares its site with another branch.
+        """
+        for site, parts in _by_site(components).items():
+            if len(parts) > 1 and any(part.num_experts for part in parts):
+                raise AdapterUnsupported(
+                    "the adapter cannot become resident",
+                    f"at {site} it combines a mixture of experts with another low-rank branch",
+                    "Load them as two adapters and name both in the request.",
+                )
         return {site: _num_rows(parts) for site, parts in _by_site(components).items()}
 
     def check_fits(self, demands: Sequence[Mapping[Site, int]]) -> None:
@@ -131,6 +142,7 @@ class LowRankBank:
         for site, start, _ in placed:
             pool = self._sites[site].pool
             pool.start[slot], pool.count[slot] = start, _rank(by_site[site])
+            pool.experts[slot] = by_site[site][0].num_experts
             mask |= 1 << point(site.layer, Group.of(site.module))
         self._taken[slot], self.touched[slot] = placed, mask
         return True
@@ -196,6 +208,8 @@ class LowRankBank:
             a, b = torch.cat([part.a for part in parts]), torch.cat([part.b for part in parts])
         else:
             a, b = parts[0].a, parts[0].b
+            if experts := parts[0].num_experts:  # a gate puts nothing out
+                b = torch.cat([b[:-experts], b.new_zeros(experts, b.shape[1])])
         write_rank_rows(pool, start, a, b)
 
     def _update_group(self, new: Site) -> None:

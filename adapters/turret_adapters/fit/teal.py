@@ -23,7 +23,7 @@ from turret_adapters.fit.text import Step, TextWindows, perplexity
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
 _JUDGED = 0.25  # the last share of a window's tokens, on which the error is taken
 
 
@@ -143,7 +143,7 @@ class _Block:
             name: getattr(layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp, name)
             for name in LINEARS
         }
-        self.sizes = {n: linear.weight.numel() for n, linear in self.linears.items()}
+        self.sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in self.linears.items()}
         # q, k and v read the same, and so do gate and up.
         self.magnitudes = {name: Magnitudes() for name in ("q_proj", "o_proj", "up_proj")}
         self.magnitudes["down_proj"] = Magnitudes()

@@ -1,161 +1,53 @@
-"""LoRA as PEFT saves it: `W' = W + s B A` (Hu et al., 2021), with rsLoRA, patterns and biases.
+"""LoRA as PEFT saves it: `W' = W + s B A` (Hu et al., 2021), with what PEFT 0.21 can add to it.
 
-Accepts every setting of PEFT 0.21 that is plain low rank when it is loaded, whatever its training
-did (EVA, MiCA, VeLoRA, MonteCLoRA, orthogonal). Refuses by name what needs another base (PiSSA and
-its like before conversion, LoftQ, KaSA) or another primitive (DoRA, aLoRA, full copies of modules).
+Whatever training did (EVA, MiCA, VeLoRA, MonteCLoRA, orthogonal), the loaded adapter is plain low
+rank. Some store the factors in another form (QALoRA, BD-LoRA), some subtract a part of the base's
+weight (PiSSA, OLoRA, KaSA), some scale the result (DoRA), some act from a position on (aLoRA); see
+`_Compiler._low_rank` for the order. Refused by name: what depends on more than file and base.
 """
 
 from __future__ import annotations
 
-import math
+import torch
+from torch import Tensor
 
-from turret_adapters.components import Component, LowRank, Offset
+from turret_adapters.components import Component, Offset, Scale
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
-from turret_adapters.peft.config import PeftConfig
+from turret_adapters.peft.base_parts import balanced, largest, leading_columns, smallest
+from turret_adapters.peft.config import CONFIG_NAME
+from turret_adapters.peft.factors import block_diagonal, pooled
+from turret_adapters.peft.lora_config import LoraSettings, Taken
+from turret_adapters.peft.low_rank import low_rank, new_bias
 from turret_adapters.peft.names import TensorName
-from turret_adapters.peft.targets import PatternTable, Targets
+from turret_adapters.peft.saved_modules import new_gains, new_rows
 from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft
 from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
-
-_FULL_WEIGHTS = "it stores full weights of modules; low-rank changes and offsets can be served"
-_REFUSED = {
-    "alora_invocation_tokens": "activated LoRA acts only from its invocation tokens on",
-    "arrow_config": "Arrow routes every token among several adapters",
-    "enable_lora": "merged projections of the first PEFT versions are not read",
-    "kasa_config": "KaSA truncates the base's weights",
-    "layer_replication": "it builds a deeper model out of the base's layers",
-    "megatron_config": "Megatron splits the projections differently",
-    "modules_to_save": _FULL_WEIGHTS,
-    "target_parameters": "it adapts bare parameters (experts), which this version does not serve",
-    "trainable_token_indices": "it replaces rows of the embedding",
-    "use_bdlora": "block-diagonal LoRA stores its factors in blocks",
-    "use_dora": "DoRA rescales the adapted weight's rows, which this version does not serve",
-    "use_qalora": "QALoRA pools the input before its factor A",
-}
-# Read below, or without effect on what the loaded adapter computes.
-_KNOWN = frozenset(
-    {
-        "alpha_pattern",
-        "bias",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "init_lora_weights",
-        "layers_pattern",
-        "layers_to_transform",
-        "loftq_config",
-        "lora_alpha",
-        "lora_bias",
-        "lora_dropout",
-        "lora_ga_config",
-        "megatron_core",
-        "merge_weights",
-        "monteclora_config",
-        "qalora_group_size",
-        "r",
-        "rank_pattern",
-        "runtime_config",
-        "target_modules",
-        "use_rslora",
-        "velora_config",
-    }
-)
-_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
-# State of a training method that evaluation does not read, and the setting that stores it.
-_TRAINING_STATE = {
-    "lora_monteclora_sampler": "monteclora_config",
-    "lora_velora_embed": "velora_config",
-}
-# These subtract the initial B A from the base before training.
-_MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga")
-
-
-class _Settings:
-    """adapter_config.json, read and checked."""
-
-    def __init__(self, files: AdapterFiles):
-        config = self.config = PeftConfig(files)
-        config.check_fields(_KNOWN, _REFUSED)
-        self._check_init()
-        self._rank = config.integer("r", 8, 1)
-        self._alpha = config.number("lora_alpha", 8)
-        self._ranks = PatternTable(config, "rank_pattern")
-        self._alphas = PatternTable(config, "alpha_pattern")
-        self._rank_stabilised = config.flag("use_rslora")
-        self._tied = config.flag("ensure_weight_tying")
-        self.bias = config.choice("bias", "none", ("none", "all", "lora_only"))
-        self.has_branch_bias = config.flag("lora_bias")
-        self.targets = Targets(config)
-
-    def _check_init(self) -> None:
-        value = self.config.get("init_lora_weights")
-        name = str(value).lower()
-        if value is None or isinstance(value, bool) or name in _PLAIN_INITS:
-            return
-        if name.startswith(_MUTATING_INITS):
-            raise self.config.unsupported(
-                f"init_lora_weights is {quote(value)}: it was trained on a base whose weights this "
-                "initialisation changed, and on the original base it means something else",
-                "Convert it with PEFT: model.save_pretrained(path, "
-                "path_initial_model_for_weight_conversion=initial_adapter).",
-            )
-        if name == "loftq":
-            raise self.config.unsupported(
-                "init_lora_weights is 'loftq': it is valid only on LoftQ's own quantised base",
-                "Serve the merged model, or train on the plain base.",
-            )
-        raise self.config.unsupported(f"init_lora_weights is {quote(value)}, which is not known")
-
-    def matches(self, path: str, site: Site) -> bool | None:
-        """Does the config name the module? PEFT lets a tied head follow the embedding."""
-        matched = self.targets.matches(path, site)
-        if self._tied and site.module is Module.HEAD and matched is False:
-            return self.targets.matches("model.embed_tokens", Site(-1, Module.EMBED))
-        return matched
-
-    def is_training_state(self, key: str) -> bool:
-        """Is the tensor read in training only?"""
-        parts = key.split(".")
-        return any(p in parts and self.config.get(f) for p, f in _TRAINING_STATE.items())
-
-    def rank(self, path: str) -> int:
-        """The rank of the module at `path`."""
-        rank = self._ranks.get(path, self._rank)
-        return self.config.checked_integer(f"the rank of {path}", rank, 1)
-
-    def scale(self, path: str, rank: int) -> float:
-        """alpha / r, or alpha / sqrt(r) for rsLoRA."""
-        alpha = self._alphas.get(path, self._alpha)
-        alpha = self.config.checked_number(f"lora_alpha of {path}", alpha)
-        if alpha == 0:
-            raise self.config.malformed(
-                f"lora_alpha of {path} is 0: the adapter would do nothing there"
-            )
-        return alpha / (math.sqrt(rank) if self._rank_stabilised else rank)
 
 
 class _Compiler:
     """One adapter against one base."""
 
     def __init__(self, files: AdapterFiles, shape: ModelShape):
-        self._settings = _Settings(files)
+        self._settings = LoraSettings(files)
         self._tensors = PeftTensors(files, shape, self._settings.config, _role)
         self._shape = shape
 
     def program(self) -> Program:
+        settings, tensors = self._settings, self._tensors
         components: list[Component] = []
         for site in self._shape.sites():
             components += self._low_rank(site)
             components += self._biases(site)
-            self._tensors.ignore_base_copy(site)
-        return self._tensors.program(
+            tensors.ignore_base_copy(site)
+        components += new_gains(tensors, list(settings.modules_to_save))
+        components += new_rows(tensors, settings.config)
+        return tensors.program(
             "lora",
             components,
-            targets=self._settings.targets,
-            is_ignored=self._settings.is_training_state,
+            targets=settings.targets,
+            is_ignored=settings.is_training_state,
+            positions=settings.positions,
         )
 
     def _low_rank(self, site: Site) -> list[Component]:
@@ -163,39 +55,136 @@ class _Compiler:
         matched = settings.matches(found.path, site)
         if "lora_B.bias" in found.keys and "lora_B" not in found.keys:
             raise tensors.malformed(f"{found.path} has no lora_B")
-        if not tensors.is_adapted(site, ("lora_A", "lora_B"), settings.targets, matched):
+        if not tensors.is_adapted(site, self._roles, settings.targets, matched):
             return []
         rank = settings.rank(found.path)
         scale = settings.scale(found.path, rank)
+        a, b = self._factors(site, rank, scale)
+        if settings.taken is not Taken.NOTHING and site.module is not Module.EMBED:
+            a, b = self._subtract(site, rank, scale, a, b)
+        components: list[Component] = []
+        if settings.has_magnitudes:
+            b, components = self._scale_rows(site, a, b)
+        components.append(low_rank(tensors, site, a, b))
+        return components + self._branch_bias(site, scale)
+
+    @property
+    def _roles(self) -> tuple[str, ...]:
+        extra = (
+            ("lora_magnitude_vector", self._settings.has_magnitudes),
+            ("lora_diag", self._settings.has_diagonal),
+        )
+        return ("lora_A", "lora_B", *(role for role, wanted in extra if wanted))
+
+    def _factors(self, site: Site, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+        """A [rank, in], as stored where it is stored whole, and s B transposed [rank, out]."""
+        tensors, found = self._tensors, self._tensors.at(site)
+        key_a, key_b = found.keys["lora_A"], found.keys["lora_B"]
         fan_in, fan_out = self._shape.dims[site.module]
-        a = tensors.read(found.keys["lora_A"], (rank, fan_in), rank_dim=0)
-        b = tensors.read_scaled(found.keys["lora_B"], (fan_out, rank), scale, rank_dim=1)
-        components: list[Component] = [LowRank(site, a, b.T.contiguous())]
+        blocks_a, blocks_b = self._settings.blocks(found.path)
+        if rank % blocks_a or fan_in % blocks_a or fan_out % blocks_b or rank % blocks_b:
+            raise tensors.wrong_base(
+                f"use_bdlora cuts {found.path} into blocks that do not fit rank {rank}, "
+                f"{fan_in} inputs and {fan_out} outputs"
+            )
+        pool = self._pool(site, key_a)
+        a = tensors.read(key_a, (rank, fan_in // blocks_a // pool), rank_dim=0)
+        b = tensors.read_scaled(key_b, (fan_out, rank // blocks_b), scale, rank_dim=1)
+        if pool > 1:
+            a = pooled(a, pool)
+        if blocks_a > 1:
+            a = block_diagonal(a, blocks_a)
+        if blocks_b > 1:
+            b = block_diagonal(b, blocks_b)
+        if self._settings.has_diagonal:
+            a = a.float() * tensors.read(found.keys["lora_diag"], (rank,)).float()[:, None]
+        return a, b.T.contiguous()
+
+    def _pool(self, site: Site, key: str) -> int:
+        """How many inputs share a column of A. PEFT pools on GPTQ bases alone, so look."""
+        pool, fan_in = self._settings.pool, self._shape.dims[site.module][0]
+        is_whole = self._tensors.size(key)[-1:] == (fan_in,)
+        if pool == 1 or is_whole or fan_in % pool or site.module is Module.EMBED:
+            return 1
+        return pool
+
+    def _subtract(
+        self, site: Site, rank: int, scale: float, a: Tensor, b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The factors of `sBA - P(W)`, where training took P(W) away from the base first."""
+        tensors, taken = self._tensors, self._settings.taken
+        path = tensors.at(site).path
+        if site.module is Module.HEAD and self._shape.tied_head:
+            raise tensors.unsupported(
+                f"training took {taken} away from {path}, and the embedding shares that weight",
+                "Convert it with PEFT, or adapt the head apart.",
+            )
+        weight = tensors.base_weight(site)
+        if taken is Taken.LEADING:
+            part = leading_columns(weight, rank)
+        else:
+            part = (largest if taken is Taken.LARGEST else smallest)(weight, rank)
+        if part is None or (taken is Taken.SMALLEST and rank >= min(weight.shape)):
+            raise tensors.unsupported(
+                f"training took {taken} away from {path}, which at rank {rank} this base does not "
+                "determine closely enough",
+                "Convert it with PEFT: model.save_pretrained(path, "
+                "path_initial_model_for_weight_conversion=initial_adapter).",
+            )
+        factor = scale if taken is Taken.LEADING else 1.0
+        part_a, part_b = part
+        return balanced(torch.cat([a, part_a]), torch.cat([b, -factor * part_b]))
+
+    def _scale_rows(self, site: Site, a: Tensor, b: Tensor) -> tuple[Tensor, list[Component]]:
+        """DoRA (Liu et al., 2024): `y = u (Wx + sBAx) + bias`, u = magnitude / norm of the row.
+
+        Our scale acts on `Wx + bias`, so an offset gives the bias back.
+        """
+        tensors, found = self._tensors, self._tensors.at(site)
+        magnitude = tensors.read(found.keys["lora_magnitude_vector"], (b.shape[1],)).float()
+        weight, a32 = tensors.base_weight(site), a.float()
+        if site.module is Module.EMBED:  # [vocab, hidden]; a row of the weight is a column here
+            norms = torch.addmm(weight, a32.T, b).norm(dim=0)
+        else:
+            norms = torch.addmm(weight, b.T, a32).norm(dim=1)
+        u = magnitude / norms
+        if not torch.isfinite(u).all():
+            raise tensors.malformed(f"a row of the adapted weight of {found.path} is zero")
+        components: list[Component] = [Scale(site, u, before_deltas=True)]
+        bias = self._shape.bias(site) if self._shape.bias is not None else None
+        if bias is None and site.module in self._shape.has_bias:
+            raise tensors.unsupported(
+                "DoRA depends on the base's biases, and no base is at hand",
+                "Load it into a server of its base.",
+            )
+        if bias is not None:
+            components.append(Offset(site, (1 - u) * bias.float().cpu()))
+        return b * u, components
+
+    def _branch_bias(self, site: Site, scale: float) -> list[Component]:
+        settings, tensors, found = self._settings, self._tensors, self._tensors.at(site)
         is_stored = "lora_B.bias" in found.keys
         if is_stored != settings.has_branch_bias and site.module is not Module.EMBED:
             raise tensors.malformed(
                 f"lora_bias is {str(settings.has_branch_bias).lower()}, but the bias of "
                 f"lora_B at {found.path} is {'stored' if is_stored else 'missing'}"
             )
-        if is_stored:
-            bias = tensors.read_scaled(found.keys["lora_B.bias"], (fan_out,), scale)
-            components.append(Offset(site, bias))
-        return components
-
-    def _biases(self, site: Site) -> list[Component]:
-        keys = self._tensors.at(site).keys
-        key = keys.get("bias")
-        wanted = self._settings.bias == "all" or (
-            self._settings.bias == "lora_only" and "lora_A" in keys
-        )
-        if key is None or not wanted:
-            return []  # a bias that is not wanted stays unused and is refused as such
-        if site.module not in self._shape.has_bias:
-            raise self._tensors.wrong_base(
-                f"{quote(key)} replaces a bias that this base does not have"
+        if not is_stored:
+            return []
+        if settings.has_magnitudes:
+            raise tensors.unsupported(
+                f"{quote(found.keys['lora_B.bias'])} is a bias of lora_B beside use_dora",
+                "PEFT does not train one; export the adapter without it.",
             )
         fan_out = self._shape.dims[site.module][1]
-        return [Offset(site, self._tensors.read(key, (fan_out,)).float(), absolute=True)]
+        return [Offset(site, tensors.read_scaled(found.keys["lora_B.bias"], (fan_out,), scale))]
+
+    def _biases(self, site: Site) -> list[Offset]:
+        wanted = self._settings.bias == "all" or (
+            self._settings.bias == "lora_only" and "lora_A" in self._tensors.at(site).keys
+        )
+        # A bias that is not wanted stays unread and is refused as such.
+        return new_bias(self._tensors, site) if wanted else []
 
 
 def _role(name: TensorName) -> str | None:
@@ -209,6 +198,12 @@ def _role(name: TensorName) -> str | None:
             return first
         is_bias = first == "lora_B" and rest[-1:] == ["bias"] and len(rest) <= 2
         return "lora_B.bias" if is_bias else None
+    if first == "lora_magnitude_vector":
+        return "lora_magnitude_vector" if len(rest) - (rest[-1:] == ["weight"]) <= 1 else None
+    if first == "lora_diag" and not is_embedding:
+        return "lora_diag" if len(rest) <= 1 else None
+    if first == "token_adapter" and rest[:1] == ["trainable_tokens_delta"]:
+        return "rows" if len(rest) <= 2 else None
     if first == "base_layer" and len(rest) == 1:
         first, rest = rest[0], []
     return first if first in ("weight", "bias") and not rest else None
@@ -220,7 +215,8 @@ def _sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
 
 
 def _detect(files: AdapterFiles) -> bool:
-    return is_peft(files, "LORA")
+    # LoRAMoE calls itself LORA, too.
+    return is_peft(files, "LORA") and not files.json(CONFIG_NAME).get("lora_nums")
 
 
 def _compile(files: AdapterFiles, shape: ModelShape) -> Program:

@@ -108,6 +108,10 @@ class PeftTensors:
         """The shape of a tensor as stored. Check it before sizes follow from it."""
         return self._file.infos[key].shape
 
+    def dtype(self, key: str) -> torch.dtype:
+        """The dtype of a tensor as stored."""
+        return self._file.infos[key].dtype
+
     def has(self, key: str) -> bool:
         """Is a tensor stored under this very name?"""
         return key in self._file.infos
@@ -118,7 +122,7 @@ class PeftTensors:
         size: tuple[int, ...],
         *,
         rank_dim: int | None = None,
-        integers: bool = False,
+        integers: bool | torch.dtype = False,
     ) -> Tensor:
         """A tensor of this size whose values are finite, in its stored dtype.
 
@@ -126,7 +130,8 @@ class PeftTensors:
             key: its name.
             size: its shape, which follows from base and config and never from the file.
             rank_dim: the dimension that the config's rank decides, for the message.
-            integers: it holds integers, which are checked for their type alone.
+            integers: it holds integers, which are checked for their type alone; of this very
+                type where one is given.
 
         Raises:
             AdapterError: it has another shape or type, or holds NaN or infinity.
@@ -157,11 +162,13 @@ class PeftTensors:
         size: tuple[int, ...],
         *,
         rank_dim: int | None = None,
-        integers: bool = False,
+        integers: bool | torch.dtype = False,
     ) -> None:
         """As `read`, without reading the values."""
         info = self._file.infos[key]
-        if integers and info.dtype not in (torch.int64, torch.int32, torch.uint8):
+        if isinstance(integers, torch.dtype) and info.dtype != integers:
+            raise self.malformed(f"{quote(key)} is of {info.dtype}, not {integers}")
+        if integers is True and info.dtype not in (torch.int64, torch.int32, torch.uint8):
             raise self.malformed(f"{quote(key)} is of {info.dtype}, not integers")
         if not integers and not info.dtype.is_floating_point:
             raise self.malformed(f"{quote(key)} is of {info.dtype}, not floating point")
@@ -174,6 +181,19 @@ class PeftTensors:
         if wrong_rank:
             raise self.malformed(f"{why}: it contradicts the rank in {CONFIG_NAME}")
         raise self.wrong_base(why)
+
+    def check_rank(self, site: Site, rank: int) -> None:
+        """Is there room for a branch of this rank? Ask before it is multiplied out.
+
+        Raises:
+            AdapterUnsupported: the rank exceeds the rank rows of a site.
+        """
+        if rank > self.shape.max_rank:
+            raise self.unsupported(
+                f"at {site} it is a low-rank branch of rank {rank}, and there are "
+                f"{self.shape.max_rank} rank rows",
+                f"Restart with --adapter-rank-rows {rank} or more.",
+            )
 
     def ignore(self, key: str) -> None:
         """Nothing at serving time depends on this tensor."""
@@ -209,12 +229,21 @@ class PeftTensors:
         Raises:
             AdapterUnsupported: there is no base at hand (`turret adapters inspect`).
         """
+        return self._base(site).float()
+
+    def base_rows(self, site: Site, ids: Tensor) -> Tensor:
+        """Rows [len(ids), hidden] of the base's embedding or head, float32; raises as above."""
+        if self.shape.tied_head:
+            site = Site(-1, Module.EMBED)
+        return self._base(site)[ids].float()
+
+    def _base(self, site: Site) -> Tensor:
         if self.shape.weight is None:
             raise self.unsupported(
                 "what it computes depends on the base's weights, and no base is at hand",
                 "Load it into a server of its base.",
             )
-        return self.shape.weight(site).float()
+        return self.shape.weight(site)
 
     def program(
         self,

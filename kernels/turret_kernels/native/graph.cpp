@@ -25,6 +25,10 @@ DECLARE(offset, void*, int64_t, int64_t, int64_t, const float*, const uint8_t*, 
 DECLARE(scale, void*, int64_t, int64_t, int64_t, const float*, const float*, const int32_t*,
         const uint8_t*, const int32_t*, const float*, const int32_t*, const int32_t*,
         const int64_t*, int);
+DECLARE(sparse_delta, void*, int64_t, int64_t, int64_t, const bf16*, int64_t, const void*,
+        const int32_t*, const float*, const int32_t*, const int32_t*, const int64_t*, int);
+DECLARE(row_delta, float*, int64_t, const bf16*, int64_t, const void*, const int32_t*, const float*,
+        const int32_t*, const int32_t*, const int64_t*);
 DECLARE(sparse_mlp, bf16*, bf16*, const bf16*, int64_t, int64_t, int64_t, const bf16*, const bf16*,
         const bf16*, const bf16*, const bf16*, const float*, const int32_t*, const int32_t*,
         const int32_t*, const int64_t*, int, float);
@@ -80,7 +84,9 @@ TURRET_API void turret_run(const Call* calls, int64_t count) {
       case 7: invoke(turret_threshold, a); break;
       case 8: invoke(turret_offset, a); break;
       case 9: invoke(turret_scale, a); break;
-      case 10: invoke(turret_sparse_mlp, a); break;
+      case 10: invoke(turret_sparse_delta, a); break;
+      case 11: invoke(turret_row_delta, a); break;
+      case 12: invoke(turret_sparse_mlp, a); break;
     }
   }
 }

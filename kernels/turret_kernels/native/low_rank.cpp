@@ -3,6 +3,9 @@
 // An adapter of rank r owns consecutive rank rows of each pool. Inside its rows A lies in groups of
 // g <= 16 ranks as [K/2][g][2] and B as [N/16][r/2][16][2] (r even; an odd rank has a zero row): both
 // are B operands of tile.h as they stand, and both are read front to back.
+//
+// A branch with experts is a mixture chosen by every token: the last `experts` hidden values are the
+// logits of a gate, and softmax over them weighs as many groups of the hidden values before.
 #include <algorithm>
 #include <vector>
 
@@ -19,6 +22,7 @@ struct Slice {
   const int32_t *start, *count;  // [slots]
   const float* weight;           // [entries]
   int64_t n, column;
+  const int32_t* experts;  // [slots]; 0 = no mixture
 };
 
 // A block of at most 16 rows of one entry at one slice; its hidden values lie at `hidden`.
@@ -32,10 +36,25 @@ struct Job {
   std::vector<bf16> hidden;
 };
 
+// Weighs a mixture's hidden values (ranks, gate included) in place; the gate's own become 0.
+void mix(float* hidden, int ranks, int experts) {
+  float* gate = hidden + ranks - experts;
+  const int group = (ranks - experts) / experts;
+  float top = gate[0], total = 0;
+  for (int e = 1; e < experts; ++e) top = std::max(top, gate[e]);
+  for (int e = 0; e < experts; ++e) total += gate[e] = std::exp(gate[e] - top);
+  for (int e = 0; e < experts; ++e)
+    for (int r = 0; r < group; ++r) hidden[e * group + r] *= gate[e] / total;
+  std::fill_n(gate, experts, 0.0f);
+}
+
 void shrink(const Task& t, const Slice& s, bf16* hidden, const bf16* x, const int32_t* slot,
             int64_t k, [[maybe_unused]] bool tiles) {
   alignas(64) float c[kTileRows * kTileCols];
   const bf16* a = s.a + static_cast<int64_t>(s.start[slot[t.entry]]) * k;
+  const int experts = s.experts[slot[t.entry]];
+  static thread_local std::vector<float> wide;  // a mixture's values, before they are weighed
+  if (experts) wide.resize(t.rows * t.rank);
   const __m512 weight = _mm512_set1_ps(s.weight[t.entry]);
   for (int g = 0; g < t.rank; g += kTileCols) {
     const int cols = std::min(kTileCols, t.rank - g);
@@ -47,9 +66,24 @@ void shrink(const Task& t, const Slice& s, bf16* hidden, const bf16* x, const in
     } else
 #endif
       turret::multiply_avx512(c, x + t.row * k, k, b, cols * 2, t.rows, k, tail_mask(cols), false);
-    for (int r = 0; r < t.rows; ++r)
+    for (int r = 0; r < t.rows; ++r) {
+      const __m512 v = _mm512_load_ps(c + r * kTileCols);
+      const int64_t at = r * t.rank + g;
+      if (experts)
+        _mm512_mask_storeu_ps(wide.data() + at, tail_mask(cols), v);
+      else
+        store_bf16(hidden + t.hidden + at, _mm512_mul_ps(weight, v), tail_mask(cols));
+    }
+  }
+  if (!experts) return;
+  for (int r = 0; r < t.rows; ++r) {
+    float* values = wide.data() + r * t.rank;
+    mix(values, s.count[slot[t.entry]], experts);
+    for (int g = 0; g < t.rank; g += kTileCols) {
+      const __mmask16 m = tail_mask(t.rank - g);
       store_bf16(hidden + t.hidden + r * t.rank + g,
-                 _mm512_mul_ps(weight, _mm512_load_ps(c + r * kTileCols)), tail_mask(cols));
+                 _mm512_mul_ps(weight, _mm512_maskz_loadu_ps(m, values + g)), m);
+    }
   }
 }
 

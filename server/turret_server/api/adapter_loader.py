@@ -148,6 +148,7 @@ class AdapterLoader:
                 base_model=info.base_model,
                 primitives=tuple(info.primitives),
                 loaded_at=time.time(),
+                num_virtual_tokens=info.num_virtual_tokens,
             )
             old = self._catalog.put(record)
             self._fetched.pop(name, None)

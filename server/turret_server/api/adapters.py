@@ -119,4 +119,5 @@ def _card(service: Service, record: AdapterRecord) -> AdapterCard:
         tier="device" if resident else "host" if digest in stats.host_adapters else "disk",
         requests=service.catalog.uses(digest),
         last_used=service.catalog.last_used(digest),
+        num_virtual_tokens=record.num_virtual_tokens,
     )

@@ -60,6 +60,7 @@ async def _prepare(
         getattr(body, param),
         len(prompt),
         limits,
+        virtual_tokens=recipe.num_virtual_tokens,
         default=None,
         param=param,
         prompt_param="messages",

@@ -67,6 +67,7 @@ async def _prepare(
             body.max_tokens,
             len(prompt),
             limits,
+            virtual_tokens=recipe.num_virtual_tokens,
             default=service.settings.default_max_tokens,
             param="max_tokens",
             prompt_param=param,

@@ -81,6 +81,7 @@ def fit_max_tokens(
     prompt_tokens: int,
     limits: ModelLimits,
     *,
+    virtual_tokens: int,
     default: int | None,
     param: str,
     prompt_param: str,
@@ -91,6 +92,7 @@ def fit_max_tokens(
         asked: by the client; None for the default.
         prompt_tokens: of its prompt.
         limits: of the model.
+        virtual_tokens: that adapters put before the prompt.
         default: None for all that the context leaves.
         param: the field that `asked` came from.
         prompt_param: the field that the prompt came from.
@@ -98,10 +100,11 @@ def fit_max_tokens(
     Raises:
         PromptTooLong: prompt and answer do not fit the context.
     """
-    room = limits.max_model_len - prompt_tokens
+    room = limits.max_model_len - prompt_tokens - virtual_tokens
+    added = f", the adapters add {virtual_tokens} virtual tokens" if virtual_tokens else ""
     if room < 1:
         raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens",
+            f"the prompt has {prompt_tokens} tokens{added}",
             f"the context holds {limits.max_model_len}, answer included",
             "Shorten the prompt.",
             param=prompt_param,
@@ -111,7 +114,7 @@ def fit_max_tokens(
     if asked > room:
         raise PromptTooLong(
             f"'{param}' is {asked}",
-            f"the prompt has {prompt_tokens} tokens and the context holds "
+            f"the prompt has {prompt_tokens} tokens{added} and the context holds "
             f"{limits.max_model_len}, answer included",
             f"Ask for at most {room} tokens, or shorten the prompt.",
             param=param,

@@ -88,6 +88,14 @@ def serve(
             rich_help_panel=_ADAPTERS,
         ),
     ] = 0.0625,
+    adapter_delta_mib: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="MiB of sparse deltas on the device; as much again for changed token rows.",
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = 1024,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -176,6 +184,7 @@ def serve(
             max_resident_adapters=max_resident_adapters,
             adapter_rank_rows=adapter_rank_rows,
             host_adapter_gib=host_adapter_gib,
+            adapter_delta_mib=adapter_delta_mib,
             threads=threads,
             max_body_bytes=max_body_bytes,
             drain_s=drain_s,

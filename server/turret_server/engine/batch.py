@@ -96,6 +96,8 @@ class BatchBuilder:
             blocks = self._tables[share.sequence.table_row, page]
             self._slots[first:last] = blocks.astype(np.int64) * self._block_tokens + offset
             first = last
+        # Virtual tokens are no rows of the embedding.
+        np.maximum(self._token_ids[:first], 0, out=self._token_ids[:first])
         return first
 
 
@@ -108,15 +110,39 @@ def _logit_rows(shares: list[Share], starts: list[int]) -> Tensor:
 
 def row_uses(shares: list[Share]) -> list[RowUse]:
     """Which adapters act on which token rows; one use per run of one recipe."""
-    runs: list[list[Any]] = []  # [first row, rows, slots, weights]
+    runs: list[list[Any]] = []  # [first row, rows, slots, weights, virtual token]
     row = 0
     for share in shares:
-        slots = share.sequence.slots
+        slots, reach = share.sequence.slots, share.sequence.reach
         if slots:
             weights = tuple(use.weight for use in share.sequence.request.adapters)
-            if runs and runs[-1][0] + runs[-1][1] == row and runs[-1][2:] == [slots, weights]:
-                runs[-1][1] += share.count
+            if reach is None:
+                _extend(runs, row, share.count, slots, weights)
             else:
-                runs.append([row, share.count, slots, weights])
+                for piece in reach.pieces(share.start, share.start + share.count):
+                    _extend(
+                        runs,
+                        row + piece.start - share.start,
+                        piece.stop - piece.start,
+                        tuple(slots[i] for i in piece.acting),
+                        tuple(weights[i] for i in piece.acting),
+                        piece.start if piece.start < reach.num_virtual else -1,
+                    )
         row += share.count
     return [RowUse(*run) for run in runs]
+
+
+def _extend(
+    runs: list[list[Any]],
+    row: int,
+    count: int,
+    slots: tuple[int, ...],
+    weights: tuple[Any, ...],
+    virtual: int = -1,
+) -> None:
+    """Add a run, to the last one where it continues it."""
+    run = [slots, weights, virtual]
+    if virtual < 0 and runs and runs[-1][0] + runs[-1][1] == row and runs[-1][2:] == run:
+        runs[-1][1] += count
+    elif slots:
+        runs.append([row, count, *run])

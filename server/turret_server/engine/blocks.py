@@ -1,7 +1,8 @@
 """KV blocks: reference counts, a free list, and the prefix cache. No torch.
 
 A full block is known by the content of everything before and in it: a chain of hashes that starts
-from the recipe's digest and the cache namespace. Equal keys mean equal keys and values, so a block
+from the recipe's digest and the cache namespace; adapters that act on some positions only enter
+where they act. Equal keys mean equal keys and values, so a block
 may be shared; a free block keeps its content until it is needed for something else (oldest first).
 """
 
@@ -20,9 +21,18 @@ def root_key(namespace: str, recipe: str) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def next_key(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of the block that follows `parent` and holds `tokens`."""
-    return hashlib.blake2b(parent + array("q", tokens).tobytes(), digest_size=16).digest()
+def next_key(parent: bytes, tokens: Sequence[int], acting: str = "") -> bytes:
+    """The key of the block that follows `parent` and holds `tokens`.
+
+    Blocks are of one size, so nothing runs together.
+
+    Args:
+        parent: key of the block before, or the root.
+        tokens: a full block.
+        acting: what acts on the block beside the recipe in the root, and where.
+    """
+    data = parent + array("q", tokens).tobytes() + acting.encode()
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 class BlockPool:

@@ -73,6 +73,7 @@ class Engine:
             StoreLimits(
                 max_resident=settings.max_resident_adapters,
                 max_rank_rows=settings.adapter_rank_rows,
+                max_delta_bytes=settings.adapter_delta_bytes,
                 max_host_bytes=settings.host_adapter_bytes,
             ),
             device=device,
@@ -102,13 +103,16 @@ class Engine:
 
     def submit(self, request: EngineRequest) -> TokenEvent | None:
         """Queue a request; an event if it is refused."""
-        sequence = Sequence(request, list(request.prompt), time.monotonic())
-        if request.sampling.prompt_logprobs is not None:
-            sequence.prompt_logprobs = [None]
+        digests = [use.digest for use in request.adapters]
+        weights = [use.weight for use in request.adapters]
         try:
-            self.store.check(sequence.recipe)
+            self.store.check(digests)
+            reach = self.store.reach(digests, weights, request.prompt)
         except AdapterError as error:
             return _refusal(request, adapter_error(error))
+        sequence = Sequence.of(request, time.monotonic(), reach)
+        if request.sampling.prompt_logprobs is not None:
+            sequence.prompt_logprobs = [None]
         if request.sampling.grammar is not None:
             self._grammars.put(sequence)
         else:

@@ -135,6 +135,7 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes: int  # in the served dtype
     base_model: str | None = None  # as the adapter's own config names it
     primitives: list[str] = []  # what it compiled to, e.g. ["LowRank", "Offset"]
+    num_virtual_tokens: int = 0  # positions that it puts before the prompt
 
 
 class AdapterLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):

@@ -183,6 +183,7 @@ def _info(loaded: LoadedAdapter) -> m.AdapterInfo:
         num_bytes=loaded.num_bytes,
         base_model=loaded.base_model,
         primitives=list(loaded.primitives),
+        num_virtual_tokens=loaded.num_virtual_tokens,
     )
 
 

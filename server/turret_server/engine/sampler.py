@@ -54,10 +54,10 @@ def sample_step(logits: Tensor, shares: Seq[Share]) -> list[Sampled]:
 
 
 def num_logit_rows(share: Share) -> int:
-    """How many rows of logits a share needs: its last if it samples, all for prompt logprobs."""
+    """How many rows of logits a share needs: its last if it samples, the prompt's for logprobs."""
     sequence = share.sequence
     if sequence.prompt_logprobs is not None and not sequence.num_output:
-        return share.count
+        return share.count - min(share.count, max(0, sequence.num_virtual - share.start))
     return int(share.samples)
 
 
@@ -115,8 +115,10 @@ def token_logprobs(logprobs: Tensor, tokens: list[int], count: int) -> list[Toke
 
 def _prompt_logprobs(logits: Tensor, share: Share) -> list[TokenLogprob]:
     """Of the prompt tokens that follow the share's rows."""
-    sequence, first = share.sequence, share.start + 1
-    tokens = sequence.tokens[first : min(first + share.count, sequence.num_prompt)]
+    sequence = share.sequence
+    first = max(share.start, sequence.num_virtual) + 1
+    last = min(share.start + share.count + 1, sequence.num_virtual + sequence.num_prompt)
+    tokens = sequence.tokens[first:last]
     if not tokens:
         return []
     logprobs = torch.log_softmax(logits[: len(tokens)], dim=-1)
@@ -137,12 +139,12 @@ def _shape(logits: Tensor, sequence: Sequence) -> None:
     """Penalties, bias and banned stops of one row, in place (formulas: OpenAI; CTRL, eq. 4)."""
     s = sequence.request.sampling
     if s.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(sequence.tokens)))
+        seen = torch.tensor(sorted(set(sequence.tokens[sequence.num_virtual :])))
         values = logits[seen]
         logits[seen] = torch.where(
             values > 0, values / s.repetition_penalty, values * s.repetition_penalty
         )
-    output = sequence.tokens[sequence.num_prompt :]
+    output = sequence.tokens[sequence.num_virtual + sequence.num_prompt :]
     if output and (s.presence_penalty or s.frequency_penalty):
         ids, counts = np.unique(np.array(output), return_counts=True)
         penalty = s.presence_penalty + s.frequency_penalty * torch.from_numpy(counts)

@@ -184,9 +184,10 @@ class Scheduler:
         sequence.table_row = self._table_rows.pop()
         self.running.append(sequence)
         if sequence.started is None:
-            sequence.started, sequence.num_cached = self._clock(), sequence.num_computed
+            sequence.started = self._clock()
+            sequence.num_cached = max(0, sequence.num_computed - sequence.num_virtual)
             self.prefix_queries += sequence.num_prompt
-            self.prefix_hits += sequence.num_computed
+            self.prefix_hits += sequence.num_cached
         return True
 
     def _match_prefix(self, sequence: Sequence) -> None:
@@ -212,12 +213,18 @@ class Scheduler:
 
     def _extend_keys(self, sequence: Sequence, count: int) -> None:
         size, keys = self.blocks.block_tokens, sequence.block_keys
-        while len(keys) < count:
-            request = sequence.request
-            recipe = "|".join(f"{use.digest}:{use.weight!r}" for use in request.adapters)
-            parent = keys[-1] if keys else root_key(request.cache_namespace, recipe)
-            first = len(keys) * size
-            keys.append(next_key(parent, sequence.tokens[first : first + size]))
+        if len(keys) >= count:
+            return
+        request, reach = sequence.request, sequence.reach
+        names = [f"{use.digest}:{use.weight!r}" for use in request.adapters]
+        for first in range(len(keys) * size, count * size, size):
+            if not keys:
+                every = [n for i, n in enumerate(names) if reach is None or i in reach.everywhere]
+                parent = root_key(request.cache_namespace, "|".join(every))
+            else:
+                parent = keys[-1]
+            acting = "" if reach is None else reach.key(first, first + size, names)
+            keys.append(next_key(parent, sequence.tokens[first : first + size], acting))
 
     def _register_blocks(self, sequence: Sequence) -> None:
         full = sequence.num_computed // self.blocks.block_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from turret_adapters.positions import Reach
 from turret_server.engine.messages import EngineRequest, TokenLogprob
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ class Sequence:
 
     Attributes:
         request: what was asked.
-        tokens: prompt, then output.
+        tokens: virtual tokens, prompt, then output. Virtual tokens are -1, -2, …: what they stand
+            for is up to the adapter that brings them.
         arrival: monotonic seconds.
         num_computed: tokens whose keys and values are in the cache.
         blocks: KV blocks, in order.
@@ -26,6 +28,7 @@ class Sequence:
         slots: device slots of the recipe's adapters while pinned.
         table_row: row of the block table while running.
         num_cached: prompt tokens found in the prefix cache when it first started.
+        reach: which adapters act on which positions, None where all act on all.
     """
 
     request: EngineRequest
@@ -42,6 +45,18 @@ class Sequence:
     first_token: float | None = None
     grammar: GrammarMatcher | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    reach: Reach | None = None
+
+    @classmethod
+    def of(cls, request: EngineRequest, arrival: float, reach: Reach | None = None) -> Sequence:
+        """A request that has just arrived."""
+        count = 0 if reach is None else reach.num_virtual
+        return cls(request, [*range(-1, -count - 1, -1), *request.prompt], arrival, reach=reach)
+
+    @property
+    def num_virtual(self) -> int:
+        """Positions before the prompt."""
+        return 0 if self.reach is None else self.reach.num_virtual
 
     @property
     def num_prompt(self) -> int:
@@ -51,7 +66,7 @@ class Sequence:
     @property
     def num_output(self) -> int:
         """Tokens generated so far."""
-        return len(self.tokens) - len(self.request.prompt)
+        return len(self.tokens) - self.num_virtual - len(self.request.prompt)
 
     @property
     def remaining(self) -> int:

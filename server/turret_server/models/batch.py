@@ -15,7 +15,7 @@ class Batch:
     """T token rows of several sequences, those of one sequence together and in order.
 
     Attributes:
-        token_ids: int64 [T].
+        token_ids: int64 [T]; 0 for virtual tokens, whose contents the adapters write.
         positions: int64 [T], of each token in its sequence.
         slots: int64 [T], where its key and value go: block * block_tokens + offset.
         attention: where each sequence lies, in the rows and in the cache.

@@ -134,6 +134,7 @@ class Decoder:
             q = rms_norm(q, layer.q_norm, config.rms_norm_eps)
             k = rms_norm(k, layer.k_norm, config.rms_norm_eps)
         rope_and_store(q, k, v, self._cos_sin, batch.positions, batch.slots, cache)
+        adapters.store(index, batch.slots, cache)
         x = paged_attention(q, cache, batch.attention, self._scale, config.windows[index])
         adapters.touch(index, Group.HEADS, x)
         return adapters.linear(index, Group.O, x, layer.o, layer.o_bias)

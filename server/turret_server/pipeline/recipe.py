@@ -36,12 +36,14 @@ class Recipe:
         digest: identity of the adapted model; equal recipes give equal digests.
         label: a name of bounded variety for metrics: a base, adapter or recipe name, else
             "composed".
+        num_virtual_tokens: positions that the adapters put before the prompt.
     """
 
     model: str
     adapters: tuple[AdapterUse, ...]
     digest: str
     label: str
+    num_virtual_tokens: int = 0
 
     @property
     def digests(self) -> list[str]:
@@ -90,6 +92,7 @@ class RecipeBook:
                 param="adapters" if adapters else "model",
             )
         uses: dict[str, AdapterUse] = {}
+        num_virtual_tokens = 0
         for name, weight, param in parts:
             record = self._record(name, param)
             if record.digest in uses:
@@ -99,12 +102,15 @@ class RecipeBook:
                     "Name it once and give it the sum of the weights.",
                     param=param,
                 )
-            uses[record.digest] = AdapterUse(record.digest, _weight(weight, record, param))
+            use = uses[record.digest] = AdapterUse(record.digest, _weight(weight, record, param))
+            if use.weight != 0:
+                num_virtual_tokens += record.num_virtual_tokens
         return Recipe(
             model=model,
             adapters=tuple(uses.values()),
             digest=_digest(uses.values()),
             label="composed" if adapters else label,
+            num_virtual_tokens=num_virtual_tokens,
         )
 
     def mentioned(self, model: str | None, adapters: Iterable[str] = ()) -> list[str]:

@@ -81,6 +81,7 @@ class FakeEngine:
     loaded: dict[str, str] = field(default_factory=dict)  # digest -> path
     load_error: TurretError | None = None
     restarts: int = 0
+    num_virtual_tokens: int = 0  # of adapters that are loaded
 
     def __post_init__(self) -> None:
         self.model = FakeModel(self.tokenizer.vocab_size)
@@ -167,6 +168,7 @@ class FakeEngine:
             num_parameters=1000,
             num_bytes=2000,
             base_model="demo",
+            num_virtual_tokens=self.num_virtual_tokens,
         )
 
     async def unload_adapter(self, digest: str) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from turret_adapters.positions import find_reach
 from turret_server.engine.messages import EngineRequest, Sampling
 from turret_server.engine.sampler import num_logit_rows, sample_step, token_logprobs
 from turret_server.engine.scheduler import Share
@@ -158,3 +159,43 @@ def test_a_grammar_that_breaks_ends_its_own_request_only():
 def test_token_logprobs_ranks():
     logprobs = torch.log_softmax(torch.tensor([[3.0, 1.0, 2.0]]), -1)
     assert token_logprobs(logprobs, [1], 1)[0].rank == 3
+
+
+def soft_share(start, count, prompt=(1, 2, 3), output=(), virtual=4, **sampling):
+    request = EngineRequest(
+        id="r", prompt=list(prompt), sampling=Sampling(**{"temperature": 0, **sampling})
+    )
+    sequence = Sequence.of(request, 0.0, find_reach(prompt, [(None, virtual)]))
+    sequence.tokens += output
+    if sampling.get("prompt_logprobs") is not None:
+        sequence.prompt_logprobs = [None]
+    return Share(sequence, start, count)
+
+
+def test_virtual_tokens_have_no_log_probabilities():
+    """4 virtual tokens and 3 of the prompt, in chunks of 3, 2 and 2."""
+    rows = [soft_share(*part, prompt_logprobs=0) for part in ((0, 3), (3, 2), (5, 2))]
+    assert [num_logit_rows(share) for share in rows] == [0, 1, 2]
+    results = step(torch.zeros(3, VOCAB), *rows)
+    assert [[e.token for e in r.prompt_logprobs] for r in results] == [[], [2], [3]]
+    assert [r.token is None for r in results] == [True, True, False]
+    whole = soft_share(0, 7, prompt_logprobs=0)
+    assert num_logit_rows(whole) == 3
+    (result,) = step(torch.zeros(3, VOCAB), whole)
+    assert [e.token for e in result.prompt_logprobs] == [2, 3]
+
+
+def test_penalties_do_not_see_virtual_tokens():
+    logits = row(t3=2.0, t5=1.9)
+    assert step(logits, soft_share(6, 1, repetition_penalty=1.5))[0].token == 5
+    far = row(**{f"t{VOCAB - 2}": 2.0, "t5": 1.9})  # -2, counted from the end
+    assert step(far, soft_share(6, 1, repetition_penalty=1.5))[0].token == VOCAB - 2
+    output = soft_share(7, 1, output=[5], presence_penalty=1.0)
+    assert step(row(t3=1.0, t5=1.5), output)[0].token == 3
+    assert step(row(t3=1.0), soft_share(6, 1, presence_penalty=2.0))[0].token == 3
+
+
+def test_minimum_and_seed_count_the_answer():
+    share = soft_share(7, 1, output=[5], min_tokens=2, stop_token_ids=(7,))
+    assert share.sequence.num_output == 1
+    assert step(row(t7=2.0, t8=1.0), share)[0].token == 8

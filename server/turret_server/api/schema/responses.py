@@ -160,6 +160,11 @@ class AdapterCard(BaseModel):
     num_bytes: int | None = None
     base_model: str | None = Field(default=None, description="As its own configuration names it.")
     loaded_at: float | None = Field(default=None, description="Unix time in seconds.")
+    num_virtual_tokens: int | None = Field(
+        default=None,
+        description="Positions that it puts before the prompt. They take room in the context and "
+        "are not counted as tokens of the prompt.",
+    )
     resident: bool = Field(
         default=False, description="On the device now; others are fetched when needed."
     )

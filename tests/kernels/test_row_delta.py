@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from turret_kernels import native
+from turret_kernels.graph import Graph, MemoryPool, capture
+from turret_kernels.low_rank import Entries
+from turret_kernels.row_delta import ChangedRows, RowTable, embed_row_delta, head_row_delta
+
+VOCAB, HIDDEN = 50, 37
+IDS = [[3, 7, 49], [0], [7, 8, 9, 10, 11]]  # of slots 0 to 2; slot 3 has nothing
+USES = [(0, 1.0, 0, 4), (2, -0.5, 2, 4), (1, 2.0, 6, 1), (3, 1.0, 7, 1)]
+
+
+def entries(*rows):
+    slot, weight, start, count = zip(*rows, strict=True)
+    ints = [torch.tensor(x, dtype=torch.int32) for x in (slot, start, count)]
+    return Entries(ints[0], torch.tensor(weight), *ints[1:])
+
+
+def make():
+    """A table, and what each slot adds to the whole matrix, in float64."""
+    table, dense = RowTable(4), torch.zeros(4, VOCAB, HIDDEN).double()
+    for slot, ids in enumerate(IDS):
+        delta = torch.randn(len(ids), HIDDEN)
+        table.set(slot, ChangedRows(torch.tensor(ids), delta))
+        dense[slot, ids] = delta.double()
+    return table, dense
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_embedding(dtype):
+    table, dense = make()
+    tokens = torch.tensor([3, 8, 7, 49, 11, -1, 0, 3, 3])
+    y = torch.randn(9, HIDDEN).to(dtype)
+    expected, before = y.double(), y.clone()
+    for slot, weight, start, count in USES:
+        for row in range(start, start + count):
+            if tokens[row] >= 0:  # negative ones are virtual tokens
+                expected[row] += weight * dense[slot, tokens[row]]
+    embed_row_delta(y, tokens, table, entries(*USES))
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(y[5], before[5])
+    assert torch.equal(y[7:], before[7:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_head(dtype):
+    table, dense = make()
+    x, y = torch.randn(9, HIDDEN).to(dtype), torch.randn(9, VOCAB)
+    expected, before = y.double(), y.clone()
+    for slot, weight, start, count in USES:
+        expected[start : start + count] += (
+            weight * x[start : start + count].double() @ dense[slot].T
+        )
+    head_row_delta(y, x, table, entries(*USES))
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    untouched = expected == before.double()
+    assert torch.equal(y[untouched], before[untouched])
+
+
+@pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")
+def test_a_recorded_head_serves_what_is_resident_later():
+    table, dense = make()
+    x, y, static = torch.randn(2, HIDDEN).bfloat16(), torch.zeros(2, VOCAB), entries((3, 1.0, 0, 2))
+    with capture(MemoryPool()) as calls:
+        head_row_delta(y, x, table, static)
+    assert not y.any()
+    table.set(3, table.rows[2])
+    Graph(calls).replay()
+    torch.testing.assert_close(y.double(), x.double() @ dense[2].T, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,62 @@
+"""Shares to rows: which adapters act on which of them, and what virtual tokens look like."""
+
+from turret_adapters.plan import RowUse
+from turret_adapters.positions import Positions, find_reach
+from turret_server.engine.batch import BatchBuilder, row_uses
+from turret_server.engine.messages import AdapterUse, EngineRequest, Sampling
+from turret_server.engine.scheduler import Share
+from turret_server.engine.sequence import Sequence
+
+PROMPT = [10, 11, 12, 13, 14, 15]
+LAST = Positions(last=2)
+
+
+def share(start, count, slots=(), rules=None, table_row=0):
+    adapters = tuple(AdapterUse(f"d{slot}", 1.0) for slot in slots)
+    rules = rules or [(None, 0)] * len(slots)
+    request = EngineRequest(id="r", prompt=PROMPT, sampling=Sampling(), adapters=adapters)
+    sequence = Sequence.of(request, 0.0, find_reach(PROMPT, rules))
+    sequence.slots, sequence.table_row = tuple(slots), table_row
+    sequence.blocks = [3 + table_row, 5 + table_row, 7 + table_row]
+    return Share(sequence, start, count)
+
+
+def test_rows_of_one_recipe_are_one_use():
+    assert row_uses([share(0, 3, [1]), share(2, 2, [1]), share(0, 1), share(0, 1, [1])]) == [
+        RowUse(0, 5, (1,), (1.0,)),
+        RowUse(6, 1, (1,), (1.0,)),
+    ]
+
+
+def test_an_adapter_acts_inside_its_spans_alone():
+    rules = [(LAST, 0)]
+    assert row_uses([share(0, 3, [1], rules)]) == []
+    assert row_uses([share(0, 3), share(2, 4, [1], rules)]) == [RowUse(5, 2, (1,), (1.0,))]
+    both = [(None, 0), (LAST, 0)]
+    assert row_uses([share(0, 6, [1, 2], both)]) == [
+        RowUse(0, 4, (1,), (1.0,)),
+        RowUse(4, 2, (1, 2), (1.0, 1.0)),
+    ]
+
+
+def test_virtual_tokens_are_uses_of_their_own():
+    rules = [(None, 4), (LAST, 0)]
+    assert row_uses([share(1, 9, [1, 2], rules), share(0, 2, [1, 2], rules)]) == [
+        RowUse(0, 3, (1,), (1.0,), virtual=1),
+        RowUse(3, 4, (1,), (1.0,)),
+        RowUse(7, 2, (1, 2), (1.0, 1.0)),
+        RowUse(9, 2, (1,), (1.0,), virtual=0),
+    ]
+
+
+def test_a_share_behind_the_last_border_joins_its_neighbours():
+    """Decodes of soft prompts and of plain adapters are one use."""
+    shares = [share(9, 1, [1], [(None, 4)]), share(5, 1, [1])]
+    assert row_uses(shares) == [RowUse(0, 2, (1,), (1.0,))]
+
+
+def test_virtual_tokens_take_positions_and_places_and_token_0():
+    batch = BatchBuilder(16, 2, 4, 4).build([share(1, 6, [1], [(None, 3)])])
+    assert batch.token_ids.tolist() == [0, 0, 10, 11, 12, 13]
+    assert batch.positions.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.slots.tolist() == [13, 14, 15, 20, 21, 22]
