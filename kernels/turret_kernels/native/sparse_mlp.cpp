@@ -153,17 +153,18 @@ void add_parts(bf16* y, const Mlp& mlp, const bf16* bias, int64_t parts) {
 
 }  // namespace
 
-// neurons [I][2][H] of up [I][H] and down [H][I].
+// neurons [I][2][H] of up [I][H] and down [H][I]. On the calling thread alone: it runs beside the
+// steps, and the pool is theirs.
 TURRET_API void turret_pack_neurons(bf16* neurons, const bf16* up, const bf16* down, int64_t inner,
                                     int64_t hidden) {
   // 32 neurons at a time: a cache line of each row of down.
-  turret::Pool::get().run((inner + 31) / 32, [=](int64_t chunk) {
-    const int64_t first = chunk * 32, last = std::min(inner, first + 32);
+  for (int64_t first = 0; first < inner; first += 32) {
+    const int64_t last = std::min(inner, first + 32);
     for (int64_t j = first; j < last; ++j)
       std::memcpy(neurons + j * 2 * hidden, up + j * hidden, hidden * sizeof(bf16));
     for (int64_t i = 0; i < hidden; ++i)
       for (int64_t j = first; j < last; ++j) neurons[(j * 2 + 1) * hidden + i] = down[i * inner + j];
-  });
+  }
 }
 
 // At most 4 rows; `product` [rows][I] is what down reads. gate_up and down are packed (linear.cpp),
