@@ -260,7 +260,7 @@ def main() -> None:
     """Train and score what the command line asks for."""
     tasks = all_tasks()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(tasks), default=list(tasks))
+    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--score-only", action="store_true", help="score what is on disk")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     args = parser.parse_args()

@@ -41,7 +41,7 @@ class AdapterRecord:
     Attributes:
         name: what clients send as `model`.
         digest: identity of the content.
-        path: the folder it was loaded from; loading it again gives the same digest.
+        path: the folder it was loaded from; for a derived adapter, what it was made of.
         kind: the front end that compiled it, such as "lora".
         rank: the largest rank, 0 for kinds without one.
         targets: module names it touches.
@@ -51,6 +51,7 @@ class AdapterRecord:
         loaded_at: Unix time in seconds.
         primitives: what it compiled to.
         num_virtual_tokens: positions that it puts before the prompt.
+        notes: what a user may want to know.
     """
 
     name: str
@@ -65,6 +66,7 @@ class AdapterRecord:
     loaded_at: float
     primitives: tuple[str, ...] = ()
     num_virtual_tokens: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class Catalog:

@@ -53,6 +53,8 @@ class Component:
 class LowRank(Component):
     """`y += weight * b.T @ (a @ x)`: the low-rank branch at a linear, its scale folded into `b`.
 
+    At BLOCK `x` is `y` before the step's components changed it.
+
     Attributes:
         site: where it acts.
         a: [rank, in_features]; at the embedding [rank, vocab].
@@ -60,11 +62,14 @@ class LowRank(Component):
         num_experts: N > 0 makes the branch a mixture chosen by every token (LoRAMoE): the last N
             rows of `a` are a gate, softmax over them weighs N equal groups of the rows before, and
             the last N rows of `b` are not read.
+        published_scale: the alpha / r that `b` contains, where `a` and `b` are otherwise the
+            published factors; None where they were computed.
     """
 
     a: Tensor
     b: Tensor
     num_experts: int = 0
+    published_scale: float | None = None
 
     @property
     def rank(self) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Settings that say where an adapter comes from, not what it does.
 _PROVENANCE = {
     "auto_mapping",
+    "base_model",
     "base_model_name_or_path",
     "inference_mode",
     "peft_version",
@@ -24,7 +25,7 @@ _PROVENANCE = {
     "task_type",
 }
 # PEFT keeps these as sets, so every save orders them anew.
-_UNORDERED = {"target_modules", "exclude_modules"}
+_UNORDERED = {"target_modules", "exclude_modules", "feedforward_modules"}
 
 
 def content_digest(kind: Kind, files: AdapterFiles) -> str:
@@ -40,6 +41,8 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
             _update(sha, _canonical(files.json(name)))
             continue
         tensors = files.tensors(name)
+        if kind.reads_metadata:
+            _update(sha, json.dumps(tensors.metadata, sort_keys=True).encode())
         for key, info in sorted(tensors.infos.items()):
             _update(sha, json.dumps([key, str(info.dtype), info.shape]).encode())
             is_copy = kind.repeats_base is not None and kind.repeats_base(key)

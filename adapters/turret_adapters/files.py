@@ -18,6 +18,7 @@ from turret_adapters.errors import (
     listing,
     quote,
 )
+from turret_adapters.gguf_file import GgufFile
 from turret_adapters.strict_json import parse_object
 from turret_adapters.tensor_file import TensorFile
 
@@ -48,12 +49,13 @@ class AdapterFiles:
 
     Attributes:
         path: the folder, resolved.
+        limits: bounds on the files.
     """
 
     def __init__(self, path: Path, roots: tuple[Path, ...] | None, limits: FileLimits):
         self.path = path
+        self.limits = limits
         self._roots = roots
-        self._limits = limits
         self._open: dict[str, tuple[io.FileIO, os.stat_result]] = {}
         self._json: dict[str, dict[str, Any]] = {}
         self._tensors: dict[str, TensorFile] = {}
@@ -105,7 +107,9 @@ class AdapterFiles:
         self._open.clear()
 
     def has(self, name: str) -> bool:
-        """Does the folder hold a file called `name`?"""
+        """Does the folder hold a file called `name`, or for "*.gguf", one that ends so?"""
+        if name.startswith("*"):
+            return bool(self._ending(name[1:]))
         try:
             return (self.path / name).is_file()
         except OSError:
@@ -120,20 +124,21 @@ class AdapterFiles:
             AdapterMalformed: see `strict_json.parse_object`.
         """
         if name not in self._json:
-            file, status = self._file(name, self._limits.max_json_bytes)
+            file, status = self._file(name, self.limits.max_json_bytes)
             try:
                 data = file.read(status.st_size) or b""
             except OSError as error:
                 what = f"adapter {quote(str(self.path))} was not loaded"
                 why = f"reading {quote(name)} failed ({error.strerror})"
                 raise AdapterMalformed(what, why, "Check the disk.") from error
-            self._json[name] = parse_object(
-                data, quote(name), max_depth=self._limits.max_json_depth
-            )
+            self._json[name] = parse_object(data, quote(name), max_depth=self.limits.max_json_depth)
         return self._json[name]
 
     def tensors(self, name: str) -> TensorFile:
-        """A safetensors file with a checked header; opened once.
+        """A safetensors or GGUF file with a checked header; opened once.
+
+        Args:
+            name: of the file; "*.gguf" is the only one in the folder that ends so.
 
         Raises:
             AdapterNotFound: no such file.
@@ -144,13 +149,15 @@ class AdapterFiles:
         if name not in self._tensors:
             if not self.has(name):
                 self._refuse_pickle(name)
-            file, status = self._file(name, self._limits.max_file_bytes)
-            self._tensors[name] = TensorFile(
+            found = self._only(name[1:]) if name.startswith("*") else name
+            file, status = self._file(found, self.limits.max_file_bytes)
+            of_format = GgufFile if found.endswith(".gguf") else TensorFile
+            self._tensors[name] = of_format(
                 file,
-                name,
+                found,
                 status.st_size,
-                max_header_bytes=self._limits.max_header_bytes,
-                max_tensors=self._limits.max_tensors,
+                max_header_bytes=self.limits.max_header_bytes,
+                max_tensors=self.limits.max_tensors,
             )
         return self._tensors[name]
 
@@ -173,6 +180,23 @@ class AdapterFiles:
         """Some of the file names in the folder, for messages."""
         with os.scandir(self.path) as entries:
             return sorted(entry.name for entry, _ in zip(entries, range(limit), strict=False))
+
+    def _ending(self, suffix: str) -> list[str]:
+        try:
+            with os.scandir(self.path) as entries:
+                return sorted(e.name for e in entries if e.name.endswith(suffix) and e.is_file())
+        except OSError:
+            return []
+
+    def _only(self, suffix: str) -> str:
+        found = self._ending(suffix)
+        if len(found) != 1:
+            raise AdapterUnsupported(
+                f"adapter {quote(str(self.path))} was not loaded",
+                f"it holds {len(found)} files *{suffix}: {listing(found)}",
+                "Put each into a folder of its own; a request may name several adapters.",
+            )
+        return found[0]
 
     def _file(self, name: str, max_bytes: int) -> tuple[io.FileIO, os.stat_result]:
         if name in self._open:

@@ -22,6 +22,7 @@ class Group(IntEnum):
     ACT = 9
     INNER = 10
     HEAD_IN = 11
+    BLOCK = 12
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -47,6 +48,7 @@ _MODULES = {
     Group.ACT: (Module.ACT,),
     Group.INNER: (Module.INNER,),
     Group.HEAD_IN: (Module.HEAD_IN,),
+    Group.BLOCK: (Module.BLOCK,),
 }
 _GROUP_OF = {module: group for group, modules in _MODULES.items() for module in modules}
 

@@ -40,7 +40,7 @@ def describe(path: StrPath) -> dict[str, Any]:
 
 
 def _describe_files(kind: Kind, files: AdapterFiles) -> dict[str, Any]:
-    names = [name for name in kind.files_in(files) if name.endswith(".safetensors")]
+    names = [name for name in kind.files_in(files) if not name.endswith(".json")]
     infos = [info for name in names for info in files.tensors(name).infos.values()]
     return {
         "num_tensors": len(infos),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 
 import torch
 
 from turret_adapters.components import Component
+from turret_adapters.compose import compose
+from turret_adapters.derivation import Derivation
 from turret_adapters.digest import content_digest
 from turret_adapters.errors import AdapterMalformed
 from turret_adapters.files import AdapterFiles, FileLimits
@@ -17,6 +20,7 @@ from turret_adapters.spec import ModelShape, Positions, Program
 from turret_adapters.tensor_file import is_finite
 
 StrPath = str | PathLike[str]
+Origin = StrPath | Derivation  # where an adapter comes from: a folder, or several and a method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ class LoadedAdapter:
 
 
 def read_adapter(
-    path: StrPath,
+    origin: Origin,
     shape: ModelShape,
     dtype: torch.dtype,
     *,
@@ -59,10 +63,10 @@ def read_adapter(
     limits: FileLimits | None = None,
     is_wanted: Callable[[str], bool] = lambda digest: True,
 ) -> tuple[str, Program | None]:
-    """Read, validate and compile the adapter in a folder.
+    """Read, validate and compile an adapter.
 
     Args:
-        path: the folder.
+        origin: the folder, or what to derive it from.
         shape: the base model.
         dtype: the served dtype.
         roots: folders that may be read, None for all.
@@ -75,12 +79,39 @@ def read_adapter(
     Raises:
         AdapterError: the adapter cannot be served: what, why, fix.
     """
-    with AdapterFiles.open(path, roots, limits) as files:
+    roots = None if roots is None else tuple(roots)
+    if isinstance(origin, Derivation):
+        return _derive(origin, shape, dtype, roots, limits, is_wanted)
+    with AdapterFiles.open(origin, roots, limits) as files:
         kind = detect(files)
         digest = content_digest(kind, files)
         program = kind.compile(files, shape) if is_wanted(digest) else None
         files.check_unchanged()
     return digest, None if program is None else _cast(program, dtype)
+
+
+def _derive(
+    derivation: Derivation,
+    shape: ModelShape,
+    dtype: torch.dtype,
+    roots: tuple[StrPath, ...] | None,
+    limits: FileLimits | None,
+    is_wanted: Callable[[str], bool],
+) -> tuple[str, Program | None]:
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(AdapterFiles.open(source.path, roots, limits))
+            for source in derivation.sources
+        ]
+        kinds = [detect(files) for files in opened]
+        sources = [content_digest(*pair) for pair in zip(kinds, opened, strict=True)]
+        digest = derivation.digest(sources)
+        if not is_wanted(digest):
+            return digest, None
+        programs = [k.compile(files, shape) for k, files in zip(kinds, opened, strict=True)]
+        for files in opened:
+            files.check_unchanged()
+    return digest, _cast(compose(programs, derivation), dtype)
 
 
 def describe_program(digest: str, program: Program) -> LoadedAdapter:

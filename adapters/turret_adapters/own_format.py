@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,24 @@ class OwnConfig:
         """The raw value, None where the field is missing."""
         return self._fields.get(name)
 
+    def number(self, name: str) -> float:
+        """A finite number, which must be there."""
+        value: Any = self._fields.get(name)
+        try:
+            number = float(value) if type(value) in (int, float) else math.nan
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self.malformed(f"{name} is {quote(value)}, not a finite number")
+        return number
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        """One of `allowed`, which must be there."""
+        value: Any = self._fields.get(name)
+        if value not in allowed:
+            raise self.malformed(f"{name} is {quote(value)}, none of {listing(list(allowed))}")
+        return value
+
     @property
     def base_model(self) -> str | None:
         """The base model's name as the fitting saw it."""
@@ -72,7 +91,7 @@ class OwnConfig:
     def base_notes(self, served: str) -> list[str]:
         """What to say where the base that is served has another name."""
         trained = self.base_model
-        if not trained or not served or PurePath(trained).name == PurePath(served).name:
+        if not trained or not served or _last(trained) == _last(served):
             return []
         return [f"fitted on {quote(trained)}, served on {quote(served)}"]
 
@@ -80,3 +99,7 @@ class OwnConfig:
 def is_own(files: AdapterFiles, kind: str) -> bool:
     """Does the folder's turret_adapter.json declare this kind?"""
     return files.has(CONFIG_NAME) and files.json(CONFIG_NAME).get("kind") == kind
+
+
+def _last(name: str) -> str:
+    return PurePath(name).name.lower()

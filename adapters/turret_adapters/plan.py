@@ -67,6 +67,10 @@ class BasePlan:
             cache: of the layer.
         """
 
+    def touches(self, layer: int, group: Group) -> bool:
+        """Does anything act there? For places that take work to ask at."""
+        return False
+
     def touch(self, layer: int, group: Group, x: Tensor) -> None:
         """Let the adapters act on an activation `x` [T, N], in place; `layer` is -1 at HEAD_IN."""
 
@@ -159,7 +163,7 @@ class StepPlan(BasePlan):
         ]
         self._threshold = banks.threshold
         self._sparse = _touched(banks.threshold.touched, slots)  # where thresholds act
-        # Where every row has a threshold behind the gate, if no further row joins them.
+        # Where every row that runs adapters has a threshold; rows of the base may join them.
         self._num_rows = sum(use.row_count for use in uses)
         self._gated = _everywhere(banks.threshold.touched, uses) if self._sparse else 0
         self._weights: dict[Module, Tensor] | None = None
@@ -171,13 +175,15 @@ class StepPlan(BasePlan):
     def __bool__(self) -> bool:
         return bool(self._active or self._sparse or self._virtual)
 
-    @property
-    def signature(self) -> tuple[tuple[int, int], ...] | None:
+    def signature(self, rows: int) -> tuple[tuple[int, ...], ...] | None:
         """Equal for steps that launch the same kernels, so that one recorded graph serves them.
 
         None where a graph cannot hold the step: banks that run torch ops, weights per module, or
         virtual tokens.
         What acts on the embedding does not matter: graphs begin behind it.
+
+        Args:
+            rows: token rows of the step, the base's included.
         """
         embed = 1 << point(-1, Group.EMBED)
         every: list[tuple[Bank, int]] = [(bank, mask & ~embed) for bank, mask in self._active]
@@ -188,7 +194,9 @@ class StepPlan(BasePlan):
             or any(mask and not b.capturable for b, mask in every)
         ):
             return None
-        return *((mask, bank.layout) for bank, mask in every), (self._gated, self._num_rows)
+        banks = ((id(bank), mask, bank.layout) for bank, mask in every)
+        gated = self._gated_in(rows)
+        return *banks, (gated, self._threshold.neurons_layout if gated else 0)
 
     @property
     def entries(self) -> Entries:
@@ -207,6 +215,10 @@ class StepPlan(BasePlan):
     def store(self, layer: int, places: Tensor, cache: KVCache) -> None:  # noqa: D102
         for start, count, slot, first in self._virtual:
             self._virtual_bank.store(layer, slot, first, places[start : start + count], cache)
+
+    def touches(self, layer: int, group: Group) -> bool:  # noqa: D102
+        at = point(layer, group)
+        return any(mask >> at & 1 for _, mask in self._active)
 
     def touch(self, layer: int, group: Group, x: Tensor) -> None:  # noqa: D102
         if group is Group.HEAD_IN:
@@ -237,11 +249,15 @@ class StepPlan(BasePlan):
         self.apply(layer, Group.DOWN, y, product)
         return y
 
+    def _gated_in(self, rows: int) -> int:
+        """The points at which all rows of the step, and few, have a threshold."""
+        return self._gated if rows == self._num_rows <= MAX_ROWS else 0
+
     def _skips_neurons(self, layer: int, rows: int) -> bool:
-        """Do all rows of the step have a threshold behind the gate, and nothing else inside?"""
-        if not self._gated >> point(layer, Group.ACT) & 1:
+        """Do all rows have a threshold behind the gate, and nothing else inside the MLP?"""
+        if not self._gated_in(rows) >> point(layer, Group.ACT) & 1:
             return False
-        if rows > MAX_ROWS or rows != self._num_rows or not self._threshold.has_sparse_mlp(layer):
+        if not self._threshold.has_sparse_mlp(layer):
             return False
         inside = _bits(layer, Group.GATE_UP, Group.ACT, Group.INNER)
         linears = _bits(layer, Group.GATE_UP, Group.DOWN)
@@ -272,7 +288,7 @@ class StepPlan(BasePlan):
         for bank, mask in self._active:
             if mask >> at & 1:
                 entries, weights = self._head_entries()
-                if len(entries):
+                if entries.slot.shape[0]:  # not len(): a graph that is recorded reads no number
                     bank.apply(-1, group, y, x, entries, weights)
 
     def _head_entries(self) -> tuple[Entries, dict[Module, Tensor] | None]:

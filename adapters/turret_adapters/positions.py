@@ -16,8 +16,8 @@ class Positions:
 
     Attributes:
         invocation: token ids; from where they last occur in the prompt on, or nowhere (aLoRA).
-        first: so many tokens at the beginning of the prompt (LoReFT's f).
-        last: so many tokens at the end of the prompt (LoReFT's l).
+        first: so many tokens at the beginning of the prompt, at most half of it (LoReFT's f).
+        last: so many tokens at its end, at most half of it (LoReFT's l).
         generating: the last token of the prompt and all that follow: every row that a token is
             sampled from (ITI).
     """
@@ -38,8 +38,8 @@ class Positions:
                 if tuple(prompt[start : start + size]) == self.invocation:
                     return [(start, NO_END)]
             return []
-        first, last = min(self.first, end), max(end - self.last, 0)
-        if first >= last:
+        first, last = min(self.first, end // 2), end - min(self.last, end // 2)
+        if first == last:
             return [(0, end)] if end else []
         return [span for span in ((0, first), (last, end)) if span[0] < span[1]]
 

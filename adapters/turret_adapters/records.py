@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from turret_adapters.banks.device import Demand
 from turret_adapters.errors import AdapterError, AdapterNotFound
-from turret_adapters.loading import LoadedAdapter, StrPath
+from turret_adapters.loading import LoadedAdapter, Origin, StrPath
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class Record:
     Attributes:
         loaded: the facts about it.
         demand: what it takes of every bank.
-        path: the folder, for reading it again.
+        origin: for reading it again.
         roots: folders that may be read, None for all.
         slot: its place on the device, None while it is not resident.
         pins: running requests that use it.
@@ -28,7 +28,7 @@ class Record:
 
     loaded: LoadedAdapter
     demand: Demand
-    path: StrPath
+    origin: Origin
     roots: tuple[StrPath, ...] | None
     slot: int | None = None
     pins: int = 0

@@ -84,6 +84,6 @@ def detect(files: AdapterFiles, known: Mapping[str, Kind] | None = None) -> Kind
     raise AdapterUnsupported(
         what,
         f"{listing(configs)} declares the type {listing(declared)}; "
-        f"this server reads the kinds {listing(list(known))}",
+        f"this server reads the kinds {', '.join(known)}",
         "Convert it, or install a plug-in that reads it.",
     )

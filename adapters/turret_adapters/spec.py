@@ -42,6 +42,7 @@ class Module(StrEnum):
     ACT = "act_fn"  # SiLU(gate), before it meets up
     INNER = "mlp_inner"  # what down reads
     HEAD_IN = "norm"  # what the head reads
+    BLOCK = "block"  # what comes out of a layer, the residual stream
 
 
 LINEARS = (Module.Q, Module.K, Module.V, Module.O, Module.GATE, Module.UP, Module.DOWN)
@@ -53,6 +54,7 @@ READERS = {
     Module.ACT: Module.DOWN,
     Module.INNER: Module.DOWN,
     Module.HEAD_IN: Module.HEAD,
+    Module.BLOCK: Module.Q,  # of the next layer, past its norm
 }
 
 
@@ -102,6 +104,11 @@ class ModelShape:
         """Features that come out of a module, or that an activation has."""
         reader = READERS.get(module)
         return self.dims[module][1] if reader is None else self.dims[reader][0]
+
+    def size(self, module: Module) -> tuple[int, int]:
+        """Features in and out; an activation's are the same."""
+        width = self.width(module)
+        return self.dims.get(module, (width, width))
 
     def has(self, site: Site) -> bool:
         """Is there such a place in the base?"""
@@ -173,9 +180,12 @@ class Kind:
         compile: validated, finite components on the CPU, in the stored or a wider dtype; raises
             AdapterError with what, why and fix.
         guess_shape: the smallest base that the files fit, for `inspect` without a base.
-        files: the files that make up an adapter of this kind; its digest covers them.
+        files: the files that make up an adapter of this kind; its digest covers them. "*.gguf" is
+            the only file in the folder that ends so.
         list_files: the same for one folder, where they are not the same for every folder.
         repeats_base: is a tensor, by name, a copy of the base's? The digest samples copies.
+        reads_metadata: the strings in the header of its safetensors mean something, so its digest
+            covers them, too.
     """
 
     name: str
@@ -185,6 +195,7 @@ class Kind:
     files: tuple[str, ...] = ("adapter_config.json", "adapter_model.safetensors")
     list_files: Callable[[AdapterFiles], tuple[str, ...]] | None = None
     repeats_base: Callable[[str], bool] | None = None
+    reads_metadata: bool = False
 
     def files_in(self, files: AdapterFiles) -> tuple[str, ...]:
         """The files in this folder that make up the adapter."""

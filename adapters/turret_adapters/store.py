@@ -23,7 +23,13 @@ from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterUnsupported
 from turret_adapters.files import FileLimits
 from turret_adapters.host_cache import HostCache
-from turret_adapters.loading import LoadedAdapter, StrPath, describe_program, read_adapter
+from turret_adapters.loading import (
+    LoadedAdapter,
+    Origin,
+    StrPath,
+    describe_program,
+    read_adapter,
+)
 from turret_adapters.plan import Weight
 from turret_adapters.positions import Reach, find_reach
 from turret_adapters.records import Record, Records
@@ -56,9 +62,9 @@ class StoreLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """A folder to load, and who waits for it."""
+    """What to load, and who waits for it."""
 
-    path: StrPath
+    origin: Origin
     roots: tuple[StrPath, ...] | None
     future: Future[LoadedAdapter]
 
@@ -116,17 +122,18 @@ class AdapterStore:
 
     # ------------------------------------------------------------- engine thread
 
-    def load(self, path: StrPath, roots: Iterable[StrPath] | None = None) -> Future[LoadedAdapter]:
-        """Read, validate and compile an adapter folder, in the loader thread.
+    def load(self, origin: Origin, roots: Iterable[StrPath] | None = None) -> Future[LoadedAdapter]:
+        """Read, validate and compile an adapter, in the loader thread.
 
         Args:
-            path: the folder; it is read again if its program was dropped from the host.
+            origin: its folder, or what to derive it from; read again if its program was dropped
+                from the host.
             roots: folders that may be read, None for all.
 
         Returns:
             The facts; or AdapterError with what, why and fix, and then nothing of it remains.
         """
-        job = _Load(path, None if roots is None else tuple(roots), Future())
+        job = _Load(origin, None if roots is None else tuple(roots), Future())
         with self._lock:
             if self._closed:
                 raise RuntimeError("the adapter store is closed")
@@ -384,11 +391,11 @@ class AdapterStore:
             record, program = self._records.get(digest), self._host.get(digest)
         if record is None or program is not None:
             return program
-        found, program = self._read(record.path, record.roots, lambda found: found == digest)
+        found, program = self._read(record.origin, record.roots, lambda found: found == digest)
         if program is None:
             raise AdapterMalformed(
                 f"adapter {digest[:12]} did not become resident",
-                f"{str(record.path)!r} holds another adapter now ({found[:12]})",
+                f"{str(record.origin)!r} holds another adapter now ({found[:12]})",
                 "Load it again to serve what is there now.",
             )
         with self._lock:
@@ -398,12 +405,12 @@ class AdapterStore:
 
     def _read(
         self,
-        path: StrPath,
+        origin: Origin,
         roots: tuple[StrPath, ...] | None,
         is_wanted: Callable[[str], bool] = lambda digest: True,
     ) -> tuple[str, Program | None]:
         return read_adapter(
-            path,
+            origin,
             self._shape,
             self._dtype,
             roots=roots,
@@ -415,11 +422,11 @@ class AdapterStore:
         if not job.future.set_running_or_notify_cancel():
             return
         try:
-            digest, program = self._read(job.path, job.roots, self._is_new)
+            digest, program = self._read(job.origin, job.roots, self._is_new)
             loaded = None if program is not None else self._revive(digest, job)
             if loaded is None:  # it is new, or was forgotten while it was read
                 if program is None:
-                    digest, program = self._read(job.path, job.roots)
+                    digest, program = self._read(job.origin, job.roots)
                 assert program is not None, "it was wanted"
                 loaded = self._register(digest, program, job)
         except Exception as error:
@@ -439,7 +446,7 @@ class AdapterStore:
             if record is None:
                 return None
             record.forgotten, record.error = False, None
-            record.path, record.roots = job.path, job.roots
+            record.origin, record.roots = job.origin, job.roots
             return record.loaded
 
     def _register(self, digest: str, program: Program, job: _Load) -> LoadedAdapter:
@@ -447,7 +454,7 @@ class AdapterStore:
         self.banks.check_fits([demand])
         loaded = describe_program(digest, program)
         with self._lock:
-            self._records.add(Record(loaded, demand, job.path, job.roots))
+            self._records.add(Record(loaded, demand, job.origin, job.roots))
             self._host.put(digest, program)
         return loaded
 

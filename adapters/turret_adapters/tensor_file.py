@@ -77,6 +77,7 @@ class TensorFile:
         self.name = name
         self._file = file
         header, data_start = self._read_header(size, max_header_bytes)
+        self._metadata: dict[str, str] = header.pop("__metadata__", {})
         if len(header) > max_tensors:
             raise self._malformed(f"it lists {len(header)} tensors, more than {max_tensors}")
         self._infos = self._check_entries(header, data_start, size)
@@ -85,6 +86,11 @@ class TensorFile:
     def infos(self) -> dict[str, TensorInfo]:
         """Every tensor, by name."""
         return self._infos
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The strings that the writer left beside the tensors."""
+        return self._metadata
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, in its stored dtype.
@@ -155,7 +161,7 @@ class TensorFile:
         self._read_into(memoryview(text), 8, "the header")
         # Nesting: the object, an entry, its list of numbers.
         header = parse_object(bytes(text), f"the header of {self.name!r}", max_depth=3)
-        metadata = header.pop("__metadata__", {})
+        metadata = header.get("__metadata__", {})
         if not isinstance(metadata, dict) or not all(
             isinstance(value, str) for value in metadata.values()
         ):

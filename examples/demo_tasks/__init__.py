@@ -7,6 +7,6 @@ __all__ = ["Example", "Task", "all_tasks"]
 
 def all_tasks() -> dict[str, Task]:
     """Return every demo task by the name of its adapter."""
-    from demo_tasks import dates, order_json, sql
+    from demo_tasks import dates, order_json, sql, triage
 
-    return {task.name: task for task in (order_json.TASK, sql.TASK, dates.TASK)}
+    return {task.name: task for task in (order_json.TASK, sql.TASK, dates.TASK, triage.TASK)}

@@ -165,7 +165,7 @@ def low_rank(
 
     Args:
         y: [T, sum(out_features)] output of the base linear, contiguous; float32 for logits.
-        x: [T, in_features] its input, contiguous.
+        x: [T, in_features] its input, contiguous; may be `y`, which is then read as it was.
         slices: one pool per slice (q, k, v; gate, up; or one).
         entries: what acts where.
         weights: float32 [E] per slice, where they differ from `entries.weight`.
@@ -200,6 +200,7 @@ def low_rank_reference(
     weights: Sequence[Tensor] | None = None,
 ) -> None:
     """The obvious loop over row-major pools; hidden values stay in float32."""
+    x = x.clone() if x.data_ptr() == y.data_ptr() else x
     columns = zip(slices.pools, slices.columns, weights or [None] * len(slices.pools), strict=True)
     for pool, column, weight in columns:
         for slot, w, row, rows in zip(

@@ -1,7 +1,7 @@
 """Activation sparsity by slot: CATS behind the gate of an MLP, TEAL before a linear.
 
 Thresholds lie in float32 tables [S], negative where a slot has none; what does not exceed the
-threshold in magnitude becomes 0. Rows in no entry keep everything.
+threshold in magnitude becomes 0. Rows in no entry keep everything; NaN is kept everywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def silu_threshold_mul(gate_up: Tensor, thresholds: Tensor, entries: Entries) ->
         gate, up = gate_up.chunk(2, dim=-1)
         gate = F.silu(gate)
         bounds = _row_bounds(thresholds, entries, rows)
-        return torch.where(gate.abs() > bounds, gate, 0) * up
+        return torch.where(gate.abs() <= bounds, 0, gate) * up
     out = native.allocate((rows, width // 2), gate_up.dtype)
     _launch(lib.turret_silu_threshold_mul, out, gate_up, rows, width // 2, thresholds, entries)
     return out
@@ -46,7 +46,7 @@ def threshold(x: Tensor, thresholds: Tensor, entries: Entries) -> Tensor:
     """
     rows, width = x.shape
     if not _native(x) or lib is None:
-        return torch.where(x.abs() > _row_bounds(thresholds, entries, rows), x, 0)
+        return torch.where(x.abs() <= _row_bounds(thresholds, entries, rows), 0, x)
     out = native.allocate((rows, width), x.dtype)
     _launch(lib.turret_threshold, out, x, rows, width, thresholds, entries)
     return out

@@ -8,7 +8,7 @@ import hashlib
 import ipaddress
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -23,8 +23,10 @@ from turret_server.cache import cache_root
 from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
 from turret_server.engine.settings import EngineSettings
-from turret_server.errors import StartupError
+from turret_server.errors import StartupError, TurretError
 from turret_server.pipeline.generation_defaults import GenerationDefaults
+from turret_server.pipeline.recipe import Stack
+from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources import DEMO, resolve_adapter, resolve_model
 from turret_server.telemetry.logging import configure_logging
@@ -39,6 +41,7 @@ def run_server(config: ServeConfig) -> None:
         StartupError: what was asked for cannot be served.
     """
     console = Console(stderr=True)
+    recipes = parse_recipes(config.recipes)
     folder = resolve_model(config.model, progress=console.is_terminal)
     adapters = {**_demo_adapters(config.model), **config.adapters}
     sources = {
@@ -53,11 +56,15 @@ def run_server(config: ServeConfig) -> None:
             highlight=False,
         )
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, folder, sources, console))
+        runner.run(_serve(config, folder, sources, recipes, console))
 
 
 async def _serve(
-    config: ServeConfig, folder: Path, sources: dict[str, Path], console: Console
+    config: ServeConfig,
+    folder: Path,
+    sources: dict[str, Path],
+    recipes: NamedRecipes,
+    console: Console,
 ) -> None:
     tokenizer = Tokenizer.load(folder)
     # Before the model is loaded: a port in use should not be found out minutes later.
@@ -66,10 +73,11 @@ async def _serve(
     try:
         with console.status(f"loading {config.model}"):
             ready = await link.start()
-        app = create_app(link, tokenizer, _api_settings(config, folder))
+        app = create_app(link, tokenizer, _api_settings(config, folder, recipes.stacks))
         service: Service = app.state.service
         for name, path in sources.items():
             await service.adapters.load(name, str(path), confined=False)
+        await _prepare_recipes(service, recipes, console)
         server = _Server(
             uvicorn.Config(
                 app,
@@ -82,9 +90,10 @@ async def _serve(
                 server_header=False,
             )
         )
+        adapters = service.catalog.names()
         server.announcement = (
             f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
-            f"{len(sources)} adapters ({', '.join(sources) or 'none'}), {ready.dtype} on "
+            f"{len(adapters)} adapters ({', '.join(adapters) or 'none'}), {ready.dtype} on "
             f"{ready.device}, context {ready.max_model_len}"
         )
         server.console, server.service = console, service
@@ -92,6 +101,35 @@ async def _serve(
     finally:
         listener.close()
         await link.close()
+
+
+async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Console) -> None:
+    """Derive what is to be derived, and try what is to be stacked.
+
+    Raises:
+        StartupError: names the recipe.
+    """
+    for name, derivation in recipes.derived.items():
+        try:
+            record = await service.adapters.derive(name, derivation)
+        except TurretError as error:
+            raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
+        for note in record.notes:
+            console.print(f"recipe {name}: {note}", style="dim", highlight=False, markup=False)
+    for name in recipes.stacks:
+        if name in service.recipes.base_names:
+            raise recipe_error(name, "the base model has this name", "Choose another name.")
+        if missing := service.recipes.missing(name):
+            console.print(
+                f"[yellow]note:[/] the recipe {name!r} is no model until {', '.join(missing)} "
+                "is loaded",
+                highlight=False,
+            )
+            continue
+        try:
+            service.recipes.resolve(name)
+        except TurretError as error:
+            raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -180,14 +218,14 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
     )
 
 
-def _api_settings(config: ServeConfig, folder: Path) -> ApiSettings:
+def _api_settings(config: ServeConfig, folder: Path, recipes: Mapping[str, Stack]) -> ApiSettings:
     default_name = folder.name if config.model == DEMO else config.model.rstrip("/")
     return ApiSettings(
         base_names=config.served_names or (default_name,),
         model_root=config.model,
         adapter_roots=(*config.adapter_roots, cache_root()),
         adapter_dirs=config.adapter_dirs,
-        recipes=config.recipes,
+        recipes=recipes,
         keys=tuple(
             ApiKey(hashlib.sha256(key.encode()).hexdigest(), admin)
             for keys, admin in ((config.api_keys, False), (config.admin_keys, True))
@@ -203,7 +241,7 @@ def _demo_adapters(model: str) -> dict[str, str]:
     if model != DEMO:
         return {}
     root = Path(turret_adapters.__file__).parent / "demo"
-    return {p.parent.name: str(p.parent) for p in sorted(root.glob("*/adapter_config.json"))}
+    return {p.parent.name: str(p.parent) for p in sorted(root.glob("*/*.safetensors"))}
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,10 +10,13 @@ from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.offset import OffsetBank
 from turret_adapters.banks.rows import RowAllocator
-from turret_adapters.components import LowRank, Offset
+from turret_adapters.banks.scale import ScaleBank
+from turret_adapters.banks.threshold import ThresholdBank
+from turret_adapters.components import LowRank, Offset, Scale, Threshold
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group, first_column, num_points, point
 from turret_adapters.spec import ModelShape, Module, Site
+from turret_kernels.linear import pack_linear
 from turret_kernels.low_rank import ROW_ALIGNMENT, Entries
 
 CPU = torch.device("cpu")
@@ -39,6 +42,7 @@ def poison(monkeypatch):
     """Memory that nobody wrote is NaN: a step that reads it shows."""
 
     def full(*size, **kwargs):
+        size = size[0] if isinstance(size[0], tuple) else size
         return torch.full(size, float("nan"), **kwargs)
 
     monkeypatch.setattr(low_rank_module.torch, "empty", full)
@@ -246,6 +250,136 @@ class TestOffsets:
         weights = {m: torch.tensor([3.0 if m is Module.V else 0.5]) for m in Module}
         bank.apply(0, Group.QKV, y, y, entries((0, 9.0, 0, 1)), weights)
         assert y[0].unique().tolist() == [0.0, 0.5, 3.0]
+
+    def test_at_an_activation(self):
+        bank = self.make()
+        heads = Site(1, Module.HEADS)
+        bank.put(0, [Offset(heads, torch.ones(24))])
+        y = torch.zeros(3, 24)
+        bank.apply(1, Group.HEADS, y, y, entries((0, 0.5, 1, 1)), None)
+        assert y.unique(dim=0).tolist() == [[0.0] * 24, [0.5] * 24]
+        assert bank.touched[0] == 1 << point(1, Group.HEADS)
+
+
+class TestScales:
+    def make(self, before_deltas=False):
+        return ScaleBank(SHAPE, SLOTS, CPU, before_deltas)
+
+    def test_the_columns_of_their_module(self):
+        bank = self.make()
+        q, v, turn = torch.rand(24), torch.rand(8), torch.rand(8)
+        bank.put(0, [Scale(Q0, q), Scale(V0, v, turn, 2)])
+        bank.put(1, [Scale(K0, v)])
+        y = torch.randn(TOKENS, 40)
+        want = y.clone()
+        want[:2, :24] *= q
+        pairs = want[:2, 32:].view(2, 2, 2, 2).flip(2).reshape(2, 8)
+        want[:2, 32:] = want[:2, 32:] * v + turn * pairs
+        want[1, 24:32] += 0.5 * (v - 1) * want[1, 24:32]
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 2), (1, 0.5, 1, 1)), None)
+        torch.testing.assert_close(y, want)
+
+    def test_weights_per_module(self):
+        bank = self.make()
+        bank.put(0, [Scale(Q0, torch.full((24,), 3.0)), Scale(V0, torch.full((8,), 3.0))])
+        y = torch.ones(1, 40)
+        weights = {m: torch.tensor([0.0 if m is Module.V else 2.0]) for m in Module}
+        bank.apply(0, Group.QKV, y, y, entries((0, 9.0, 0, 1)), weights)
+        assert y[0].tolist() == [5.0] * 24 + [1.0] * 16
+
+    def test_a_slot_that_no_longer_turns(self):
+        """The table still holds the rotation of the adapter before."""
+        bank = self.make()
+        bank.put(0, [Scale(Q0, torch.ones(24), torch.ones(24), 4)])
+        bank.clear(0)
+        bank.put(0, [Scale(Q0, torch.full((24,), 2.0))])
+        y = torch.ones(1, 40)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        assert y[0].tolist() == [2.0] * 24 + [1.0] * 16
+
+    def test_cleared_slots_do_nothing(self):
+        bank = self.make()
+        bank.put(0, [Scale(Q0, torch.zeros(24))])
+        bank.clear(0)
+        assert bank.touched[0] == 0
+        y = torch.ones(1, 40)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        assert (y == 1).all()
+
+    def test_two_at_one_site_are_refused(self):
+        bank = self.make()
+        one, other = [Scale(Q0, torch.ones(24))], [Scale(K0, torch.ones(8))]
+        bank.check_fits([bank.demand(one), bank.demand(other)])
+        with pytest.raises(AdapterUnsupported, match=r"two of them scale layers\.0\.q_proj"):
+            bank.check_fits([bank.demand(one), bank.demand([*one, *other])])
+
+    def test_each_bank_takes_its_own(self):
+        first, last = self.make(before_deltas=True), self.make()
+        before = Scale(Q0, torch.ones(24), before_deltas=True)
+        after = Scale(Q0, torch.ones(24))
+        assert [first.takes(before), first.takes(after)] == [True, False]
+        assert [last.takes(before), last.takes(after)] == [False, True]
+
+    def test_nothing_remains_after_an_error(self):
+        bank = self.make()
+        with pytest.raises(RuntimeError):
+            bank.put(0, [Scale(Q0, torch.ones(24)), Scale(V0, torch.ones(7))])
+        assert bank.touched[0] == 0
+        y = torch.ones(1, 40)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        assert (y == 1).all()
+
+
+class TestThresholds:
+    def make(self, dtype=torch.float32, shape=SHAPE):
+        return ThresholdBank(shape, SLOTS, CPU, dtype)
+
+    def test_behind_the_gate(self):
+        bank = self.make()
+        bank.put(0, [Threshold(Site(0, Module.ACT), 0.5)])
+        gate, up = torch.randn(2, TOKENS, 40)
+        y = bank.gate(0, torch.cat([gate, up], dim=1), entries((0, 1.0, 0, 2), (1, 1.0, 3, 1)))
+        act = torch.nn.functional.silu(gate)
+        act[:2] = torch.where(act[:2].abs() > 0.5, act[:2], 0)
+        torch.testing.assert_close(y, act * up)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("biased", [False, True])
+    def test_each_linear_of_a_group_reads_its_own_input(self, dtype, biased):
+        """Widths that are multiples of 16, and such that are not."""
+        for q, k in ((32, 16), (24, 8)):
+            dims = {Module.Q: (32, q), Module.K: (32, k), Module.V: (32, k)}
+            bank = self.make(dtype, ModelShape(1, dims))
+            bank.put(1, [Threshold(Q0, 0.5), Threshold(V0, 1.0)])
+            weight = torch.randn(q + 2 * k, 32).to(dtype)
+            bias = torch.randn(q + 2 * k).to(dtype) if biased else None
+            x = torch.randn(TOKENS, 32).to(dtype)
+            y = bank.linear(0, Group.QKV, x, pack_linear(weight), bias, entries((1, 1.0, 2, 3)))
+            inputs = {module: x.double() for module in (Module.Q, Module.K, Module.V)}
+            for module, bound in ((Module.Q, 0.5), (Module.V, 1.0)):
+                inputs[module] = inputs[module].clone()
+                part = inputs[module][2:5]
+                part[part.abs() <= bound] = 0
+            parts = weight.double().split([q, k, k])
+            want = torch.cat([i @ w.T for i, w in zip(inputs.values(), parts, strict=True)], 1)
+            want = want if bias is None else want + bias.double()
+            tolerance = 1e-5 if dtype == torch.float32 else 2**-7
+            torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance)
+
+    def test_cleared_slots_keep_everything(self):
+        bank = self.make()
+        bank.put(0, [Threshold(Site(0, Module.ACT), 10.0)])
+        bank.clear(0)
+        assert bank.touched[0] == 0
+        gate_up = torch.randn(3, 80)
+        y = bank.gate(0, gate_up, entries((0, 1.0, 0, 3)))
+        assert torch.equal(y, torch.nn.functional.silu(gate_up[:, :40]) * gate_up[:, 40:])
+
+    def test_two_at_one_site_are_refused(self):
+        bank = self.make()
+        demand = bank.demand([Threshold(Site(1, Module.ACT), 0.1)])
+        with pytest.raises(AdapterUnsupported, match="two of them threshold"):
+            bank.check_fits([demand, demand])
 
 
 class TestDeviceBanks:

@@ -10,11 +10,14 @@ from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.row_delta import RowDeltaBank
 from turret_adapters.banks.sparse_delta import SparseDeltaBank
-from turret_adapters.components import LowRank, RowDelta, SparseDelta
+from turret_adapters.components import LowRank, Offset, RowDelta, Scale, SparseDelta
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
 from turret_adapters.plan import RowUse, StepPlan
 from turret_adapters.spec import ModelShape, Module, Site
+from turret_kernels import native
+from turret_kernels.graph import Graph, MemoryPool, capture
+from turret_kernels.linear import pack_linear
 from turret_kernels.low_rank import Entries
 
 CPU, MIB = torch.device("cpu"), 1 << 20
@@ -179,6 +182,53 @@ def test_in_a_step():
     expected = torch.tensor([[1.0], [0.5]]) * (x @ head.delta.T)
     torch.testing.assert_close(logits[:, [0, 49]], expected)
     assert not logits[:, 1:49].any()
+
+
+@pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")
+def test_a_graph_holds_every_site_of_a_step():
+    """Recorded with one adapter, replayed with another in its slot."""
+    dims = {Module.Q: (32, 16), Module.K: (32, 16), Module.V: (32, 16)}
+    dims |= {Module.EMBED: (50, 32), Module.HEAD: (32, 50)}
+    shape = ModelShape(1, dims)
+    banks = DeviceBanks(shape, 4, 8, CPU, torch.bfloat16, lambda site: None)
+
+    def adapter():
+        outputs, inputs = torch.randint(16, (60,)), torch.randint(32, (60,))
+        change = SparseDelta.from_entries(Q0, outputs, inputs, torch.randn(60), 16)
+        ids = torch.randperm(50)[:5].sort().values
+        mixture = LowRank(V0, torch.randn(9, 32), torch.randn(9, 16), num_experts=3)
+        parts = change, RowDelta(HEAD, ids, torch.randn(5, 32)), mixture
+        return [part.to(torch.bfloat16) for part in parts]
+
+    def run(plan):
+        qkv = plan.linear(0, Group.QKV, x, weight, None)
+        return qkv, plan.head(x, head)
+
+    weight, head = (pack_linear(torch.randn(n, 32).bfloat16()) for n in (48, 50))
+    x = torch.randn(3, 32).bfloat16()
+    banks.put(1, adapter())
+    plan = StepPlan(banks, [RowUse(0, 2, (1,), (1.0,))])
+    assert plan.signature(3) is not None
+    with capture(MemoryPool()) as calls:
+        recorded = run(plan)
+    banks.clear(1)
+    banks.put(1, adapter())
+    Graph(calls).replay()
+    for one, two in zip(recorded, run(plan), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")
+def test_steps_of_different_primitives_have_different_graphs():
+    """Though they act on the same sites, and each bank has made one table."""
+    banks = DeviceBanks(SHAPE, 4, 8, CPU, torch.bfloat16, lambda site: None)
+    parts = sparse(Q0)[0], Offset(Q0, torch.ones(24)), Scale(Q0, torch.ones(24))
+    for slot, part in enumerate(parts):
+        banks.put(slot, [part])
+    plans = [StepPlan(banks, [RowUse(0, 1, (slot,), (1.0,))]) for slot in range(len(parts))]
+    signatures = {plan.signature(1) for plan in plans}
+    assert None not in signatures
+    assert len(signatures) == len(parts)
 
 
 class TestMixtures:

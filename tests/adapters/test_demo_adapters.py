@@ -1,4 +1,4 @@
-"""The shipped demo adapters are small, ordinary PEFT folders, and their scores belong to them."""
+"""The shipped demo adapters are small, ordinary folders, and their scores belong to them."""
 
 import json
 import sys
@@ -16,7 +16,8 @@ import turret_adapters
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = Path(turret_adapters.__file__).parent / "demo"
-NAMES = ["order-json", "sql", "dates"]
+LORA_NAMES = ["order-json", "sql", "dates"]
+NAMES = [*LORA_NAMES, "triage"]
 MAX_BYTES = 2_000_000
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SCORES = json.loads((ROOT / "examples/demo_scores.json").read_text())
@@ -38,14 +39,14 @@ def test_every_folder_is_listed():
     assert folders == sorted(NAMES) == sorted(SCORES["adapters"]) == sorted(EXAMPLES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LORA_NAMES)
 def test_a_folder_holds_config_and_weights_in_two_megabytes(name: str):
     files = {path.name: path.stat().st_size for path in (DEMO / name).iterdir()}
     assert sorted(files) == ["adapter_config.json", "adapter_model.safetensors"]
     assert sum(files.values()) <= MAX_BYTES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LORA_NAMES)
 def test_a_config_names_the_base_and_no_path(name: str):
     config = json.loads((DEMO / name / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == BASE
@@ -53,7 +54,7 @@ def test_a_config_names_the_base_and_no_path(name: str):
     assert [v for v in config.values() if isinstance(v, str) and v.startswith(("/", "~"))] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LORA_NAMES)
 def test_weights_are_those_that_peft_expects(name: str):
     config = PeftConfig.from_pretrained(str(DEMO / name))
     assert isinstance(config, LoraConfig)
@@ -79,17 +80,36 @@ def test_weights_are_those_that_peft_expects(name: str):
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LORA_NAMES)
 def test_weights_are_finite_and_trained(name: str):
     for key, tensor in load_file(DEMO / name / "adapter_model.safetensors").items():
         assert torch.isfinite(tensor).all(), key
         assert tensor.abs().max() > 0, key  # PEFT starts B at zero
 
 
+def test_triage_is_a_lofit_folder_of_a_few_kilobytes():
+    files = {path.name: path.stat().st_size for path in (DEMO / "triage").iterdir()}
+    assert sorted(files) == ["adapter.safetensors", "turret_adapter.json"]
+    assert sum(files.values()) <= 50_000
+    config = json.loads((DEMO / "triage/turret_adapter.json").read_text())
+    assert config == {"kind": "lofit", "version": 1, "base_model": BASE}
+
+
+def test_triage_shifts_a_tenth_of_the_heads():
+    tensors = load_file(DEMO / "triage/adapter.safetensors")
+    layers, heads, v = tensors["layers"], tensors["heads"], tensors["v"]
+    assert v.shape == (27, 64)
+    assert len(set(zip(layers.tolist(), heads.tolist(), strict=True))) == 27
+    assert int(layers.max()) < 30
+    assert int(heads.max()) < 9
+    assert torch.isfinite(v).all()
+    assert (v.norm(dim=-1) > 0.1).all()  # it starts at 1e-3 per element
+
+
 def test_shapes_differ_among_the_adapters():
-    configs = [json.loads((DEMO / name / "adapter_config.json").read_text()) for name in NAMES]
-    assert len({c["r"] for c in configs}) == len(NAMES)
-    assert len({tuple(sorted(c["target_modules"])) for c in configs}) == len(NAMES)
+    configs = [json.loads((DEMO / name / "adapter_config.json").read_text()) for name in LORA_NAMES]
+    assert len({c["r"] for c in configs}) == len(LORA_NAMES)
+    assert len({tuple(sorted(c["target_modules"])) for c in configs}) == len(LORA_NAMES)
     assert any(c["use_rslora"] for c in configs)
     assert any(c["rank_pattern"] for c in configs)
 
@@ -122,6 +142,18 @@ def test_the_splits_share_no_item_color_town_table_value_or_year(tasks: dict[str
     assert not years & {str(year) for year in dates.TEST_YEARS}
 
 
+@pytest.mark.usefixtures("tasks")
+def test_triage_is_tested_with_reasons_products_and_manners_of_its_own():
+    from demo_tasks import triage
+
+    for by_team in (*triage.REASONS.values(), triage.PRODUCTS):
+        assert not set(by_team["train"]) & set(by_team["test"])
+    for manners in (triage.OPENERS, triage.CLOSERS):
+        assert set(manners["train"]) & set(manners["test"]) == {""}
+    reasons = [r for teams in triage.REASONS.values() for split in teams.values() for r in split]
+    assert len(set(reasons)) == len(reasons)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_training_never_sees_a_test_prompt(tasks: dict[str, Any], name: str):
     result = SCORES["adapters"][name]
@@ -150,6 +182,14 @@ def test_json_types_matter(tasks: dict[str, Any]):
     assert not task.score(example.answer.replace("true", '"true"'), example)
 
 
+def test_triage_wants_the_word_and_nothing_else(tasks: dict[str, Any]):
+    task = tasks["triage"]
+    (example,) = task.examples("test", 1, seed=3)
+    assert task.score(f" {example.answer}\n", example)
+    assert not task.score(f"{example.answer}.", example)
+    assert not task.score(f"The team is {example.answer}", example)
+
+
 def test_sql_is_judged_by_what_it_returns(tasks: dict[str, Any]):
     task = tasks["sql"]
     example = next(
@@ -166,7 +206,8 @@ def test_sql_is_judged_by_what_it_returns(tasks: dict[str, Any]):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_adapter_is_clearly_better_than_the_base(name: str):
     scores = SCORES["adapters"][name]["scores"]
-    assert scores["adapter"] >= 0.8
+    # An offset of a few heads can do less than LoRA, and triage's test has no sentence in common.
+    assert scores["adapter"] >= (0.7 if name == "triage" else 0.8)
     assert scores["adapter"] >= max(scores["base_bare"], scores["base_instructed"]) + 0.25
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import turret_adapters
-from turret_adapters.components import LowRank
+from turret_adapters.components import LowRank, Offset
 from turret_adapters.groups import first_column
 from turret_adapters.inspect import describe
 from turret_adapters.loading import read_adapter
@@ -18,7 +18,9 @@ from turret_adapters.plan import Group, RowUse, StepPlan
 from turret_adapters.spec import ModelShape, Module
 from turret_adapters.store import AdapterStore, StoreLimits
 
-FOLDERS = sorted(p.parent for p in Path(turret_adapters.__file__).parent.glob("demo/*/*.json"))
+DEMO = Path(turret_adapters.__file__).parent / "demo"
+FOLDERS = sorted(p.parent for p in DEMO.glob("*/*.json"))
+LORA_FOLDERS = sorted(p.parent for p in DEMO.glob("*/adapter_config.json"))
 # SmolLM2-135M
 HIDDEN, KV, INNER, VOCAB = 576, 192, 1536, 49152
 SHAPE = ModelShape(
@@ -35,11 +37,13 @@ SHAPE = ModelShape(
         Module.HEAD: (HIDDEN, VOCAB),
     },
     name="HuggingFaceTB/SmolLM2-135M-Instruct",
+    head_dim=64,
 )
 
 
-def test_there_are_three():
-    assert len(FOLDERS) >= 3
+def test_there_are_four():
+    assert len(FOLDERS) >= 4
+    assert len(LORA_FOLDERS) >= 3
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -51,7 +55,7 @@ def test_nothing_in_it_is_refused(folder):
     assert program.notes == ()
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", LORA_FOLDERS, ids=lambda folder: folder.name)
 def test_the_factors_are_those_in_the_file(folder):
     _, program = read_adapter(folder, SHAPE, torch.float32)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -64,6 +68,18 @@ def test_the_factors_are_those_in_the_file(folder):
         assert torch.equal(component.a, a)
         torch.testing.assert_close(component.b, scale * b.T)
     assert tensors == {}
+
+
+def test_triage_shifts_the_heads_in_its_file():
+    _, program = read_adapter(DEMO / "triage", SHAPE, torch.bfloat16)
+    tensors = load_file(DEMO / "triage/adapter.safetensors")
+    vectors = {c.site.layer: c.vector for c in program.components if isinstance(c, Offset)}
+    assert len(vectors) == len(program.components)
+    for layer, head, v in zip(*(tensors[key] for key in ("layers", "heads", "v")), strict=True):
+        part = vectors[int(layer)][64 * int(head) :][:64]
+        assert torch.equal(part, v)
+        part.zero_()
+    assert not any(vector.any() for vector in vectors.values())
 
 
 @pytest.mark.parametrize("group", [Group.QKV, Group.O, Group.GATE_UP, Group.DOWN])
@@ -85,6 +101,7 @@ def test_all_of_them_in_one_batch(group):
     for i, folder in enumerate(FOLDERS):
         for component in read_adapter(folder, SHAPE, torch.float32)[1].components:
             if component.site.layer == layer and component.site.module in group.modules:
+                assert isinstance(component, LowRank)
                 column = first_column(SHAPE, component.site.module)
                 columns = slice(column, column + component.b.shape[1])
                 want[i, columns] = x[i] @ component.a.T @ component.b

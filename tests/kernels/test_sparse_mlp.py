@@ -98,6 +98,17 @@ def test_rows_without_a_threshold_keep_everything():
 
 
 @needs_native
+@pytest.mark.parametrize("dense_above", [NEVER_DENSE, -1.0], ids=["sparse", "dense"])
+def test_nan_is_not_left_out(dense_above):
+    weights, neurons = mlp(64, 96)
+    x = torch.randn(2, 64).bfloat16()
+    x[0, 3] = float("nan")
+    y, _ = sparse_mlp(x, weights, neurons, torch.tensor([0.3]), one_each(0, 0), dense_above)
+    assert y[0].isnan().all()
+    assert y[1].isfinite().all()
+
+
+@needs_native
 def test_a_graph_replays_it():
     weights, neurons = mlp(64, 256)
     x, pool = torch.randn(2, 64).bfloat16(), MemoryPool()

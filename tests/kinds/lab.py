@@ -35,6 +35,9 @@ BASES = {
     "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
     "tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
     "qwen": lambda: Qwen2Config(**SIZES, tie_word_embeddings=False),  # biases at q, k and v
+    "llama-biased": lambda: LlamaConfig(  # biases at every linear
+        **SIZES, tie_word_embeddings=False, attention_bias=True, mlp_bias=True
+    ),
 }
 PROMPTS = [
     [5, 17, 99, 3, 42, 8, 64, 21, 9, 77, 11],

@@ -59,7 +59,8 @@ class LowRankBank:
 
     Attributes:
         touched: per slot, the bits `point(layer, group)` of the groups it acts on.
-        capturable: `apply` launches native kernels alone, so a graph can hold it.
+        capturable: `apply` launches native kernels alone, so a graph can hold it; false from the
+            first site on whose sizes need torch.
         layout: counts the pools; a graph recorded before a new one is stale.
     """
 
@@ -170,7 +171,8 @@ class LowRankBank:
             layer: -1 for embedding and head.
             group: which sites; some entry touches it.
             y: [T, columns of the group], contiguous.
-            x: [T, in], contiguous; at the embedding the token ids, int64 [T].
+            x: [T, in], contiguous; at the embedding the token ids, int64 [T]; at an activation
+                `y` itself.
             entries: what acts on which rows of `y`.
             weights: float32 [E] per module, where they differ from `entries.weight`.
         """
@@ -185,14 +187,17 @@ class LowRankBank:
 
     def _site(self, site: Site) -> _SitePool:
         if site not in self._sites:
-            fan_in, fan_out = self._shape.dims[site.module]
+            fan_in, fan_out = self._shape.size(site.module)
             rows, num_slots = self._max_rank_rows, len(self.touched)
             # empty, not zeros: the system gives memory to a page when it is first written.
             a = torch.empty(rows, fan_in, dtype=self._dtype, device=self._device)
             b = torch.empty(rows, fan_out, dtype=self._dtype, device=self._device)
             start = torch.zeros(num_slots, dtype=torch.int32)
             count = torch.zeros(num_slots, dtype=torch.int32)
-            self._sites[site] = _SitePool(RankPool(a, b, start, count), RowAllocator(rows))
+            pool = RankPool(a, b, start, count)
+            self._sites[site] = _SitePool(pool, RowAllocator(rows))
+            # The embedding is not part of a graph.
+            self.capturable &= pool.native or site.module is Module.EMBED
             self._update_group(site)
         return self._sites[site]
 

@@ -12,7 +12,7 @@ from turret_adapters.banks.scale import check_alone
 from turret_adapters.banks.slot_tables import SlotTables
 from turret_adapters.components import Component, Threshold
 from turret_adapters.groups import Group, first_column
-from turret_adapters.spec import ModelShape, Module, Site
+from turret_adapters.spec import LINEARS, ModelShape, Module, Site
 from turret_kernels import native
 from turret_kernels.linear import LinearWeight, linear, slice_linear
 from turret_kernels.low_rank import Entries
@@ -31,7 +31,7 @@ class ThresholdBank:
     """
 
     def __init__(self, shape: ModelShape, num_slots: int, device: torch.device, dtype: torch.dtype):
-        is_cut = all(width % 16 == 0 for _, width in shape.dims.values())
+        is_cut = all(shape.width(x) % 16 == 0 for x in LINEARS if x in shape.dims)
         self.capturable = native.lib is not None and dtype == torch.bfloat16 and is_cut
         self._shape = shape
 
@@ -45,8 +45,13 @@ class ThresholdBank:
 
     @property
     def layout(self) -> int:
-        """Changes when the kernels would be launched on other memory."""
-        return self._tables.layout + self._neurons.layout  # both only grow
+        """Changes when `gate` and `linear` would launch their kernels on other memory."""
+        return self._tables.layout
+
+    @property
+    def neurons_layout(self) -> int:
+        """Changes when `mlp` would launch its kernel on other memory."""
+        return self._neurons.layout
 
     def takes(self, component: Component) -> bool:
         """Is it stored here?"""

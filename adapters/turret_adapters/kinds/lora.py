@@ -8,6 +8,8 @@ weight (PiSSA, OLoRA, KaSA), some scale the result (DoRA), some act from a posit
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -65,8 +67,18 @@ class _Compiler:
         components: list[Component] = []
         if settings.has_magnitudes:
             b, components = self._scale_rows(site, a, b)
-        components.append(low_rank(tensors, site, a, b))
+        branch = low_rank(tensors, site, a, b)
+        components.append(
+            replace(branch, published_scale=scale) if self._is_plain(site) else branch
+        )
         return components + self._branch_bias(site, scale)
+
+    def _is_plain(self, site: Site) -> bool:
+        """Are its factors the stored ones, but for the scale?"""
+        settings, found = self._settings, self._tensors.at(site)
+        is_whole = settings.blocks(found.path) == (1, 1) and settings.pool == 1
+        changed = settings.has_magnitudes or settings.has_diagonal
+        return is_whole and not changed and settings.taken is Taken.NOTHING
 
     @property
     def _roles(self) -> tuple[str, ...]:

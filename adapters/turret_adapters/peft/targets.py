@@ -93,7 +93,7 @@ class Targets:
         if not names:
             return None
         if isinstance(names, str):
-            return _regex(self._config, field, names)
+            return full_matcher(self._config, field, names)
         exact, suffixes = frozenset(names), tuple(f".{name}" for name in names)
         return lambda path: path in exact or path.endswith(suffixes)
 
@@ -114,7 +114,7 @@ class PatternTable:
         if len(table) > _MAX_TABLE:
             raise config.malformed(f"{field} has {len(table)} entries, more than {_MAX_TABLE}")
         self._entries = [
-            (_regex(config, field, rf"(.*\.)?({key})$", plain=key), value)
+            (full_matcher(config, field, rf"(.*\.)?({key})$", plain=key), value)
             for key, value in table.items()
         ]
 
@@ -123,7 +123,7 @@ class PatternTable:
         return next((value for matches, value in self._entries if matches(path)), default)
 
 
-def _regex(
+def full_matcher(
     config: PeftConfig, field: str, pattern: str, plain: str | None = None
 ) -> Callable[[str], bool]:
     """`re.fullmatch` by `re` itself for plain names, by the bounded matcher for the rest."""

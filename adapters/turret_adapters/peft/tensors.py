@@ -12,6 +12,7 @@ from torch import Tensor
 from turret_adapters.components import Component
 from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, listing, quote
 from turret_adapters.files import AdapterFiles
+from turret_adapters.own_format import OwnConfig
 from turret_adapters.peft.config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig
 from turret_adapters.peft.names import TensorName, module_path, parse_name
 from turret_adapters.peft.targets import Targets
@@ -39,8 +40,9 @@ class PeftTensors:
     Args:
         files: the adapter's folder.
         shape: the base.
-        config: its adapter_config.json.
+        config: its adapter_config.json; formats outside PEFT have another, or None.
         role_of: says what a tensor is to its module.
+        weights_name: the file that holds the tensors.
 
     Attributes:
         sites: the tensors by site.
@@ -51,10 +53,18 @@ class PeftTensors:
         AdapterError: two tensors have one role, or a module does not exist in the base.
     """
 
-    def __init__(self, files: AdapterFiles, shape: ModelShape, config: PeftConfig, role_of: RoleOf):
+    def __init__(
+        self,
+        files: AdapterFiles,
+        shape: ModelShape,
+        config: PeftConfig | OwnConfig | None,
+        role_of: RoleOf,
+        weights_name: str = WEIGHTS_NAME,
+    ):
         self._what = f"adapter {quote(str(files.path))} was not loaded"
-        self._config = config
-        self._file = files.tensors(WEIGHTS_NAME)
+        self._base_model = config.base_model if config is not None else None
+        self._with = " with PEFT" if isinstance(config, PeftConfig) else ""
+        self._file = files.tensors(weights_name)
         self._used: set[str] = set()
         self.shape = shape
         self.notes: list[str] = []
@@ -279,9 +289,9 @@ class PeftTensors:
             raise self.unsupported(
                 f"nothing in it explains {listing(left)}: served without them it would be "
                 "another adapter",
-                f"Correct {CONFIG_NAME}, or export the adapter again with PEFT.",
+                f"Export the adapter again{self._with}.",
             )
-        trained, served = self._config.base_model, self.shape.name
+        trained, served = self._base_model, self.shape.name
         if trained and served and _last_part(trained) != _last_part(served):
             self.notes.append(f"trained on {quote(trained)}, served on {quote(served)}")
         if targets is not None and targets.names is None:
@@ -290,7 +300,7 @@ class PeftTensors:
 
     def wrong_base(self, why: str) -> AdapterUnsupported:
         """The error for an adapter that does not fit this base."""
-        trained = self._config.base_model
+        trained = self._base_model
         served = quote(self.shape.name) if self.shape.name else "this base"
         return self.unsupported(
             why,
@@ -304,7 +314,7 @@ class PeftTensors:
 
     def malformed(self, why: str, fix: str = "") -> AdapterMalformed:
         """The error for what makes no sense."""
-        return AdapterMalformed(self._what, why, fix or "Export the adapter again with PEFT.")
+        return AdapterMalformed(self._what, why, fix or f"Export the adapter again{self._with}.")
 
     def _check_finite(self, key: str, tensor: Tensor) -> None:
         if not is_finite(tensor):

@@ -60,7 +60,7 @@ void silu_mul(bf16* out, const bf16* gate_up, int64_t rows, int64_t n, const flo
       for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 m = tail_mask(n - i);
         const __m512 rounded = silu_ps(load_bf16(gate + i, m));
-        const __mmask16 live = _mm512_cmp_ps_mask(_mm512_abs_ps(rounded), bound, _CMP_GT_OQ);
+        const __mmask16 live = _mm512_cmp_ps_mask(_mm512_abs_ps(rounded), bound, _CMP_NLE_UQ);
         const __m512 product = _mm512_maskz_mul_ps(live, rounded, load_bf16(up + i, m));
         store_bf16(out + r * n + i, product, m);
       }

@@ -107,7 +107,7 @@ TURRET_API void turret_scale(void* y, int64_t ldy, int64_t column, int64_t n, co
     scale(static_cast<bf16*>(y), ldy, column, n, gain, turn, distance, present, entries);
 }
 
-// x = x if |x| > the slot's threshold, else 0, for the rows of the entries; others are copied.
+// x = 0 where |x| <= the slot's threshold, for the rows of the entries; all else (NaN) is copied.
 // thresholds: [slots], negative where a slot has none.
 TURRET_API void turret_threshold(bf16* out, const bf16* x, int64_t rows, int64_t n,
                                  const float* thresholds, const int32_t* slot,
@@ -126,7 +126,7 @@ TURRET_API void turret_threshold(bf16* out, const bf16* x, int64_t rows, int64_t
       for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 m = tail_mask(n - i);
         const __m512 v = load_bf16(x + r * n + i, m);
-        const __mmask16 live = _mm512_cmp_ps_mask(_mm512_abs_ps(v), least, _CMP_GT_OQ);
+        const __mmask16 live = _mm512_cmp_ps_mask(_mm512_abs_ps(v), least, _CMP_NLE_UQ);
         store_bf16(out + r * n + i, _mm512_maskz_mov_ps(live, v), m);
       }
     }

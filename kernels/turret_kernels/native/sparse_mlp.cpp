@@ -38,7 +38,7 @@ void find_live(const Mlp& mlp, const bf16* gate, const float* bounds, int64_t pa
     for (int64_t r = 0; r < mlp.rows; ++r) {
       const __m512 act = silu_ps(load_bf16(gate + r * mlp.inner + j));
       const __mmask16 live =
-          _mm512_cmp_ps_mask(_mm512_abs_ps(act), _mm512_set1_ps(bounds[r]), _CMP_GT_OQ);
+          _mm512_cmp_ps_mask(_mm512_abs_ps(act), _mm512_set1_ps(bounds[r]), _CMP_NLE_UQ);
       _mm512_storeu_ps(mlp.act + r * mlp.inner + j, _mm512_maskz_mov_ps(live, act));
       any |= live;
     }

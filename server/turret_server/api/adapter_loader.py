@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
+from turret_adapters.derivation import Derivation
 from turret_adapters.shelf import AdapterShelf
 from turret_server.engine.client import EngineClient
+from turret_server.engine.messages import AdapterInfo
 from turret_server.errors import BadRequest, Conflict, Forbidden, NotFound, TurretError
 from turret_server.pipeline.recipe import Recipe, RecipeBook
 from turret_server.telemetry.logging import logger
@@ -69,20 +71,7 @@ class AdapterLoader:
             Forbidden: the path leaves the adapter roots.
             NotFound: no such folder.
         """
-        if (problem := name_problem(name)) is not None:
-            raise BadRequest(
-                f"{name[:128]!r} cannot name an adapter",
-                problem,
-                "Choose another name.",
-                param="name",
-            )
-        if self._recipes.served(name):
-            raise Conflict(
-                f"the name {name!r} is taken",
-                "it is the base model or a named recipe",
-                "Choose another name.",
-                param="name",
-            )
+        self._check_name(name)
         folder = self._confine(path) if confined else Path(path).expanduser().resolve()
         # Links inside the folder are the engine's to check: it opens the files.
         roots = [str(root) for root in self._roots] if confined else None
@@ -136,25 +125,36 @@ class AdapterLoader:
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
-            record = AdapterRecord(
-                name=name,
-                digest=info.digest,
-                path=str(folder),
-                kind=info.kind,
-                rank=info.rank,
-                targets=tuple(info.targets),
-                num_parameters=info.num_parameters,
-                num_bytes=info.num_bytes,
-                base_model=info.base_model,
-                primitives=tuple(info.primitives),
-                loaded_at=time.time(),
-                num_virtual_tokens=info.num_virtual_tokens,
-            )
+            record = _record(name, str(folder), info)
             old = self._catalog.put(record)
             self._fetched.pop(name, None)
         if old is not None:
             await self._drop_unreferenced([old.digest])
         return record, old is not None
+
+    async def derive(self, name: str, derivation: Derivation) -> AdapterRecord:
+        """Make an adapter of loaded ones and serve it. For the operator's own recipes.
+
+        It is made of what its sources are now: replacing one of them later does not change it.
+
+        Args:
+            name: what clients will call it.
+            derivation: its sources are names.
+
+        Raises:
+            BadRequest, Conflict: the name is not allowed, or taken.
+            NotFound: a source is not loaded.
+            Unprocessable: the sources cannot be merged.
+        """
+        self._check_name(name)
+        async with self._changing:
+            if self._catalog.get(name) is not None:
+                raise Conflict(f"the name {name!r} is taken", "an adapter has it")
+            derive = self._recipes.resolve_sources(derivation)
+            info = await self._engine.load_adapter(name, "", None, derive)
+            record = _record(name, str(derivation), info)
+            self._catalog.put(record)
+        return record
 
     async def unload(self, name: str) -> None:
         """Stop serving a name; requests in flight finish with what they began with.
@@ -182,6 +182,22 @@ class AdapterLoader:
         finally:
             if free := self._catalog.release(recipe.digests):
                 self._spawn(self._drop_unreferenced(free))
+
+    def _check_name(self, name: str) -> None:
+        if (problem := name_problem(name)) is not None:
+            raise BadRequest(
+                f"{name[:128]!r} cannot name an adapter",
+                problem,
+                "Choose another name.",
+                param="name",
+            )
+        if self._recipes.served(name):
+            raise Conflict(
+                f"the name {name!r} is taken",
+                "it is the base model or a named recipe",
+                "Choose another name.",
+                param="name",
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -232,6 +248,24 @@ class AdapterLoader:
             "Check the path.",
             param="path",
         )
+
+
+def _record(name: str, path: str, info: AdapterInfo) -> AdapterRecord:
+    return AdapterRecord(
+        name=name,
+        digest=info.digest,
+        path=path,
+        kind=info.kind,
+        rank=info.rank,
+        targets=tuple(info.targets),
+        num_parameters=info.num_parameters,
+        num_bytes=info.num_bytes,
+        base_model=info.base_model,
+        loaded_at=time.time(),
+        notes=tuple(info.notes),
+        primitives=tuple(info.primitives),
+        num_virtual_tokens=info.num_virtual_tokens,
+    )
 
 
 def _not_a_path(path: str, why: str) -> BadRequest:

@@ -120,4 +120,5 @@ def _card(service: Service, record: AdapterRecord) -> AdapterCard:
         requests=service.catalog.uses(digest),
         last_used=service.catalog.last_used(digest),
         num_virtual_tokens=record.num_virtual_tokens,
+        notes=list(record.notes),
     )

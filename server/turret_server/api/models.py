@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from turret_adapters.catalog import AdapterRecord
 from turret_server.api.schema.responses import ModelCard, ModelList
 from turret_server.api.service import Service, service_of
-from turret_server.pipeline.recipe import Recipe
+from turret_server.pipeline.recipe import Recipe, show_stack
 from turret_server.telemetry.record import record_of
 
 router = APIRouter(tags=["OpenAI"])
@@ -46,12 +46,7 @@ async def get_model(model: str, service: ServiceDep) -> ModelCard:
 
 def _recipes(service: Service) -> list[str]:
     """Named recipes whose adapters are loaded."""
-    known = set(service.catalog.names())
-    return [
-        name
-        for name, expression in service.settings.recipes.items()
-        if {part.partition(":")[0] for part in expression.split("+")} <= known
-    ]
+    return [name for name in service.recipes.recipes if not service.recipes.missing(name)]
 
 
 def _base_card(service: Service, name: str) -> ModelCard:
@@ -95,11 +90,11 @@ def _shelf_card(service: Service, name: str) -> ModelCard:
 
 
 def _recipe_card(service: Service, recipe: Recipe) -> ModelCard:
-    ready = service.engine.ready
+    ready, stack = service.engine.ready, service.recipes.recipes.get(recipe.model)
     return ModelCard(
         id=recipe.model,
         created=_STARTED,
-        root=service.settings.recipes.get(recipe.model, recipe.model),
+        root=show_stack(stack) if stack else recipe.model,
         parent=service.settings.base_names[0],
         kind="recipe",
         digest=recipe.digest,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from turret_server.pipeline.generation_defaults import GenerationDefaults
+from turret_server.pipeline.recipe import Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class ApiSettings:
         model_root: where the base model came from, shown as `root` in /v1/models.
         adapter_roots: folders below which run-time loads may read.
         adapter_dirs: folders whose sub-folders are adapters, read when first asked for.
-        recipes: named recipes: name -> expression such as "formal:0.7+sql".
+        recipes: named recipes: name -> expression such as "formal:0.7+sql", or pairs.
         keys: API keys; none leaves the server open.
         max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
             up to a quarter of a second, in which no other stream gets a token.
@@ -50,7 +51,7 @@ class ApiSettings:
     model_root: str = ""
     adapter_roots: tuple[Path, ...] = ()
     adapter_dirs: tuple[Path, ...] = ()
-    recipes: Mapping[str, str] = field(default_factory=dict)
+    recipes: Mapping[str, str | Stack] = field(default_factory=dict)
     keys: tuple[ApiKey, ...] = ()
     max_body_bytes: int = 4 * 2**20
     max_json_depth: int = 64

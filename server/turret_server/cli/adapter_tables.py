@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 from rich.table import Table
 
 from turret_server.cli.terminal import marked
+
+if TYPE_CHECKING:
+    from turret_adapters.spec import Site
 
 
 def description_tables(report: dict[str, Any]) -> list[Table]:
@@ -56,6 +59,19 @@ def served_table(cards: Sequence[dict[str, Any]]) -> Table:
             marked(str(card.get("digest", "")))[:12],
             marked(str(card.get("path", ""))),
         )
+    return table
+
+
+def drift_table(drift: Mapping[Site, float]) -> Table:
+    """Relative errors by module, over the layers."""
+    by_module: dict[str, list[float]] = {}
+    for site, value in drift.items():
+        by_module.setdefault(str(site.module), []).append(value)
+    table = Table("module", "drift, mean", "worst")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for module, values in by_module.items():
+        table.add_row(marked(module), f"{sum(values) / len(values):.1%}", f"{max(values):.1%}")
     return table
 
 

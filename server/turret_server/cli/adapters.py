@@ -1,4 +1,4 @@
-"""`turret adapters`: look into adapter folders, and change what a running server serves."""
+"""`turret adapters`: look into folders, compress them, change what a running server serves."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
 from turret_server.cli.options import DEFAULT_URL, ApiKeyOption, UrlOption
-from turret_server.cli.terminal import marked, print_problem
+from turret_server.cli.terminal import marked, note, print_problem
 
 if TYPE_CHECKING:
+    from turret_adapters.errors import AdapterError
     from turret_server.cli.remote import Remote
 
 T = TypeVar("T")
@@ -23,11 +24,15 @@ T = TypeVar("T")
 # Heavy imports stay inside the commands: `turret --help` must not wait for torch and aiohttp.
 
 app = typer.Typer(
-    help="Look into adapter folders; list, load and unload a running server's adapters.",
+    help="Look into adapter folders and compress them; list, load and unload a server's adapters.",
     no_args_is_help=True,
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="The base model: a folder, a Hugging Face id, or demo.", show_default=False),
+]
 NameArgument = Annotated[str, typer.Argument(help="What clients send as `model`.")]
 
 
@@ -57,6 +62,127 @@ def inspect(
             print_problem(Console(stderr=True), refusal["what"], refusal["why"], refusal["fix"])
     if refusal:
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="An adapter's folder.")],
+    base: BaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load an adapter as the server would, and print its digest and what was found.
+
+    With --base, shapes and values are checked against that model, and it must
+    fit beside it; without, against the smallest base that the files fit.
+    Exit code 1 where it would be refused.
+    """
+    if base is None:
+        inspect(path, as_json)
+        if not as_json:
+            note(Console(stderr=True), "no base was given: name one with --base to check the fit")
+        return
+    from turret_adapters.errors import AdapterError
+    from turret_server.cli.adapter_check import verify as check
+    from turret_server.cli.adapter_tables import description_tables
+    from turret_server.sources import resolve_model
+
+    folder = resolve_model(base, progress=Console(stderr=True).is_terminal)
+    try:
+        facts = check(path, folder)
+    except AdapterError as error:
+        _refuse(error)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    Console().print(description_tables({"path": str(path), **facts})[0])
+    for remark in facts["notes"]:
+        note(Console(), remark)
+
+
+@app.command()
+def compress(
+    source: Annotated[Path, typer.Argument(help="A LoRA or (IA)3 folder, as PEFT writes it.")],
+    target: Annotated[Path, typer.Argument(help="A new folder.", metavar="DEST")],
+    density: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction of the values to keep.")
+    ] = 0.2,
+    alpha: Annotated[
+        str,
+        typer.Option(
+            help="Size of the kept values in standard deviations; auto: the least squared error."
+        ),
+    ] = "auto",
+    per_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--per-adapter",
+            help="One threshold and size for the whole adapter, as the paper has it.",
+        ),
+    ] = False,
+    base: BaseOption = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="With --base: compare the outputs on this text, not on our sample."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress an adapter to three values per tensor (ComPEFT), and say what it costs.
+
+    The result loses something: the drift is the relative error of each
+    module's change. With --base the adapters' outputs are compared, too.
+    Evaluate on your task before you serve it.
+    """
+    from turret_adapters.compress.compeft import compress as compress_adapter
+    from turret_adapters.errors import AdapterError
+    from turret_server.cli.adapter_tables import drift_table
+    from turret_server.sources import resolve_model
+
+    try:
+        size = None if alpha == "auto" else float(alpha)
+        result = compress_adapter(
+            source, target, density=density, alpha=size, per_tensor=not per_adapter
+        )
+    except AdapterError as error:
+        _refuse(error)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    outputs = None
+    if base is not None:
+        from turret_server.cli.adapter_check import SAMPLE_TEXT, output_drift
+
+        folder = resolve_model(base, progress=Console(stderr=True).is_terminal)
+        read = SAMPLE_TEXT if text is None else text.read_text(encoding="utf-8")
+        try:
+            outputs = output_drift(folder, source, target, read)
+        except AdapterError as error:
+            _refuse(error)
+    report: dict[str, Any] = {
+        "num_bytes": result.num_bytes,
+        "ratio": result.ratio,
+        "bits_per_parameter": result.bits_per_parameter,
+        "alpha": result.alpha,
+        "drift": {str(site): value for site, value in result.drift.items()},
+    }
+    if outputs is not None:
+        report["output_drift"], report["adapter_effect"] = outputs
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    console = Console()
+    console.print(
+        f"{result.source_bytes:,} -> {result.num_bytes:,} bytes, [bold]{result.ratio:.1f}[/] times "
+        f"smaller, {result.bits_per_parameter:.2f} bits per parameter, alpha {result.alpha:.3g}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(drift_table(result.drift))
+    if outputs is not None:
+        console.print(
+            f"outputs: log-probabilities move by {outputs[0]:.3g} on average, and the adapter "
+            f"itself moves them by {outputs[1]:.3g}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command("list")
@@ -106,6 +232,11 @@ def unload(name: NameArgument, url: UrlOption = DEFAULT_URL, api_key: ApiKeyOpti
     """Stop serving an adapter; requests in flight finish with it."""
     _ask(url, api_key, lambda remote: remote.unload_adapter(name))
     Console().print(f"unloaded [bold]{marked(name)}[/]", highlight=False)
+
+
+def _refuse(error: AdapterError) -> NoReturn:
+    print_problem(Console(stderr=True), error.what, error.why, error.fix)
+    raise typer.Exit(1)
 
 
 def _ask(url: str, api_key: str | None, call: Callable[[Remote], Coroutine[Any, Any, T]]) -> T:

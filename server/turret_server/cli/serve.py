@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +20,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         values = read_config(path, known)
         for table, flag in (("adapters", "adapter"), ("recipes", "recipe")):
             pairs = values.pop(table, {})
-            values[flag] = [f"{name}={value}" for name, value in pairs.items()]
+            values[flag] = [f"{name}={_as_flag(value)}" for name, value in pairs.items()]
         values["adapter_root"] = values.pop("adapter_roots", [])
         values["adapter_dir"] = values.pop("adapter_dirs", [])
         values["served_name"] = values.pop("served_names", [])
@@ -27,6 +28,11 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         values["admin_key"] = values.pop("admin_keys", [])
         context.default_map = {name: value for name, value in values.items() if value != []}
     return path
+
+
+def _as_flag(value: Any) -> str:
+    """A setting as a flag says it: text, or JSON for the tables of recipes."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def serve(
@@ -65,7 +71,8 @@ def serve(
     recipe: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=EXPRESSION: a stack of adapters as a model, e.g. formal-sql=formal:0.7+sql.",
+            help="NAME=EXPRESSION: a stack of adapters as a model, e.g. formal-sql=formal:0.7+sql; "
+            "or a table of turret.toml's recipes, as JSON.",
             rich_help_panel=_ADAPTERS,
         ),
     ] = None,

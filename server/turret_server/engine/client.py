@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from turret_adapters.derivation import Derivation
 from turret_server.engine.messages import (
     AdapterInfo,
     EngineReady,
@@ -34,14 +35,21 @@ class EngineClient(Protocol):
         ...
 
     async def load_adapter(
-        self, name: str, path: str, roots: Sequence[str] | None = None, *, keep: bool = True
+        self,
+        name: str,
+        path: str,
+        roots: Sequence[str] | None = None,
+        derive: Derivation | None = None,
+        *,
+        keep: bool = True,
     ) -> AdapterInfo:
-        """Load and validate an adapter folder.
+        """Load and validate an adapter folder, or make an adapter of several.
 
         Args:
             name: for messages.
-            path: the folder.
+            path: the folder; empty for a derived adapter.
             roots: folders that may be read, after links are followed; None for all.
+            derive: what to derive it from.
             keep: an engine that restarts gets it again.
 
         Raises:

@@ -24,6 +24,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from turret_adapters.derivation import Derivation
 from turret_server import errors
 from turret_server.engine import messages as m
 from turret_server.engine.settings import EngineSettings
@@ -51,8 +52,7 @@ class EngineLink:
         self._decode = msgspec.msgpack.Decoder(m.Outbound).decode
         self._streams: dict[str, _Stream] = {}
         self._operations: dict[str, asyncio.Future[m.AdapterInfo | None]] = {}
-        # digest -> name, path, roots
-        self._adapters: dict[str, tuple[str, str, Seq[str] | None]] = {}
+        self._adapters: dict[str, m.LoadAdapter] = {}  # by digest: how each was loaded
         self._numbers = itertools.count()
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -188,7 +188,10 @@ class EngineLink:
 
     async def _welcome(self, ready: m.EngineReady) -> None:
         """A new engine: it has its adapters again before requests may name them."""
-        loads = [self._operate(self._load(*known)) for known in self._adapters.values()]
+        loads = [
+            self._operate(msgspec.structs.replace(known, operation=self._operation("load")))
+            for known in self._adapters.values()
+        ]
         for result in await asyncio.gather(*loads, return_exceptions=True):
             if isinstance(result, BaseException):
                 log.error("an adapter could not be loaded again: %s", result)
@@ -256,26 +259,32 @@ class EngineLink:
             )
 
     async def load_adapter(
-        self, name: str, path: str, roots: Seq[str] | None = None, *, keep: bool = True
+        self,
+        name: str,
+        path: str,
+        roots: Seq[str] | None = None,
+        derive: Derivation | None = None,
+        *,
+        keep: bool = True,
     ) -> m.AdapterInfo:
         """See EngineClient.load_adapter."""
         self._check_ready()
-        info = await self._operate(self._load(name, path, roots))
+        operation = self._operation("load")
+        load = m.LoadAdapter(operation=operation, name=name, path=path, roots=roots, derive=derive)
+        info = await self._operate(load)
         assert info is not None
         if keep:
-            self._adapters[info.digest] = (name, path, roots)
+            self._adapters[info.digest] = load
         return info
-
-    def _load(self, name: str, path: str, roots: Seq[str] | None) -> m.LoadAdapter:
-        operation = f"load-{next(self._numbers)}"
-        return m.LoadAdapter(operation=operation, name=name, path=path, roots=roots)
 
     async def unload_adapter(self, digest: str) -> None:
         """See EngineClient.unload_adapter."""
         self._adapters.pop(digest, None)
         self._check_ready()
-        operation = f"unload-{next(self._numbers)}"
-        await self._operate(m.UnloadAdapter(operation=operation, digest=digest))
+        await self._operate(m.UnloadAdapter(operation=self._operation("unload"), digest=digest))
+
+    def _operation(self, what: str) -> str:
+        return f"{what}-{next(self._numbers)}"
 
     async def inject_fault(self, kind: str) -> None:
         """Tests only; see messages.InjectFault."""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from turret_adapters.derivation import Derivation
+
 # ---------------------------------------------------------------- requests: API -> engine
 
 
@@ -59,12 +61,13 @@ class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
-    """Read, validate and compile the adapter folder at `path`; answer AdapterLoaded."""
+    """Read, validate and compile an adapter; answer AdapterLoaded."""
 
     operation: str
     name: str  # for messages only: the engine identifies adapters by digest
-    path: str
+    path: str  # the folder; empty for a derived adapter
     roots: Sequence[str] | None = None  # what links lead to must lie below one; None allows all
+    derive: Derivation | None = None  # instead of a folder: make it of others
 
 
 class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="unload"):
@@ -136,6 +139,7 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     base_model: str | None = None  # as the adapter's own config names it
     primitives: list[str] = []  # what it compiled to, e.g. ["LowRank", "Offset"]
     num_virtual_tokens: int = 0  # positions that it puts before the prompt
+    notes: list[str] = []  # what a user may want to know
 
 
 class AdapterLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):

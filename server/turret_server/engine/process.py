@@ -143,11 +143,12 @@ class EngineProcess:
                 self._outbox.put(m.AdapterLoaded(operation=request.operation, info=info))
             else:
                 if not isinstance(error, AdapterError):
-                    log.error("loading %r failed", request.path, exc_info=error)
+                    log.error("loading %r failed", request.name, exc_info=error)
                 self._outbox.put(m.OperationFailed(request.operation, _refusal(request, error)))
             self._wake()
 
-        self._engine.store.load(request.path, request.roots).add_done_callback(answer)
+        origin = request.derive or request.path
+        self._engine.store.load(origin, request.roots).add_done_callback(answer)
 
     def _wake(self) -> None:
         with self._wake_lock:  # called from several threads; a socket belongs to one at a time
@@ -184,6 +185,7 @@ def _info(loaded: LoadedAdapter) -> m.AdapterInfo:
         base_model=loaded.base_model,
         primitives=list(loaded.primitives),
         num_virtual_tokens=loaded.num_virtual_tokens,
+        notes=list(loaded.notes),
     )
 
 

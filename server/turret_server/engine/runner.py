@@ -31,6 +31,7 @@ class Runner:
 
     def __init__(self, decoder: Decoder, kv: list[KVCache], max_rows: int) -> None:
         self._decoder, self._kv = decoder, kv
+        self._has_graphs = decoder.has_graphs and kv[0].native
         self._graphs: OrderedDict[object, tuple[Graph, Tensor]] = OrderedDict()
         self._pool = MemoryPool()
         # What a graph reads lies in the builder's buffers, and here.
@@ -64,14 +65,14 @@ class Runner:
         """What a graph depends on; None if none can hold the step."""
         rows = batch.token_ids.shape[0]
         if (
-            not self._decoder.has_graphs
+            not self._has_graphs
             or batch.attention.context_len.shape[0] != rows
             or batch.logit_rows is not None
         ):
             return None
         if not isinstance(batch.adapters, StepPlan):
             return rows
-        signature = batch.adapters.signature
+        signature = batch.adapters.signature(rows)
         if signature is None or len(batch.adapters.entries) > self._entries.slot.shape[0]:
             return None
         return rows, signature

@@ -105,22 +105,33 @@ class Decoder:
             kv: as for `forward`.
         """
         weights, eps = self.weights, self.config.rms_norm_eps
-        x = rms_norm(residual, weights.layers[0].input_norm, eps)
+        x: Tensor | None = None  # what the next norm adds to the residual
         for index, (layer, cache) in enumerate(zip(weights.layers, kv, strict=True)):
-            if index > 0:
-                x = add_rms_norm(x, residual, layer.input_norm, eps)
+            x = self._join(x, residual, layer.input_norm)
             x = self._attention(x, index, layer, cache, batch)
             x = add_rms_norm(x, residual, layer.post_norm, eps)
             x = self._mlp(x, index, layer, batch)
+            if batch.adapters.touches(index, Group.BLOCK):
+                add_rms_norm(x, residual, layer.post_norm, eps)  # for the sum alone
+                batch.adapters.touch(index, Group.BLOCK, residual)
+                x = None
         if batch.logit_rows is not None:
             if len(batch.logit_rows) == 0:
                 size = 0, self.config.vocab_size
                 return torch.empty(size, dtype=torch.float32, device=self.device)
             # From here on, only the rows that somebody samples from.
-            x, residual = x[batch.logit_rows], residual[batch.logit_rows]
-        x = add_rms_norm(x, residual, weights.norm, eps)
+            residual = residual[batch.logit_rows]
+            x = None if x is None else x[batch.logit_rows]
+        x = self._join(x, residual, weights.norm)
         batch.adapters.touch(-1, Group.HEAD_IN, x)
         return batch.adapters.head(x, weights.head)
+
+    def _join(self, x: Tensor | None, residual: Tensor, gain: Tensor) -> Tensor:
+        """Add what a block computed, if that is still to be done, and normalise."""
+        eps = self.config.rms_norm_eps
+        if x is None:
+            return rms_norm(residual, gain, eps)
+        return add_rms_norm(x, residual, gain, eps)
 
     def _attention(
         self, x: Tensor, index: int, layer: LayerWeights, cache: KVCache, batch: Batch
@@ -145,8 +156,10 @@ class Decoder:
 
     @property
     def has_graphs(self) -> bool:
-        """`run` launches native kernels alone, so `turret_kernels.graph` can record it."""
-        return self.weights.head.packed and self.weights.layers[0].q_norm is None
+        """Do all but its caches launch native kernels alone, so that graphs can hold `run`?"""
+        layer = self.weights.layers[0]
+        linears = (self.weights.head, layer.qkv, layer.o, layer.gate_up, layer.down)
+        return all(weight.packed for weight in linears) and layer.q_norm is None
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import msgspec
 
 from turret_adapters.catalog import AdapterRecord, Catalog
+from turret_adapters.derivation import Derivation
 from turret_server.engine.messages import AdapterUse
 from turret_server.errors import BadRequest, NotFound, Unprocessable
 
@@ -24,6 +25,7 @@ MAX_WEIGHT = 16.0  # absolute; beyond it activations overflow long before they m
 _MAX_COMPARED = 100  # names that an unknown one is compared with
 
 Weight = float | dict[str, float]
+Stack = tuple[tuple[str, Weight], ...]  # adapters with their weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +59,22 @@ class RecipeBook:
     Args:
         catalog: the served adapters.
         base_names: names of the base model, the first being canonical.
-        recipes: named recipes of the configuration: name -> expression such as "a:0.7+b".
+        recipes: named stacks of the configuration: name -> expression such as "a:0.7+b", or
+            (adapter, weight) pairs.
     """
 
     def __init__(
-        self, catalog: Catalog, base_names: Sequence[str], recipes: Mapping[str, str] | None = None
+        self,
+        catalog: Catalog,
+        base_names: Sequence[str],
+        recipes: Mapping[str, str | Stack] | None = None,
     ) -> None:
         self.catalog = catalog
         self.base_names = tuple(base_names)
-        self.recipes = dict(recipes or {})
+        self.recipes: dict[str, Stack] = {
+            name: parse_stack(stack) if isinstance(stack, str) else tuple(stack)
+            for name, stack in (recipes or {}).items()
+        }
 
     def resolve(
         self, model: str | None = None, adapters: Sequence[tuple[str, Weight]] = ()
@@ -117,10 +126,34 @@ class RecipeBook:
         """Names in a request that may be adapters', whether they are served or not."""
         names = list(adapters)
         if model is not None and model not in self.base_names:
-            expression = self.recipes.get(model, model)
-            names.append(expression)
-            names += [part.partition(":")[0] for part in expression.split("+")]
+            if model in self.recipes:
+                names += [part for part, _ in self.recipes[model]]
+            else:
+                names += [model, *(part.partition(":")[0] for part in model.split("+"))]
         return list(dict.fromkeys(names))
+
+    def missing(self, name: str) -> list[str]:
+        """The adapters of a named recipe that are not loaded; with any, it is no model."""
+        return [part for part, _ in self.recipes[name] if self.catalog.get(part) is None]
+
+    def resolve_sources(self, derivation: Derivation) -> Derivation:
+        """The derivation with folders in the place of names.
+
+        Raises:
+            NotFound: a source is not loaded.
+            Unprocessable: a source is derived itself.
+        """
+        sources = []
+        for i, source in enumerate(derivation.sources):
+            record = self._record(source.path, f"sources[{i}]")
+            if record.kind == "derived":
+                raise Unprocessable(
+                    f"{source.path!r} cannot be a source",
+                    "it is derived itself",
+                    "Name its sources.",
+                )
+            sources.append(replace(source, path=record.path))
+        return replace(derivation, sources=tuple(sources))
 
     def served(self, name: str) -> bool:
         """Whether a name is the base or a named recipe: no adapter may take it."""
@@ -131,11 +164,11 @@ class RecipeBook:
         if model in self.base_names:
             return self.base_names[0], []
         if model in self.recipes:
-            return model, [_part(text) for text in self.recipes[model].split("+")]
+            return model, list(self.recipes[model])
         if self.catalog.get(model) is not None:
             return model, [(model, 1.0)]
         if "+" in model or ":" in model:
-            return "composed", [_part(text) for text in model.split("+")]
+            return "composed", list(parse_stack(model))
         raise self._unknown(model, "model")
 
     def _record(self, name: str, param: str) -> AdapterRecord:
@@ -157,6 +190,26 @@ class RecipeBook:
             else "GET /v1/models lists what is served.",
             param=param,
         )
+
+
+def parse_stack(expression: str) -> Stack:
+    """The parts of `a:0.7+b`.
+
+    Raises:
+        BadRequest: a weight is no number.
+    """
+    return tuple(_part(text) for text in expression.split("+"))
+
+
+def show_stack(stack: Stack) -> str:
+    """`a:0.7+b`; a table of weights is written out."""
+    return "+".join(name if weight == 1 else f"{name}:{_shown(weight)}" for name, weight in stack)
+
+
+def _shown(weight: Weight) -> str:
+    if not isinstance(weight, dict):
+        return f"{weight:g}"
+    return "{" + ",".join(f"{module}:{w:g}" for module, w in weight.items()) + "}"
 
 
 def _part(text: str) -> tuple[str, Weight]:

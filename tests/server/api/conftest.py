@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
+from turret_adapters.derivation import Derivation
 from turret_server.api.app import create_app
 from turret_server.api.settings import ApiSettings
 from turret_server.demo import demo_model
@@ -149,12 +150,30 @@ class FakeEngine:
                 return
 
     async def load_adapter(
-        self, name: str, path: str, roots: Sequence[str] | None = None, *, keep: bool = True
+        self,
+        name: str,
+        path: str,
+        roots: Sequence[str] | None = None,
+        derive: Derivation | None = None,
+        *,
+        keep: bool = True,
     ) -> AdapterInfo:
         if self.load_gate is not None:
             await self.load_gate.wait()
         if self.load_error is not None:
             raise self.load_error
+        if derive is not None:
+            digest = derive.digest([source.path for source in derive.sources])
+            self.loaded[digest] = str(derive)
+            return AdapterInfo(
+                digest=digest,
+                kind="derived",
+                rank=16,
+                targets=["q_proj", "v_proj"],
+                num_parameters=2000,
+                num_bytes=4000,
+                notes=["its rank drops 1.0%"],
+            )
         file = Path(path) / "adapter_config.json"
         if not file.exists():
             raise NotFound(f"there is no adapter in {path!r}", "it has no adapter_config.json")

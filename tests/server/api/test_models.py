@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from turret_adapters.derivation import Derivation, Source
+from turret_server.errors import Conflict, TurretError
+
 
 @pytest.fixture
 async def loaded(client):
@@ -49,3 +52,39 @@ async def test_the_list_works_while_the_engine_starts(client, engine):
     engine.ready = None
     (card, _) = (await client.get("/v1/models")).json["data"]
     assert (card["id"], card["max_model_len"]) == ("demo", None)
+
+
+async def test_a_derived_adapter_is_a_model(loaded, engine):
+    service = loaded.app.state.service
+    recipe = Derivation(
+        method="ties", sources=(Source("sql"), Source("json", 0.5)), density=0.2, rank=8
+    )
+    record = await service.adapters.derive("merged", recipe)
+    card = (await loaded.get("/v1/models/merged")).json
+    assert (card["kind"], card["parent"]) == ("derived", "demo")
+    assert card["root"] == "ties(sql, json:0.5, density=0.2, rank=8)"
+    assert card["digest"] == record.digest
+    details = (await loaded.get("/v1/adapters/merged")).json
+    assert details["notes"] == ["its rank drops 1.0%"]
+    await loaded.chat(model="merged:0.5", max_tokens=1)
+    assert engine.requests[-1].adapters[0].digest == record.digest
+    for sources in ("merged", "nope"):
+        again = Derivation(method="sum", sources=(Source(sources),))
+        with pytest.raises(TurretError, match=f"'{sources}'"):
+            await service.adapters.derive("other", again)
+    with pytest.raises(Conflict):
+        await service.adapters.derive("sql", recipe)
+    with pytest.raises(Conflict):
+        await service.adapters.derive("demo", recipe)
+
+
+async def test_weights_per_module_reach_the_engine(loaded, engine):
+    chosen = [{"name": "sql", "weight": {"v_proj": 0.25}}, {"name": "json", "weight": -1}]
+    answer = await loaded.chat(model="demo", adapters=chosen, max_tokens=1)
+    assert answer.status == 200
+    first, second = engine.requests[-1].adapters
+    assert (first.weight, second.weight) == ({"q_proj": 1.0, "v_proj": 0.25}, -1.0)
+    answer = await loaded.chat(
+        model="demo", adapters=[{"name": "sql", "weight": {"o_proj": 1}}], max_tokens=1
+    )
+    assert (answer.status, answer.json["error"]["param"]) == (400, "adapters[0].weight")

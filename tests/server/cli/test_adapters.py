@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from turret_server.cli.adapter_tables import ranges
@@ -73,6 +73,49 @@ def test_inspect_as_json_fails_too_where_it_would_be_refused(tmp_path: Path) -> 
     result = adapters("inspect", "--json", str(tmp_path / "nothing"))
     assert result.exit_code == 1
     assert set(json.loads(result.stdout)["refusal"]) == {"what", "why", "fix"}
+
+
+@pytest.fixture
+def random_folder(folder: Path) -> Path:
+    """The same with values of all sizes."""
+    torch.manual_seed(0)
+    file = folder / "adapter_model.safetensors"
+    save_file({key: torch.randn_like(t) for key, t in load_file(file).items()}, file)
+    return folder
+
+
+def test_compress_reports_size_and_drift(random_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small"
+    result = adapters("compress", "--json", str(random_folder), str(target), "--density", "0.5")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["num_bytes"] == sum(f.stat().st_size for f in target.iterdir())
+    assert set(report["drift"]) == {f"layers.{i}.q_proj" for i in (0, 1, 3)}
+    assert all(0 < drift < 1 for drift in report["drift"].values())
+    result = adapters("verify", str(target))
+    assert result.exit_code == 0
+    rows = [line.strip("│ ").split() for line in result.stdout.splitlines()]
+    assert ["kind", "compeft"] in rows
+
+
+def test_compress_for_people(random_folder: Path, tmp_path: Path) -> None:
+    result = adapters("compress", str(random_folder), str(tmp_path / "small"), "--alpha", "1.5")
+    assert "alpha 1.5" in result.stdout
+    assert "q_proj" in result.stdout
+
+
+@pytest.mark.parametrize("options", [["--alpha", "big"], ["--alpha", "-1"], ["--density", "0"]])
+def test_compress_refuses_odd_numbers(folder: Path, tmp_path: Path, options: list[str]) -> None:
+    result = adapters("compress", str(folder), str(tmp_path / "small"), *options)
+    assert result.exit_code == 2
+    assert not (tmp_path / "small").exists()
+
+
+def test_compress_says_why_not(tmp_path: Path) -> None:
+    result = adapters("compress", str(tmp_path), str(tmp_path / "small"))
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "why", "fix"]
 
 
 def test_list(server: Any) -> None:

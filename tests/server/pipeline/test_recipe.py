@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from turret_adapters.catalog import AdapterRecord, Catalog
+from turret_adapters.derivation import Derivation, Source
 from turret_server.engine.messages import AdapterUse
 from turret_server.errors import BadRequest, NotFound, Unprocessable
 from turret_server.pipeline.recipe import MAX_ADAPTERS, RecipeBook
@@ -155,3 +156,26 @@ def test_a_threshold_in_a_model_name_is_on_or_off(book: RecipeBook) -> None:
     with pytest.raises(Unprocessable) as caught:
         book.resolve("sparse:0.5+sql")
     assert caught.value.param == "model"
+
+
+def test_named_stacks_may_weigh_modules() -> None:
+    catalog = Catalog()
+    put(catalog, "sql", "digest-sql")
+    book = RecipeBook(catalog, ["demo"], {"soft": (("sql", {"v_proj": 0.5}), ("later", 1.0))})
+    assert book.missing("soft") == ["later"]
+    with pytest.raises(NotFound, match="'later'"):
+        book.resolve("soft")
+    put(catalog, "later", "digest-later")
+    assert book.missing("soft") == []
+    assert book.resolve("soft").adapters == (
+        AdapterUse("digest-sql", {"q_proj": 1.0, "v_proj": 0.5}),
+        AdapterUse("digest-later", 1.0),
+    )
+
+
+def test_sources_of_a_derivation_are_resolved_to_folders(book: RecipeBook) -> None:
+    wanted = Derivation(method="sum", sources=(Source("sql", 0.5), Source("json")))
+    found = book.resolve_sources(wanted)
+    assert found.sources == (Source("/adapters/sql", 0.5), Source("/adapters/json"))
+    with pytest.raises(NotFound, match="'nope'"):
+        book.resolve_sources(Derivation(method="sum", sources=(Source("nope"),)))

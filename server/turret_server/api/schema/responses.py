@@ -173,6 +173,7 @@ class AdapterCard(BaseModel):
     )
     requests: int = Field(default=0, description="Requests in flight that use it.")
     last_used: float | None = Field(default=None, description="Unix time in seconds.")
+    notes: list[str] = Field(default=[], description="What is worth knowing about it.")
 
 
 class AdapterList(BaseModel):

@@ -1,4 +1,4 @@
-"""Decode steps of requests with virtual tokens replay graphs, as those of any other request do."""
+"""Decode steps with virtual tokens behind them, or edited states, replay graphs like any other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from tests.kinds.case import peft_case
+from tests.kinds.cases.loreft import case as reft_case
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from turret_kernels import native
@@ -22,6 +23,7 @@ CASES = {
         "", "", lambda: PrefixTuningConfig(task_type=TASK, num_virtual_tokens=40), std=0.7
     ),
     "lora": peft_case("", "", lambda: LoraConfig(r=4, target_modules=["q_proj", "o_proj"])),
+    "reft": reft_case("", "all", "loreft"),
 }
 PROMPT = [5, 17, 99, 3, 42, 8, 64, 21, 9, 77, 11]
 
@@ -35,7 +37,7 @@ def served(tmp_path_factory):
         vocab_size=128,
         hidden_size=128,
         intermediate_size=192,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
@@ -83,6 +85,7 @@ RECIPES = {
     "prefix": [["prefix"]],
     "both and the base": [["soft"], [], ["prefix"]],
     "over a lora": [["soft", "lora"], ["lora"]],
+    "edited states": [["reft"], ["prefix", "reft"], []],
 }
 
 
@@ -94,9 +97,9 @@ def test_a_replayed_decode_is_the_eager_one(served, recipes, monkeypatch):
     replayed = run(engine, digests, *recipes)
     keys = list(runner._graphs)
     assert keys, "no decode step was recorded"
-    has_lora = any("lora" in recipe for recipe in recipes)
-    # Without a LoRA every decode is the base's: virtual tokens lie in the cache.
-    assert all(isinstance(key, int) for key in keys) or has_lora
+    adapts = any({"lora", "reft"} & set(recipe) for recipe in recipes)
+    # With nothing else every decode is the base's: virtual tokens lie in the cache.
+    assert adapts or all(isinstance(key, int) for key in keys)
     monkeypatch.setattr(runner, "_key", lambda batch: None)
     assert run(engine, digests, *recipes) == replayed
 

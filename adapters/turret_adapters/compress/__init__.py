@@ -1,0 +1,1 @@
+"""Compressed adapters: ternary tensors, their bytes, the file that holds them."""

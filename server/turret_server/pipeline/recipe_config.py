@@ -1,0 +1,103 @@
+"""Named recipes of the configuration: stacks, resolved per request, and adapters to derive.
+
+A recipe is an expression such as "a:0.7+b", or a table, on the command line as JSON:
+
+    [recipes.legal-sql]
+    adapters = [{name = "legal", weight = 0.7}, {name = "sql", weight = {q_proj = 0.5}}]
+
+    [recipes.merged]
+    method = "ties"
+    sources = ["legal", {name = "sql", weight = 0.5}]
+    density = 0.2
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from turret_adapters.catalog import name_problem
+from turret_adapters.derivation import Derivation, Source, derivation
+from turret_server.errors import StartupError, TurretError
+from turret_server.pipeline.recipe import Stack, Weight, parse_stack
+
+_FIX = "Correct the recipe; docs/adapters.md shows both forms."
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRecipes:
+    """What the configuration asks for, by name.
+
+    Attributes:
+        stacks: adapters that run together, each as it is.
+        derived: adapters to be made of others at the start.
+    """
+
+    stacks: dict[str, Stack] = field(default_factory=dict)
+    derived: dict[str, Derivation] = field(default_factory=dict)
+
+
+def parse_recipes(recipes: Mapping[str, str]) -> NamedRecipes:
+    """Parse recipes; adapters that they name are not looked up yet.
+
+    Raises:
+        StartupError: names the recipe, and says what is wrong with it.
+    """
+    parsed = NamedRecipes()
+    for name, text in recipes.items():
+        try:
+            if problem := name_problem(name):
+                raise ValueError(problem)
+            table = json.loads(text) if text.startswith("{") else None
+            if table is None:
+                parsed.stacks[name] = parse_stack(text)
+            elif "method" in table:
+                parsed.derived[name] = _derived(table)
+            else:
+                parsed.stacks[name] = _stack(table)
+        except ValueError as error:
+            raise recipe_error(name, str(error)) from None
+        except TurretError as error:
+            raise recipe_error(name, str(error)) from None
+    return parsed
+
+
+def recipe_error(name: str, why: str, fix: str = _FIX) -> StartupError:
+    """The error for a recipe that cannot be served."""
+    return StartupError(f"the recipe {name!r} cannot be served", why, fix)
+
+
+def _stack(table: dict[str, Any]) -> Stack:
+    if unknown := sorted(table.keys() - {"adapters"}):
+        raise ValueError(f"{unknown[0]!r} is not known; there is 'adapters', or 'method'")
+    return tuple(_items(table.get("adapters"), "adapters"))
+
+
+def _derived(table: dict[str, Any]) -> Derivation:
+    sources = []
+    for name, weight in _items(table.get("sources"), "sources"):
+        if isinstance(weight, dict):
+            raise ValueError(f"the weight of source {name!r} is a table; it must be a number")
+        sources.append(Source(name, weight))
+    options = {key: value for key, value in table.items() if key not in ("method", "sources")}
+    return derivation(str(table["method"]), sources, options)
+
+
+def _items(values: Any, what: str) -> Iterator[tuple[str, Weight]]:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{what!r} is no list of adapters")
+    for value in values:
+        item: Any = {"name": value} if isinstance(value, str) else value
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise ValueError(f"{value!r} in {what!r} names no adapter")
+        if unknown := sorted(item.keys() - {"name", "weight"}):
+            raise ValueError(f"{unknown[0]!r} in {what!r} is not known; there is name and weight")
+        weight = item.get("weight", 1.0)
+        for number in weight.values() if isinstance(weight, dict) else (weight,):
+            if type(number) not in (int, float):
+                raise ValueError(
+                    f"the weight of {item['name']!r} is neither a number nor a table of numbers"
+                )
+        yield item["name"], weight

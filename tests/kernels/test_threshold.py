@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+
+from turret_kernels import native, threshold
+from turret_kernels.activation import silu_mul
+from turret_kernels.graph import Graph, MemoryPool, capture
+from turret_kernels.low_rank import Entries
+from turret_kernels.threshold import silu_threshold_mul
+
+# By slot; -1: none. 0 keeps all but zeros. Not representable in bf16: 0.3, 0.7.
+BOUNDS = torch.tensor([0.3, 0.7, 0.0, -1.0, float("inf")])
+BATCHES = {
+    "decode": (9, [(0, 0, 1), (1, 1, 1), (2, 2, 3), (4, 7, 1)]),
+    "prefill": (90, [(0, 0, 7), (1, 7, 60), (2, 70, 20)]),
+    "none": (6, [(3, 0, 6)]),
+    "stacked with none": (6, [(0, 0, 4), (3, 0, 6)]),  # an adapter without thresholds beside
+}
+DTYPES = [torch.bfloat16, torch.float32]
+
+
+def entries(rows):
+    slot, start, count = (torch.tensor(v, dtype=torch.int32) for v in zip(*rows, strict=True))
+    return Entries(slot, torch.ones(len(rows)), start, count)
+
+
+def bounds_of(tokens, rows):
+    """The threshold of every row, None where there is none."""
+    bounds = [None] * tokens
+    for slot, start, count in rows:
+        if BOUNDS[slot] >= 0:
+            bounds[start : start + count] = [float(BOUNDS[slot])] * count
+    return bounds
+
+
+@pytest.fixture(params=["native", "torch"])
+def path(request, monkeypatch):
+    """Both paths compute the same."""
+    if request.param == "torch":
+        monkeypatch.setattr(threshold, "lib", None)
+    elif native.lib is None:
+        pytest.skip("this processor has no native kernels")
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("width", [16, 50, 640])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threshold(batch, width, dtype):
+    tokens, rows = BATCHES[batch]
+    x = torch.randn(tokens, width).to(dtype)
+    x[:, 0] = 0.3  # equal is not more, where the dtype holds the threshold
+    want = x.clone()
+    for row, bound in enumerate(bounds_of(tokens, rows)):
+        for i, value in enumerate(x[row].tolist()):
+            if bound is not None and not abs(value) > torch.tensor(bound).item():
+                want[row, i] = 0
+    assert torch.equal(threshold.threshold(x, BOUNDS, entries(rows)), want)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("width", [16, 50, 640])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_silu_threshold_mul(batch, width, dtype):
+    """SiLU is rounded to the dtype, compared, and multiplied."""
+    tokens, rows = BATCHES[batch]
+    gate, up = (torch.randn(2, tokens, width) * 2).to(dtype)
+    found = silu_threshold_mul(torch.cat([gate, up], dim=1), BOUNDS, entries(rows))
+    for row, bound in enumerate(bounds_of(tokens, rows)):
+        for g, u, value in zip(
+            gate[row].tolist(), up[row].tolist(), found[row].tolist(), strict=True
+        ):
+            exact = g / (1 + math.exp(-g))
+            ulp = abs(exact) * (2**-7 if dtype == torch.bfloat16 else 2**-20)
+            if bound is not None and abs(abs(exact) - bound) <= ulp:
+                continue  # on which side it lies depends on the rounding
+            live = bound is None or abs(exact) > bound
+            want = exact * u if live else 0.0
+            assert abs(value - want) <= 2 * ulp * abs(u) * live + 1e-6
+
+
+@pytest.mark.usefixtures("path")
+def test_without_a_threshold_it_is_silu_mul():
+    gate_up = torch.randn(40, 200).bfloat16()
+    found = silu_threshold_mul(gate_up, BOUNDS, entries([(3, 0, 40)]))
+    if threshold.lib is None:
+        # The torch path rounds SiLU as F.silu does.
+        torch.testing.assert_close(found, silu_mul(gate_up), rtol=2**-6, atol=1e-6)
+    else:
+        assert torch.equal(found, silu_mul(gate_up))
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_nan_stays_visible(dtype):
+    """With and without a threshold: a damaged row must not look like a sparse one."""
+    x = torch.randn(4, 32).to(dtype)
+    x[:, 5] = float("nan")
+    assert threshold.threshold(x, BOUNDS, entries([(0, 0, 2)]))[:, 5].isnan().all()
+    assert silu_threshold_mul(x, BOUNDS, entries([(0, 0, 2)]))[:, 5].isnan().all()
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_does_not_depend_on_its_batch(dtype):
+    x = torch.randn(90, 640).to(dtype)
+    for act in (threshold.threshold, silu_threshold_mul):
+        whole = act(x, BOUNDS, entries([(0, 0, 30), (1, 40, 50)]))
+        for row, rows in ((7, [(0, 0, 1)]), (88, [(1, 0, 1)]), (35, [(3, 0, 1)])):
+            assert torch.equal(act(x[row : row + 1], BOUNDS, entries(rows))[0], whole[row])
+
+
+@pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")
+def test_a_replay_reads_the_entries_of_its_time():
+    static = entries([(0, 0, 3), (1, 3, 2), (0, 0, 1)])
+    static.count[0] = 2
+    x, bounds = torch.randn(8, 96).bfloat16(), BOUNDS.clone()
+
+    def act(x, bounds, entries):
+        return silu_threshold_mul(threshold.threshold(x, bounds, entries), bounds, entries)
+
+    with capture(MemoryPool()) as calls:
+        out = act(x, bounds, static)
+    graph = Graph(calls)
+    for rows in ([(2, 1, 4)], [(0, 0, 4), (1, 4, 2), (2, 6, 1)], []):
+        for name, value in zip(
+            ("slot", "row_start", "row_count"), zip(*rows, strict=True), strict=False
+        ):
+            getattr(static, name)[: len(rows)] = torch.tensor(value)
+        static.count[0] = len(rows)
+        x.copy_(torch.randn(8, 96))
+        bounds[0] += 0.1  # another adapter in the slot
+        graph.replay()
+        assert torch.equal(out, act(x, bounds, entries(rows or [(3, 0, 1)])))

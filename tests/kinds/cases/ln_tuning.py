@@ -1,0 +1,17 @@
+from peft import LNTuningConfig
+from tests.kinds.case import peft_case
+
+
+def case(name, targets, **fields):
+    return peft_case(name, "ln_tuning", lambda: LNTuningConfig(target_modules=targets), **fields)
+
+
+CASES = [
+    case(
+        "ln_tuning",
+        ["input_layernorm", "post_attention_layernorm", "norm"],
+        bases=("llama", "tied", "qwen"),
+    ),
+    case("ln_tuning-one-layer", r".*layers\.1\.post_attention_layernorm"),
+    case("ln_tuning-head", r".*layers\.2\.input_layernorm|model\.norm"),
+]
