@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from turret_kernels.activation import silu_mul
 from turret_kernels.linear import LinearWeight, linear
 from turret_kernels.low_rank import Entries
 from turret_kernels.rope_kv import KVCache
+from turret_kernels.sparse_mlp import MAX_ROWS, MlpWeights
 
 __all__ = ["BASE", "BasePlan", "Group", "RowUse", "StepPlan"]
 
@@ -94,6 +95,14 @@ class BasePlan:
         """`SiLU(gate) * up` [T, I] of [T, 2 I], adapted."""
         return silu_mul(gate_up)
 
+    def mlp(self, layer: int, x: Tensor, weights: MlpWeights) -> Tensor:
+        """A whole gated MLP [T, H] of the normed rows `x` [T, H], adapted."""
+        self.touch(layer, Group.MLP_IN, x)
+        gate_up = self.linear(layer, Group.GATE_UP, x, weights.gate_up, weights.gate_up_bias)
+        x = self.gate(layer, gate_up)
+        self.touch(layer, Group.INNER, x)
+        return self.linear(layer, Group.DOWN, x, weights.down, weights.down_bias)
+
     def head(self, x: Tensor, weight: LinearWeight) -> Tensor:
         """Float32 logits [L, vocab] of `x` [L, hidden], the rows named by the step."""
         return linear(x, weight, out_dtype=torch.float32)
@@ -117,8 +126,10 @@ class StepPlan(BasePlan):
     __slots__ = (
         "_active",
         "_entries",
+        "_gated",
         "_head",
         "_logit_rows",
+        "_num_rows",
         "_sparse",
         "_threshold",
         "_uses",
@@ -152,6 +163,9 @@ class StepPlan(BasePlan):
         ]
         self._threshold = banks.threshold
         self._sparse = _touched(banks.threshold.touched, slots)  # where thresholds act
+        # Where every row that runs adapters has a threshold; rows of the base may join them.
+        self._num_rows = sum(use.row_count for use in uses)
+        self._gated = _everywhere(banks.threshold.touched, uses) if self._sparse else 0
         self._weights: dict[Module, Tensor] | None = None
         self._head: tuple[Entries, dict[Module, Tensor] | None] | None = None
         self._logit_rows = logit_rows
@@ -161,13 +175,15 @@ class StepPlan(BasePlan):
     def __bool__(self) -> bool:
         return bool(self._active or self._sparse or self._virtual)
 
-    @property
-    def signature(self) -> tuple[tuple[int, int, int], ...] | None:
+    def signature(self, rows: int) -> tuple[tuple[int, ...], ...] | None:
         """Equal for steps that launch the same kernels, so that one recorded graph serves them.
 
         None where a graph cannot hold the step: banks that run torch ops, weights per module, or
         virtual tokens.
         What acts on the embedding does not matter: graphs begin behind it.
+
+        Args:
+            rows: token rows of the step, the base's included.
         """
         embed = 1 << point(-1, Group.EMBED)
         every: list[tuple[Bank, int]] = [(bank, mask & ~embed) for bank, mask in self._active]
@@ -178,7 +194,9 @@ class StepPlan(BasePlan):
             or any(mask and not b.capturable for b, mask in every)
         ):
             return None
-        return tuple((id(bank), mask, bank.layout) for bank, mask in every)
+        banks = ((id(bank), mask, bank.layout) for bank, mask in every)
+        gated = self._gated_in(rows)
+        return *banks, (gated, self._threshold.neurons_layout if gated else 0)
 
     @property
     def entries(self) -> Entries:
@@ -223,6 +241,28 @@ class StepPlan(BasePlan):
             return self._threshold.gate(layer, gate_up, self._entries)
         return silu_mul(gate_up)
 
+    def mlp(self, layer: int, x: Tensor, weights: MlpWeights) -> Tensor:  # noqa: D102
+        if not self._skips_neurons(layer, x.shape[0]):
+            return super().mlp(layer, x, weights)
+        self.touch(layer, Group.MLP_IN, x)
+        y, product = self._threshold.mlp(layer, x, weights, self._entries)
+        self.apply(layer, Group.DOWN, y, product)
+        return y
+
+    def _gated_in(self, rows: int) -> int:
+        """The points at which all rows of the step, and few, have a threshold."""
+        return self._gated if rows == self._num_rows <= MAX_ROWS else 0
+
+    def _skips_neurons(self, layer: int, rows: int) -> bool:
+        """Do all rows have a threshold behind the gate, and nothing else inside the MLP?"""
+        if not self._gated_in(rows) >> point(layer, Group.ACT) & 1:
+            return False
+        if not self._threshold.has_sparse_mlp(layer):
+            return False
+        inside = _bits(layer, Group.GATE_UP, Group.ACT, Group.INNER)
+        linears = _bits(layer, Group.GATE_UP, Group.DOWN)
+        return not (self._sparse & linears or any(mask & inside for _, mask in self._active))
+
     def head(self, x: Tensor, weight: LinearWeight) -> Tensor:  # noqa: D102
         logits = linear(x, weight, out_dtype=torch.float32)
         self.apply_to_logits(Group.HEAD, logits, x)
@@ -266,6 +306,19 @@ class StepPlan(BasePlan):
                         mapped.append((first, last - first, slot, weight))
                 self._head = _build(mapped)
         return self._head
+
+
+def _bits(layer: int, *groups: Group) -> int:
+    return sum(1 << point(layer, group) for group in groups)
+
+
+def _everywhere(per_slot: Sequence[int], uses: Sequence[RowUse]) -> int:
+    """The points at which every use has an adapter that acts."""
+    masks = (
+        _touched(per_slot, {s for s, w in zip(use.slots, use.weights, strict=True) if w != 0})
+        for use in uses
+    )
+    return reduce(and_, masks)
 
 
 def _touched(per_slot: Sequence[int], slots: set[int]) -> int:

@@ -40,8 +40,9 @@ KERNELS = (
     "scale",
     "sparse_delta",
     "row_delta",
+    "sparse_mlp",
 )
-_MAX_ARGUMENTS = 17
+_MAX_ARGUMENTS = 18
 
 
 class _Call(ctypes.Structure):

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from turret_adapters.banks.neurons import NeuronCopies
 from turret_adapters.banks.scale import check_alone
 from turret_adapters.banks.slot_tables import SlotTables
 from turret_adapters.components import Component, Threshold
 from turret_adapters.groups import Group, first_column
-from turret_adapters.spec import LINEARS, ModelShape, Site
+from turret_adapters.spec import LINEARS, ModelShape, Module, Site
 from turret_kernels import native
 from turret_kernels.linear import LinearWeight, linear, slice_linear
 from turret_kernels.low_rank import Entries
+from turret_kernels.sparse_mlp import MlpWeights, sparse_mlp
 from turret_kernels.threshold import silu_threshold_mul, threshold
 
 
@@ -38,11 +40,18 @@ class ThresholdBank:
 
         self._tables = SlotTables(shape, num_slots, make, _forget)
         self.touched = self._tables.touched
+        self._neurons = NeuronCopies(shape, dtype)
+        self._gated: list[list[int]] = [[] for _ in range(num_slots)]  # layers with a copy, by slot
 
     @property
     def layout(self) -> int:
-        """Changes when the kernels would be launched on other memory."""
+        """Changes when `gate` and `linear` would launch their kernels on other memory."""
         return self._tables.layout
+
+    @property
+    def neurons_layout(self) -> int:
+        """Changes when `mlp` would launch its kernel on other memory."""
+        return self._neurons.layout
 
     def takes(self, component: Component) -> bool:
         """Is it stored here?"""
@@ -65,11 +74,26 @@ class ThresholdBank:
         with self._tables.fill(slot, [component.site for component in components]) as tables:
             for component in components:
                 tables[component.site][slot] = component.value
+            self._gated[slot] = [c.site.layer for c in components if c.site.module is Module.ACT]
+            self._neurons.acquire(self._gated[slot])
         return True
 
     def clear(self, slot: int) -> None:
         """Forget a slot; an empty one is fine."""
         self._tables.clear(slot)
+        self._neurons.release(self._gated[slot])
+        self._gated[slot] = []
+
+    def has_sparse_mlp(self, layer: int) -> bool:
+        """Can `mlp` read less than everything in this layer?"""
+        return self._neurons.at(layer) is not None
+
+    def mlp(
+        self, layer: int, x: Tensor, weights: MlpWeights, entries: Entries
+    ) -> tuple[Tensor, Tensor]:
+        """A whole MLP for few rows, all with a threshold at ACT: its output, and what down read."""
+        ((_, table, _),) = self._tables.at(layer, Group.ACT)
+        return sparse_mlp(x, weights, self._neurons.at(layer), table, entries)
 
     def gate(self, layer: int, gate_up: Tensor, entries: Entries) -> Tensor:
         """`SiLU(gate) * up` [T, I] with the thresholds of a layer; some entry has one."""

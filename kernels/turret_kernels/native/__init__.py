@@ -98,6 +98,8 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_run": [p, n],
         "turret_sparse_delta": [p, n, n, n, p, n, p, p, p, p, p, p, i],
         "turret_row_delta": [p, n, p, n, p, p, p, p, p, p],
+        "turret_pack_neurons": [p, p, p, n, n],
+        "turret_sparse_mlp": [p, p, p, n, n, n, p, p, p, p, p, p, p, p, p, p, i, f],
     }
     for name, argtypes in signatures.items():
         function = getattr(library, name)

@@ -65,6 +65,21 @@ static inline __m512 exp_ps(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
+static inline __m512 round_to_bf16(__m512 v) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+}
+
+// SiLU(g), rounded to bf16 as a tensor of that dtype would be
+static inline __m512 silu_ps(__m512 g) {
+  // g * sigmoid(g) with the exponential of -|g|, which cannot overflow
+  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
+  const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
+  const __m512 top = _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0f), e);
+  return round_to_bf16(
+      _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(_mm512_set1_ps(1.0f), e)));
+}
+
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
 #include <unistd.h>

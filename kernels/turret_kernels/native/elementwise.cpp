@@ -22,9 +22,7 @@ void norm_row(bf16* out, const bf16* x, const bf16* weight, int64_t n, float eps
     const __mmask16 m = tail_mask(n - i);
     // Rounded before the gain, as the reference models do.
     const __m512 v = _mm512_mul_ps(load_bf16(x + i, m), scale);
-    const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(
-        _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
-    store_bf16(out + i, _mm512_mul_ps(rounded, load_bf16(weight + i, m)), m);
+    store_bf16(out + i, _mm512_mul_ps(round_to_bf16(v), load_bf16(weight + i, m)), m);
   }
 }
 
@@ -61,15 +59,7 @@ void silu_mul(bf16* out, const bf16* gate_up, int64_t rows, int64_t n, const flo
       const __m512 bound = _mm512_set1_ps(bounds ? bounds[r] : -1.0f);
       for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 m = tail_mask(n - i);
-        const __m512 g = load_bf16(gate + i, m);
-        // g * sigmoid(g) with the exponential of -|g|, which cannot overflow
-        const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
-        const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
-        const __m512 top = _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0f), e);
-        const __m512 silu =
-            _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
-        const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(
-            _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(silu)), 16));
+        const __m512 rounded = silu_ps(load_bf16(gate + i, m));
         const __mmask16 live = _mm512_cmp_ps_mask(_mm512_abs_ps(rounded), bound, _CMP_NLE_UQ);
         const __m512 product = _mm512_maskz_mul_ps(live, rounded, load_bf16(up + i, m));
         store_bf16(out + r * n + i, product, m);

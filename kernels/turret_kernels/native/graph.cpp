@@ -29,11 +29,14 @@ DECLARE(sparse_delta, void*, int64_t, int64_t, int64_t, const bf16*, int64_t, co
         const int32_t*, const float*, const int32_t*, const int32_t*, const int64_t*, int);
 DECLARE(row_delta, float*, int64_t, const bf16*, int64_t, const void*, const int32_t*, const float*,
         const int32_t*, const int32_t*, const int64_t*);
+DECLARE(sparse_mlp, bf16*, bf16*, const bf16*, int64_t, int64_t, int64_t, const bf16*, const bf16*,
+        const bf16*, const bf16*, const bf16*, const float*, const int32_t*, const int32_t*,
+        const int32_t*, const int64_t*, int, float);
 #undef DECLARE
 
 namespace {
 
-constexpr int kMaxArguments = 17;
+constexpr int kMaxArguments = 18;
 
 struct Call {
   int64_t kernel;                   // index in graph.py's KERNELS
@@ -83,6 +86,7 @@ TURRET_API void turret_run(const Call* calls, int64_t count) {
       case 9: invoke(turret_scale, a); break;
       case 10: invoke(turret_sparse_delta, a); break;
       case 11: invoke(turret_row_delta, a); break;
+      case 12: invoke(turret_sparse_mlp, a); break;
     }
   }
 }

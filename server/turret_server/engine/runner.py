@@ -72,7 +72,7 @@ class Runner:
             return None
         if not isinstance(batch.adapters, StepPlan):
             return rows
-        signature = batch.adapters.signature
+        signature = batch.adapters.signature(rows)
         if signature is None or len(batch.adapters.entries) > self._entries.slot.shape[0]:
             return None
         return rows, signature

@@ -14,6 +14,7 @@ from turret_kernels.linear import LinearWeight, unpack_linear
 from turret_kernels.norms import add_rms_norm, rms_norm
 from turret_kernels.paged_attention import paged_attention
 from turret_kernels.rope_kv import KVCache, rope_and_store
+from turret_kernels.sparse_mlp import MlpWeights
 from turret_server.errors import StartupError
 from turret_server.models.batch import Batch
 from turret_server.models.config import DecoderConfig
@@ -150,12 +151,8 @@ class Decoder:
         return adapters.linear(index, Group.O, x, layer.o, layer.o_bias)
 
     def _mlp(self, x: Tensor, index: int, layer: LayerWeights, batch: Batch) -> Tensor:
-        adapters = batch.adapters
-        adapters.touch(index, Group.MLP_IN, x)
-        gate_up = adapters.linear(index, Group.GATE_UP, x, layer.gate_up, layer.gate_up_bias)
-        x = adapters.gate(index, gate_up)
-        adapters.touch(index, Group.INNER, x)
-        return adapters.linear(index, Group.DOWN, x, layer.down, layer.down_bias)
+        weights = MlpWeights(layer.gate_up, layer.gate_up_bias, layer.down, layer.down_bias)
+        return batch.adapters.mlp(index, x, weights)
 
     @property
     def has_graphs(self) -> bool:

@@ -88,6 +88,7 @@ class RecipeBook:
         Raises:
             NotFound: a name that is not served; close matches are listed.
             BadRequest: a malformed weight, an adapter named twice, or too many of them.
+            Unprocessable: a weight that the adapter cannot take.
         """
         model = self.base_names[0] if model is None else model
         label, named = self._parse(model)
@@ -228,6 +229,14 @@ def _part(text: str) -> tuple[str, Weight]:
 
 def _weight(weight: Weight, record: AdapterRecord, param: str) -> Weight:
     """Check a weight; a table is spelt out for every module, 1.0 where it says nothing."""
+    if "Threshold" in record.primitives and (isinstance(weight, dict) or weight not in (0, 1)):
+        raise Unprocessable(
+            f"adapter {record.name!r} cannot have the weight {weight!r}",
+            f"it is {record.kind}: below its thresholds activations are left out, and half of that "
+            "has no meaning",
+            "Give it the weight 1, or 0 to switch it off; fit another one for another sparsity.",
+            param=f"{param}.weight" if param != "model" else param,
+        )
     if not isinstance(weight, dict):
         return _checked(weight, record.name, param)
     if unknown := [module for module in weight if module not in record.targets]:

@@ -5,11 +5,11 @@ import pytest
 from turret_adapters.catalog import AdapterRecord, Catalog
 from turret_adapters.derivation import Derivation, Source
 from turret_server.engine.messages import AdapterUse
-from turret_server.errors import BadRequest, NotFound
+from turret_server.errors import BadRequest, NotFound, Unprocessable
 from turret_server.pipeline.recipe import MAX_ADAPTERS, RecipeBook
 
 
-def put(catalog: Catalog, name: str, digest: str) -> None:
+def put(catalog: Catalog, name: str, digest: str, primitives: tuple[str, ...] = ()) -> None:
     catalog.put(
         AdapterRecord(
             name=name,
@@ -22,6 +22,7 @@ def put(catalog: Catalog, name: str, digest: str) -> None:
             num_bytes=2,
             base_model=None,
             loaded_at=0.0,
+            primitives=primitives,
         )
     )
 
@@ -135,6 +136,26 @@ def test_two_names_of_one_content_are_one_adapter(book: RecipeBook) -> None:
     put(book.catalog, "sql2", "digest-sql")
     with pytest.raises(BadRequest, match="named twice"):
         book.resolve("sql+sql2")
+
+
+@pytest.mark.parametrize("weight", [0.5, -1.0, 2.0, {"q_proj": 1.0}])
+def test_a_threshold_is_on_or_off(book: RecipeBook, weight) -> None:
+    put(book.catalog, "sparse", "digest-sparse", ("LowRank", "Threshold"))
+    with pytest.raises(Unprocessable) as caught:
+        book.resolve("demo", [("sparse", weight)])
+    assert caught.value.param == "adapters[0].weight"
+    assert all((caught.value.what, caught.value.why, caught.value.fix))
+    for allowed in (0.0, 1.0):
+        recipe = book.resolve("demo", [("sparse", allowed)])
+        assert recipe.adapters == (AdapterUse("digest-sparse", allowed),)
+
+
+def test_a_threshold_in_a_model_name_is_on_or_off(book: RecipeBook) -> None:
+    put(book.catalog, "sparse", "digest-sparse", ("Threshold",))
+    assert book.resolve("sparse+sql:0.5").adapters[0].weight == 1.0
+    with pytest.raises(Unprocessable) as caught:
+        book.resolve("sparse:0.5+sql")
+    assert caught.value.param == "model"
 
 
 def test_named_stacks_may_weigh_modules() -> None:

@@ -1,0 +1,152 @@
+"""Fitting CATS and TEAL on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tests.kinds.cases.cats import Thresholded
+from tests.kinds.lab import BASES
+from transformers import AutoModelForCausalLM
+
+from turret_adapters.errors import AdapterError
+from turret_adapters.files import AdapterFiles
+from turret_adapters.fit.cats import fit_cats, num_steps, watching
+from turret_adapters.fit.quantiles import Magnitudes, Refined
+from turret_adapters.fit.teal import LINEARS, fit_teal
+from turret_adapters.fit.teal import num_steps as num_teal_steps
+from turret_adapters.fit.text import TextWindows, perplexity, read_windows
+from turret_adapters.registry import detect
+from turret_adapters.spec import ModelShape
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(BASES["llama"]()).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def text():
+    torch.manual_seed(2)
+    windows = list(torch.randint(0, 128, (8, 48)))
+    return TextWindows(windows[:6], windows[6:])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantiles_are_exact(share, dtype):
+    torch.manual_seed(0)
+    values = (torch.randn(1000) * torch.logspace(-6, 3, 1000)).to(dtype)
+    values[:40] = 0
+    coarse = Magnitudes()
+    for part in values.split(77):
+        coarse.add(part)
+    exact = Refined(coarse, share)
+    for part in values.split(77):
+        exact.add(part)
+    rank = max(1, round(share * 1000))
+    assert exact.value == float(values.abs().float().sort().values[rank - 1])
+    assert coarse.quantile(share) == pytest.approx(exact.value, rel=2**-6, abs=1e-30)
+    assert coarse.count == 1000
+
+
+def test_nothing_is_below_the_quantile_of_nothing():
+    coarse = Magnitudes()
+    coarse.add(torch.randn(100))
+    assert coarse.quantile(0) == 0
+
+
+def test_cats_thresholds_are_quantiles(model, text):
+    steps = []
+    fit = fit_cats(model, text, 0.5, steps.append)
+    assert len(steps) == num_steps(text)
+    seen = [[] for _ in fit.thresholds]
+
+    def keep(layer, act):
+        seen[layer].append(act.abs().flatten())
+        return act
+
+    with watching(model, keep), torch.no_grad():
+        for window in text.fitted:
+            model(window[None])
+    for threshold, parts in zip(fit.thresholds, seen, strict=True):
+        values = torch.cat(parts)
+        assert threshold == float(values.kthvalue(len(values) // 2).values)
+    assert all(0.4 < share < 0.6 for share in fit.sparsity)
+    assert all(both < share for share, both in zip(fit.sparsity, fit.shared, strict=True))
+
+
+def test_cats_perplexities(model, text):
+    fit = fit_cats(model, text, 0.7, lambda stage: None)
+    assert fit.perplexity_before == pytest.approx(
+        perplexity(model, text.held_out, "", lambda stage: None)
+    )
+    originals = [layer.mlp.act_fn for layer in model.model.layers]
+    for layer, threshold in zip(model.model.layers, fit.thresholds, strict=True):
+        layer.mlp.act_fn = Thresholded(layer.mlp.act_fn, threshold)
+    after = perplexity(model, text.held_out, "", lambda stage: None)
+    for layer, original in zip(model.model.layers, originals, strict=True):
+        layer.mlp.act_fn = original
+    assert fit.perplexity_after == pytest.approx(after, rel=1e-5)
+    assert fit.perplexity_after != pytest.approx(fit.perplexity_before, rel=1e-4)
+
+
+def test_teal_reaches_its_target(model, text):
+    steps = []
+    fit = fit_teal(model, text, 0.3, steps.append, step_size=0.2)
+    assert len(steps) == num_teal_steps(model, text)
+    assert fit.thresholds.keys() == set(LINEARS)
+    assert fit.weighted_sparsity == pytest.approx(0.3, abs=0.06)
+    assert fit.perplexity_after != pytest.approx(fit.perplexity_before, rel=1e-4)
+    # The model is as it was.
+    again = perplexity(model, text.held_out, "", lambda stage: None)
+    assert again == pytest.approx(fit.perplexity_before)
+
+
+def test_what_is_fitted_can_be_served(model, text, tmp_path):
+    fits = fit_cats(model, text, 0.5, str), fit_teal(model, text, 0.2, str, step_size=0.3)
+    for fit in fits:
+        (tmp_path / "turret_adapter.json").write_text(json.dumps(fit.config("tiny")))
+        with AdapterFiles.open(tmp_path) as files:
+            kind = detect(files)
+            shape = kind.guess_shape(files)
+            program = kind.compile(files, ModelShape(3, shape.dims))
+        assert program.primitives == ["Threshold"]
+        assert program.base_model == "tiny"
+
+
+@pytest.mark.parametrize("sparsity", [0, 1, -0.5, 50])
+def test_sparsities_that_make_no_sense(model, text, sparsity):
+    for fit in (fit_cats, fit_teal):
+        with pytest.raises(AdapterError, match="between 0 and 1"):
+            fit(model, text, sparsity, str)
+
+
+class Letters:
+    """A tokenizer: one id per character."""
+
+    def __call__(self, piece: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) % 128 for c in piece]}
+
+
+def test_windows(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"line {i}\n" for i in range(20_000)))
+    windows = read_windows(Letters(), path, length=100, max_tokens=5_050)
+    assert (len(windows.fitted), len(windows.held_out)) == (45, 5)
+    together = read_windows(Letters(), path, length=len(path.read_text()) // 2, max_tokens=10**9)
+    ids = torch.cat([*together.fitted, *together.held_out]).tolist()
+    assert ids == Letters()(path.read_text())["input_ids"]
+
+
+def test_too_little_text(tmp_path):
+    (tmp_path / "short.txt").write_text("few")
+    with pytest.raises(AdapterError, match="3 tokens"):
+        read_windows(Letters(), tmp_path / "short.txt", length=2)
+    with pytest.raises(AdapterError, match="No such file"):
+        read_windows(Letters(), tmp_path / "missing.txt")

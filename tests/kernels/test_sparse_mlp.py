@@ -1,0 +1,132 @@
+import pytest
+import torch
+
+from turret_kernels import native
+from turret_kernels.graph import Graph, MemoryPool, capture
+from turret_kernels.linear import pack_linear
+from turret_kernels.low_rank import Entries
+from turret_kernels.sparse_mlp import MlpWeights, pack_neurons, sparse_mlp, sparse_mlp_reference
+
+needs_native = pytest.mark.skipif(native.lib is None, reason="no CPU kernels here")
+NEVER_DENSE = 2.0
+SIZES = [(64, 96), (96, 256), (160, 800)]
+
+
+def mlp(hidden, inner, bias=False):
+    """Weights, and the same neuron by neuron."""
+    gate, up = torch.randn(2, inner, hidden).bfloat16() / hidden**0.5
+    down = torch.randn(hidden, inner).bfloat16() / inner**0.5
+    biases = torch.randn(2 * inner).bfloat16() / 4, torch.randn(hidden).bfloat16()
+    gate_bias, down_bias = biases if bias else (None, None)
+    gate_up = pack_linear(torch.cat([gate, up]))
+    return MlpWeights(gate_up, gate_bias, pack_linear(down), down_bias), pack_neurons(up, down)
+
+
+def one_each(*slots):
+    """Entries: every row has a slot of its own."""
+    return Entries(
+        slot=torch.tensor(slots, dtype=torch.int32),
+        weight=torch.ones(len(slots)),
+        row_start=torch.arange(len(slots), dtype=torch.int32),
+        row_count=torch.ones(len(slots), dtype=torch.int32),
+    )
+
+
+def assert_close(found, wanted):
+    # Sums in another order: a bf16 rounding apart, here of `up` and of the result.
+    torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-7)
+
+
+@needs_native
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dense_above", [NEVER_DENSE, -1.0], ids=["sparse", "dense"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize(("hidden", "inner"), SIZES)
+def test_it_is_the_dense_mlp_with_a_mask(hidden, inner, rows, dense_above, bias):
+    weights, neurons = mlp(hidden, inner, bias)
+    x = torch.randn(rows, hidden).bfloat16()
+    thresholds, entries = torch.tensor([0.1, 0.0, 0.4, 50.0]), one_each(*range(rows))
+    wanted, wanted_product = sparse_mlp_reference(x, weights, thresholds, entries)
+    y, product = sparse_mlp(x, weights, neurons, thresholds, entries, dense_above)
+    assert_close(y, wanted)
+    assert_close(product, wanted_product)
+    # The same live neurons, exactly: the gate is computed by the same kernel.
+    assert torch.equal(product == 0, wanted_product == 0)
+
+
+@needs_native
+def test_all_neurons_dead():
+    weights, neurons = mlp(64, 96, bias=True)
+    x = torch.randn(2, 64).bfloat16()
+    y, product = sparse_mlp(x, weights, neurons, torch.tensor([9e9]), one_each(0, 0))
+    assert not product.any()
+    assert torch.equal(y, weights.down_bias.expand(2, -1))
+
+
+@needs_native
+def test_a_row_does_not_depend_on_the_others():
+    weights, neurons = mlp(96, 800)
+    x = torch.randn(4, 96).bfloat16()
+    thresholds = torch.tensor([0.02, 0.1, 0.3, 0.6])
+    together, _ = sparse_mlp(x, weights, neurons, thresholds, one_each(0, 1, 2, 3), NEVER_DENSE)
+    for row in range(4):
+        alone, _ = sparse_mlp(
+            x[row : row + 1].clone(), weights, neurons, thresholds, one_each(row), NEVER_DENSE
+        )
+        assert torch.equal(alone[0], together[row])
+
+
+@needs_native
+def test_dead_neurons_are_not_read():
+    weights, neurons = mlp(64, 256)
+    x = torch.randn(1, 64).bfloat16()
+    thresholds, entries = torch.tensor([0.3]), one_each(0)
+    wanted, product = sparse_mlp(x, weights, neurons, thresholds, entries)
+    neurons[product[0] == 0] = float("nan")
+    assert 0 < (product == 0).sum() < 256
+    y, _ = sparse_mlp(x, weights, neurons, thresholds, entries)
+    assert torch.equal(y, wanted)
+
+
+@needs_native
+def test_rows_without_a_threshold_keep_everything():
+    weights, neurons = mlp(64, 96)
+    x = torch.randn(2, 64).bfloat16()
+    thresholds, entries = torch.tensor([9.0, -1.0]), one_each(0, 1)
+    y, _ = sparse_mlp(x, weights, neurons, thresholds, entries)
+    assert_close(y, sparse_mlp_reference(x, weights, thresholds, entries)[0])
+
+
+@needs_native
+@pytest.mark.parametrize("dense_above", [NEVER_DENSE, -1.0], ids=["sparse", "dense"])
+def test_nan_is_not_left_out(dense_above):
+    weights, neurons = mlp(64, 96)
+    x = torch.randn(2, 64).bfloat16()
+    x[0, 3] = float("nan")
+    y, _ = sparse_mlp(x, weights, neurons, torch.tensor([0.3]), one_each(0, 0), dense_above)
+    assert y[0].isnan().all()
+    assert y[1].isfinite().all()
+
+
+@needs_native
+def test_a_graph_replays_it():
+    weights, neurons = mlp(64, 256)
+    x, pool = torch.randn(2, 64).bfloat16(), MemoryPool()
+    thresholds, entries = torch.tensor([0.3, 0.1]), one_each(0, 1)
+    with capture(pool) as calls:
+        y, _ = sparse_mlp(x, weights, neurons, thresholds, entries)
+    x.copy_(torch.randn(2, 64))
+    Graph(calls).replay()
+    assert torch.equal(y, sparse_mlp(x, weights, neurons, thresholds, entries)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_neurons_it_is_the_formula(dtype):
+    gate, up, down = torch.randn(3, 40, 40, dtype=dtype) / 40**0.5
+    weights = MlpWeights(pack_linear(torch.cat([gate, up])), None, pack_linear(down), None)
+    x = torch.randn(6, 40, dtype=dtype)  # more rows than the kernel takes
+    entries = Entries(*(torch.tensor([v], dtype=torch.int32) for v in (0, 1, 0, 6)))
+    y, _ = sparse_mlp(x, weights, None, torch.tensor([0.3]), entries)
+    act = torch.nn.functional.silu(x @ gate.T)
+    wanted = (act * (act.abs() > 0.3) * (x @ up.T)) @ down.T
+    torch.testing.assert_close(y, wanted)
