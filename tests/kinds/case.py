@@ -27,6 +27,14 @@ def fewer_layers(shape: ModelShape) -> ModelShape:
     return replace(shape, num_layers=1)
 
 
+def spread(base: PreTrainedModel) -> float:
+    """How large a base's weights are, beside the 0.2 that the tests' tiny bases are drawn with.
+
+    Adapters far out of proportion make a real model chaotic, and rounding all that is compared.
+    """
+    return float(base.model.layers[0].self_attn.q_proj.weight.detach().std()) / 0.2
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One adapter of one kind.
@@ -83,8 +91,7 @@ def peft_case(
     """
 
     def make(folder: Path, base: PreTrainedModel) -> Reference:
-        # The tiny bases of the tests draw weights with a deviation of 0.2.
-        spread = float(base.model.layers[0].self_attn.q_proj.weight.detach().std()) / 0.2
+        noise = std * spread(base)
         state = {key: value.clone() for key, value in base.state_dict().items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -95,7 +102,7 @@ def peft_case(
             else:
                 for parameter in model.parameters():
                     if parameter.requires_grad:
-                        parameter.data += torch.randn_like(parameter) * std * spread
+                        parameter.data += torch.randn_like(parameter) * noise
             model.save_pretrained(str(folder))
             if edit_config:
                 path = folder / "adapter_config.json"

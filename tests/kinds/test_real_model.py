@@ -8,11 +8,10 @@ before they meet the weights add theirs.
 from __future__ import annotations
 
 import pytest
-from tests.kinds.lab import CASES
-from tests.kinds.real_model import Row, measure, usable
+from tests.kinds.real_model import Row, measure, one_per_kind
 
 pytestmark = pytest.mark.slow
-TESTED = [case for case in CASES if usable(case)]
+TESTED = one_per_kind()
 
 
 @pytest.fixture(scope="module")

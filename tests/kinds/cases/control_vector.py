@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import torch
 from tests.kinds import hooks
-from tests.kinds.case import Case, Reference
+from tests.kinds.case import Case, Reference, spread
 from transformers import PreTrainedModel
 
 
@@ -28,7 +28,8 @@ def make(dtype):
         torch.manual_seed(4)
         folder.mkdir()
         # repeng's order: from the last block on; never the first
-        directions = {i: (torch.randn(64) / 4).numpy().astype(dtype) for i in (2, 1)}
+        size, scale = base.config.hidden_size, spread(base) / 4
+        directions = {i: (torch.randn(size) * scale).numpy().astype(dtype) for i in (2, 1)}
         write(folder / "happy.gguf", directions)
         for i, direction in directions.items():
             added = torch.from_numpy(direction).float()

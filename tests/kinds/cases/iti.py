@@ -8,7 +8,7 @@ from tests.kinds.case import Case, Reference
 from torch import nn
 from transformers import PreTrainedModel
 
-HEADS, HEAD_DIM = 4, 16
+HEAD_DIM = 16  # of the tiny bases
 CHOSEN = [(2, 0), (0, 3), (2, 1)]  # layer, head
 
 
@@ -20,23 +20,25 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], **config: object) -> N
     save_file(tensors, folder / "adapter.safetensors")
 
 
-def directions() -> dict[str, torch.Tensor]:
+def directions(head_dim: int = HEAD_DIM) -> dict[str, torch.Tensor]:
     """ITI's quantities for the chosen heads."""
     torch.manual_seed(6)
     layers, heads = zip(*CHOSEN, strict=True)
     return {
         "layers": torch.tensor(layers),
         "heads": torch.tensor(heads),
-        "directions": nn.functional.normalize(torch.randn(3, HEAD_DIM), dim=-1),
+        "directions": nn.functional.normalize(torch.randn(3, head_dim), dim=-1),
         "deviations": torch.rand(3) + 0.1,
     }
 
 
 def make_directions(folder: Path, base: PreTrainedModel) -> Reference:
-    found = directions()
+    heads = base.config.num_attention_heads
+    head_dim = base.config.hidden_size // heads
+    found = directions(head_dim)
     write(folder, found, space="pre_o", alpha=5.0)
     for i, (layer, head) in enumerate(CHOSEN):
-        shift = torch.zeros(HEADS, HEAD_DIM)
+        shift = torch.zeros(heads, head_dim)
         shift[head] = 5.0 * found["deviations"][i] * found["directions"][i]
         o = base.model.layers[layer].self_attn.o_proj
         hooks.change_input(o, lambda z, shift=shift: z + shift.flatten())
@@ -46,7 +48,7 @@ def make_directions(folder: Path, base: PreTrainedModel) -> Reference:
 def make_baked(space):
     def write_and_bake(folder: Path, base: PreTrainedModel) -> Reference:
         torch.manual_seed(7)
-        biases = {layer: torch.randn(64) / 4 for layer in (1, 2)}
+        biases = {layer: torch.randn(base.config.hidden_size) / 4 for layer in (1, 2)}
         names = {f"model.layers.{i}.self_attn.o_proj.bias": b for i, b in biases.items()}
         write(folder, names, space=space)
         for layer, bias in biases.items():

@@ -11,6 +11,7 @@ CASES = [
         "ln_tuning",
         ["input_layernorm", "post_attention_layernorm", "norm"],
         bases=("llama", "tied", "qwen"),
+        std=0.02,
     ),
     case("ln_tuning-one-layer", r".*layers\.1\.post_attention_layernorm"),
     case("ln_tuning-head", r".*layers\.2\.input_layernorm|model\.norm"),

@@ -4,7 +4,7 @@ import json
 
 import torch
 from safetensors.torch import save_file
-from tests.kinds.case import Case
+from tests.kinds.case import Case, spread
 
 BLOCKS = {"q_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}
 CONFIG = {
@@ -26,13 +26,13 @@ CONFIG = {
 def make(targets, *, rank, experts, alpha):
     def write(folder, base):
         torch.manual_seed(4)
-        tensors = {}
+        tensors, scale = {}, 0.1 * spread(base)
 
         def adapt(prefix, linear):
             fan_out, fan_in = linear.weight.shape
-            a = [torch.randn(rank, fan_in) * 0.1 for _ in range(experts)]
-            b = [torch.randn(fan_out, rank) * 0.1 for _ in range(experts)]
-            route = torch.randn(experts, fan_in) * 0.3
+            a = [torch.randn(rank, fan_in) * scale for _ in range(experts)]
+            b = [torch.randn(fan_out, rank) * scale for _ in range(experts)]
+            route = torch.randn(experts, fan_in) * 3 * scale
             for i in range(experts):
                 tensors[f"{prefix}.lora_A{i}.weight"] = a[i]
                 tensors[f"{prefix}.lora_B{i}.weight"] = b[i]
@@ -71,7 +71,7 @@ CASES = [
     Case(
         "loramoe",
         "loramoe",
-        make(["gate_proj", "up_proj", "down_proj"], rank=4, experts=8, alpha=32),
+        make(["gate_proj", "up_proj", "down_proj"], rank=4, experts=8, alpha=2),
     ),
     Case(
         "loramoe-odd",

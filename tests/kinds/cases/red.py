@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tests.kinds import hooks
-from tests.kinds.case import Case, Reference
+from tests.kinds.case import Case, Reference, spread
 from transformers import PreTrainedModel
 
 
@@ -13,13 +13,14 @@ def make(kinds, layers=(0, 1, 2), dtype=torch.float32):
         folder.mkdir()
         stored = {}
         for layer in layers:
-            scaling, bias = torch.ones(1, 64), torch.zeros(1, 64)
+            size, scale = (1, base.config.hidden_size), spread(base) / 4
+            scaling, bias = torch.ones(size), torch.zeros(size)
             prefix = f"base_model.model.layers.{layer}.mlp.down_proj.delta_vector."
             if "scaling" in kinds:
-                scaling = (1 + torch.randn(1, 64) / 4).to(dtype)
+                scaling = (1 + torch.randn(size) * scale).to(dtype)
                 stored[f"{prefix}activation_scaling"] = scaling
             if "bias" in kinds:
-                bias = (torch.randn(1, 64) / 4).to(dtype)
+                bias = (torch.randn(size) * scale).to(dtype)
                 stored[f"{prefix}activation_bias"] = bias
             hooks.change_output(
                 base.model.layers[layer].mlp.down_proj, lambda h, s=scaling, b=bias: h * s + b

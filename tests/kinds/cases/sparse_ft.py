@@ -2,7 +2,7 @@
 
 import torch
 from safetensors.torch import save_file
-from tests.kinds.case import Case
+from tests.kinds.case import Case, spread
 
 
 def encode(name, diff):
@@ -21,7 +21,7 @@ def make(diffs, absolutes=()):
         tensors = {}
         with torch.no_grad():
             for name, parameter in base.named_parameters():
-                noise = torch.randn_like(parameter) * 0.3
+                noise = torch.randn_like(parameter) * 0.3 * spread(base)
                 if name.endswith(diffs):
                     noise *= torch.rand_like(noise) < (0.05 if noise.dim() == 2 else 0.3)
                     noise.view(-1)[-1] = 0.2
