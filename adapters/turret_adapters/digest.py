@@ -34,7 +34,7 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
     Raises:
         AdapterError: a file is missing or damaged.
     """
-    sha = hashlib.sha256(f"turret-adapter-1\0{kind.name}\0".encode())
+    sha = hashlib.sha256(f"turret-adapter-2\0{kind.name}\0".encode())
     for name in sorted(kind.files_in(files)):
         sha.update(f"{name}\0".encode())
         if name.endswith(".json"):
@@ -43,11 +43,17 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
         tensors = files.tensors(name)
         if kind.reads_metadata:
             _update(sha, json.dumps(tensors.metadata, sort_keys=True).encode())
-        for key, info in sorted(tensors.infos.items()):
-            _update(sha, json.dumps([key, str(info.dtype), info.shape]).encode())
-            is_copy = kind.repeats_base is not None and kind.repeats_base(key)
-            for piece in tensors.sample_chunks(key) if is_copy else tensors.chunks(key):
-                sha.update(piece)
+        entries = sorted(tensors.infos.items())
+        listed = [[key, str(info.dtype), info.shape] for key, info in entries]
+        _update(sha, json.dumps(listed).encode())
+        keys = [key for key, _ in entries]
+        copies = {key for key in keys if kind.repeats_base is not None and kind.repeats_base(key)}
+        for piece in tensors.all_chunks([key for key in keys if key not in copies]):
+            sha.update(piece)
+        for key in keys:
+            if key in copies:
+                for piece in tensors.sample_chunks(key):
+                    sha.update(piece)
     return sha.hexdigest()
 
 

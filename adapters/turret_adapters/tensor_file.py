@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ DTYPES = {
 }
 _MAX_DIMS = 8
 _CHUNK_BYTES = 1 << 20
+_CACHED_BYTES = 64 << 20  # files up to this size are read at once
 # A sample is so many pieces of so many elements each; a tensor with fewer is taken whole.
 _SAMPLE_PIECES, _SAMPLE_SIZE = 64, 2048
 _FIX = "Copy or download it again, or save it again with safetensors."
@@ -71,6 +73,8 @@ class TensorFile:
         AdapterUnsupported: a dtype that adapters do not use.
     """
 
+    _start, _size = 0, _CACHED_BYTES + 1  # of formats whose data is not one block: never cached
+
     def __init__(
         self, file: io.FileIO, name: str, size: int, *, max_header_bytes: int, max_tensors: int
     ):
@@ -81,6 +85,33 @@ class TensorFile:
         if len(header) > max_tensors:
             raise self._malformed(f"it lists {len(header)} tensors, more than {max_tensors}")
         self._infos = self._check_entries(header, data_start, size)
+        self._start, self._size = data_start, size
+
+    @cached_property
+    def _data(self) -> memoryview | None:
+        """All data, read at once, if it is not too much: a call per tensor costs more than copying.
+
+        Every call into the system also gives up the interpreter, which on a busy server is back
+        only after somebody else's turn.
+        """
+        if self._size - self._start > _CACHED_BYTES:
+            return None
+        data = memoryview(bytearray(self._size - self._start))
+        self._read_into(data, self._start, "the data")
+        return data
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest magnitude in the file, NaN and infinity included; NaN if that is not cheap."""
+        dtypes = {info.dtype for info in self._infos.values()}
+        if not self._data or len(dtypes) != 1:
+            return math.nan
+        (dtype,) = dtypes
+        if not dtype.is_floating_point:
+            return math.nan
+        # Tensors of one dtype fill the data without gaps, so all of it is one tensor.
+        least, most = torch.aminmax(torch.frombuffer(self._data, dtype=dtype))
+        return float(torch.maximum(-least, most))
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
@@ -100,17 +131,41 @@ class TensorFile:
         """
         info = self._infos[name]
         buffer = torch.empty(info.num_bytes, dtype=torch.uint8)
-        self._read_into(buffer.numpy().data, info.start, name)
+        if self._data is None:
+            self._read_into(buffer.numpy().data, info.start, name)
+        else:
+            first = info.start - self._start
+            buffer.numpy().data[:] = self._data[first : first + info.num_bytes]
         return buffer.view(info.dtype).reshape(info.shape)
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The raw bytes of a tensor, piece by piece; a piece is valid until the next is drawn."""
         info = self._infos[name]
+        if self._data is not None:
+            first = info.start - self._start
+            yield self._data[first : first + info.num_bytes]
+            return
         buffer = memoryview(bytearray(min(_CHUNK_BYTES, info.num_bytes)))
         for offset in range(0, info.num_bytes, _CHUNK_BYTES):
             piece = buffer[: min(_CHUNK_BYTES, info.num_bytes - offset)]
             self._read_into(piece, info.start + offset, name)
             yield piece
+
+    def all_chunks(self, names: Sequence[str]) -> Iterator[memoryview]:
+        """The raw bytes of several tensors, in this order; neighbours in the file in one piece."""
+        if self._data is None:
+            for name in names:
+                yield from self.chunks(name)
+            return
+        first = last = 0
+        for name in names:
+            info = self._infos[name]
+            start = info.start - self._start
+            if start != last:
+                yield self._data[first:last]
+                first = start
+            last = start + info.num_bytes
+        yield self._data[first:last]
 
     def sample(self, name: str) -> Tensor:
         """The elements of a tensor at `sample_ranges`, one after the other, in its stored dtype."""

@@ -1,6 +1,7 @@
 """A header is believed only where the file bears it out."""
 
 import json
+import math
 import struct
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from turret_adapters import tensor_file
 from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterUnsupported
 from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.tensor_file import is_finite, sample_ranges
@@ -65,13 +67,32 @@ def test_a_sample_is_spread_over_the_tensor(tmp_path, count):
     assert found == [i for first, last in ranges for i in range(first, last)]
 
 
-def test_large_tensors_are_hashed_in_pieces(tmp_path):
+def test_large_tensors_are_hashed_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_file, "_CACHED_BYTES", 1000)
     tensor = torch.randn(700_000)  # more than two pieces
     save_file({"x": tensor}, tmp_path / NAME)
     with AdapterFiles.open(tmp_path) as files:
         pieces = [bytes(piece) for piece in files.tensors(NAME).chunks("x")]
     assert len(pieces) == 3
     assert b"".join(pieces) == tensor.numpy().tobytes()
+
+
+def test_neighbours_come_in_one_piece(tmp_path):
+    tensors = {name: torch.randn(5) for name in "abcd"}
+    save_file(tensors, tmp_path / NAME)
+    with AdapterFiles.open(tmp_path) as files:
+        file = files.tensors(NAME)
+        pieces = [bytes(piece) for piece in file.all_chunks(["a", "b", "d", "c"])]
+    raw = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    assert [p for p in pieces if p] == [raw["a"] + raw["b"], raw["d"], raw["c"]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -7.5])
+def test_the_largest_magnitude_shows_what_is_not_finite(tmp_path, value):
+    save_file({"a": torch.ones(3), "b": torch.tensor([0.5, value])}, tmp_path / NAME)
+    with AdapterFiles.open(tmp_path) as files:
+        largest = files.tensors(NAME).largest
+    assert largest == abs(value) or (math.isnan(value) and math.isnan(largest))
 
 
 TWO = {"a": entry([2], 0, 8), "b": entry([2], 8, 16)}

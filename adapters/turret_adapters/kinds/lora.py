@@ -8,12 +8,10 @@ weight (PiSSA, OLoRA, KaSA), some scale the result (DoRA), some act from a posit
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from turret_adapters.components import Component, Offset, Scale
+from turret_adapters.components import Component, LowRank, Offset, Scale
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.base_parts import balanced, largest, leading_columns, smallest
@@ -67,10 +65,10 @@ class _Compiler:
         components: list[Component] = []
         if settings.has_magnitudes:
             b, components = self._scale_rows(site, a, b)
-        branch = low_rank(tensors, site, a, b)
-        components.append(
-            replace(branch, published_scale=scale) if self._is_plain(site) else branch
-        )
+        if self._is_plain(site):  # and checked when it was read
+            components.append(LowRank(site, a, b, published_scale=scale))
+        else:
+            components.append(low_rank(tensors, site, a, b))
         return components + self._branch_bias(site, scale)
 
     def _is_plain(self, site: Site) -> bool:

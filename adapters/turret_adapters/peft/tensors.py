@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from turret_adapters.peft.targets import Targets
 from turret_adapters.spec import ModelShape, Module, Program, Site
 from turret_adapters.tensor_file import TensorFile, is_finite
 
+_SAFE = 1e38  # below float32's largest number
 # What a tensor is to its module, from its name ("A", "B", …); None for a stranger.
 RoleOf = Callable[[TensorName], str | None]
 
@@ -161,7 +163,7 @@ class PeftTensors:
         self._used.add(key)
         tensor = self._file.read(key)
         scaled = tensor.float() * scale
-        if not is_finite(scaled):
+        if not self._file.largest * abs(scale) < _SAFE and not is_finite(scaled):
             self._check_finite(key, tensor)
             raise self.malformed(f"{quote(key)} times the scale {scale:g} overflows float32")
         return scaled
@@ -317,7 +319,7 @@ class PeftTensors:
         return AdapterMalformed(self._what, why, fix or f"Export the adapter again{self._with}.")
 
     def _check_finite(self, key: str, tensor: Tensor) -> None:
-        if not is_finite(tensor):
+        if not math.isfinite(self._file.largest) and not is_finite(tensor):
             raise self.malformed(
                 f"{quote(key)} holds NaN or infinity", "Its training diverged, or it is damaged."
             )
