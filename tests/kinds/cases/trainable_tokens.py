@@ -19,7 +19,7 @@ def case(name, targets, bases, **fields):
         "trainable_tokens",
         lambda: TrainableTokensConfig(token_indices=IDS, target_modules=targets),
         bases=bases,
-        std=0.4,
+        std=0.1,
         misfit=fewer_tokens,
         **fields,
     )
