@@ -48,6 +48,7 @@ class Case:
         weighted: the request's weight moves the adapter's change linearly *inside one linear*,
             which most kinds do; False for kinds that take no weight but 0 and 1.
         on_real_model: it is also tried on the demo model (tied head, no biases).
+        stores_tensors: it is a safetensors file, so the contract damages its tensors.
         misfit: another base, which it must refuse; an adapter of the embedding alone fits bases of
             any depth.
     """
@@ -59,6 +60,7 @@ class Case:
     may_lack: tuple[str, ...] = field(default=())
     weighted: bool = True
     on_real_model: bool = True
+    stores_tensors: bool = True
     misfit: Callable[[ModelShape], ModelShape] = fewer_layers
 
     def __str__(self) -> str:

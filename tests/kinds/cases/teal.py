@@ -41,7 +41,7 @@ def case(name: str, modules: Sequence[str], share: float, bases: tuple[str, ...]
         write(folder, "teal", thresholds)
         return patched(base, thresholds)
 
-    return Case(name, "teal", make, bases, weighted=False)
+    return Case(name, "teal", make, bases, weighted=False, stores_tensors=False)
 
 
 CASES = [
