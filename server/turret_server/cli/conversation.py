@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -41,6 +42,8 @@ class Reply:
         """
         async with aclosing(remote.stream_chat(body)) as chunks:
             async for chunk in chunks:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError  # whoever swallowed it on the way: Ctrl-C counts
                 for choice in chunk.choices:
                     self.finish_reason = choice.finish_reason or self.finish_reason
                     if choice.delta is not None and choice.delta.content:
