@@ -64,7 +64,6 @@ def add_offset(
         column: where the site's features begin.
         weight: float32 [E], where it differs from `entries.weight`.
     """
-    weight = entries.weight if weight is None else weight
     size = table.vectors.shape[1]
     if not _native(y) or lib is None:
         for slot, w, rows in _present(table.present, entries, weight):
@@ -78,11 +77,7 @@ def add_offset(
         size,
         table.vectors.data_ptr(),
         table.present.data_ptr(),
-        entries.slot.data_ptr(),
-        weight.data_ptr(),
-        entries.row_start.data_ptr(),
-        entries.row_count.data_ptr(),
-        entries.count.data_ptr(),
+        *entries.pointers(weight),
         y.dtype == torch.float32,
     )
 
@@ -98,7 +93,6 @@ def scale(
 
     Arguments as in `add_offset`.
     """
-    weight = entries.weight if weight is None else weight
     size = table.gain.shape[1]
     if not _native(y) or lib is None:
         for slot, w, rows in _present(table.present, entries, weight):
@@ -118,11 +112,7 @@ def scale(
         table.turn.data_ptr(),
         table.distance.data_ptr(),
         table.present.data_ptr(),
-        entries.slot.data_ptr(),
-        weight.data_ptr(),
-        entries.row_start.data_ptr(),
-        entries.row_count.data_ptr(),
-        entries.count.data_ptr(),
+        *entries.pointers(weight),
         y.dtype == torch.float32,
     )
 
@@ -133,15 +123,9 @@ def _native(y: Tensor) -> bool:
 
 
 def _present(
-    present: Tensor, entries: Entries, weight: Tensor
+    present: Tensor, entries: Entries, weight: Tensor | None
 ) -> Iterator[tuple[int, float, slice]]:
     """Slot, weight and rows of the entries that have something."""
-    for slot, w, row, rows in zip(
-        entries.slot.tolist(),
-        weight.tolist(),
-        entries.row_start.tolist(),
-        entries.row_count.tolist(),
-        strict=True,
-    ):
+    for slot, w, rows in entries.each(weight):
         if present[slot]:
-            yield slot, w, slice(row, row + rows)
+            yield slot, w, rows

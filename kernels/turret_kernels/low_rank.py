@@ -10,7 +10,7 @@ untouched.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -80,6 +80,23 @@ class Entries:
 
     def __len__(self) -> int:
         return int(self.count)
+
+    def each(self, weight: Tensor | None = None) -> Iterator[tuple[int, float, slice]]:
+        """Slot, weight (float32 [E], where it is not the entries' own) and rows of every entry."""
+        columns = self.slot, self.weight if weight is None else weight
+        for slot, w, row, rows in zip(
+            *(column.tolist() for column in (*columns, self.row_start, self.row_count)),
+            strict=True,
+        ):
+            yield slot, w, slice(row, row + rows)
+
+    def pointers(self, weight: Tensor | None = None) -> tuple[int, int, int, int, int]:
+        """What native kernels take: slot, weight, row_start, row_count, count."""
+        columns = self.slot, self.weight if weight is None else weight
+        slot, w, start, rows, count = (
+            x.data_ptr() for x in (*columns, self.row_start, self.row_count, self.count)
+        )
+        return slot, w, start, rows, count
 
 
 # Native products take ranks in pairs.
@@ -203,22 +220,16 @@ def low_rank_reference(
     x = x.clone() if x.data_ptr() == y.data_ptr() else x
     columns = zip(slices.pools, slices.columns, weights or [None] * len(slices.pools), strict=True)
     for pool, column, weight in columns:
-        for slot, w, row, rows in zip(
-            entries.slot.tolist(),
-            (entries.weight if weight is None else weight).tolist(),
-            entries.row_start.tolist(),
-            entries.row_count.tolist(),
-            strict=True,
-        ):
+        for slot, w, rows in entries.each(weight):
             start, rank = int(pool.start[slot]), int(pool.count[slot])
             if rank == 0:
                 continue
             a, b = pool.a[start : start + rank], pool.b[start : start + rank]
-            hidden = x[row : row + rows].float() @ a.float().T
+            hidden = x[rows].float() @ a.float().T
             if experts := int(pool.experts[slot]):
                 hidden, b = _mix(hidden, experts), b[: rank - experts]
             delta = (hidden * w) @ b.float()
-            out = y[row : row + rows, column : column + b.shape[1]]
+            out = y[rows, column : column + b.shape[1]]
             out.copy_(out.float() + delta)
 
 

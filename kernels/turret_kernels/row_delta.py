@@ -100,18 +100,13 @@ def head_row_delta(
             delta = x[rows].float() @ changed.delta.T
             y[rows].index_add_(1, changed.ids, delta, alpha=w)
         return
-    weight = entries.weight if weight is None else weight
     lib.turret_row_delta(
         y.data_ptr(),
         y.shape[1],
         x.data_ptr(),
         x.shape[1],
         table.pointers.data_ptr(),
-        entries.slot.data_ptr(),
-        weight.data_ptr(),
-        entries.row_start.data_ptr(),
-        entries.row_count.data_ptr(),
-        entries.count.data_ptr(),
+        *entries.pointers(weight),
     )
 
 
@@ -119,12 +114,6 @@ def _present(
     table: RowTable, entries: Entries, weight: Tensor | None
 ) -> Iterator[tuple[ChangedRows, float, slice]]:
     """Changed rows, weight and token rows of the entries that have something."""
-    for slot, w, row, rows in zip(
-        entries.slot.tolist(),
-        (entries.weight if weight is None else weight).tolist(),
-        entries.row_start.tolist(),
-        entries.row_count.tolist(),
-        strict=True,
-    ):
+    for slot, w, rows in entries.each(weight):
         if (changed := table.rows[slot]) is not None:
-            yield changed, w, slice(row, row + rows)
+            yield changed, w, rows

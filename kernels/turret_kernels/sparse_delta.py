@@ -91,7 +91,6 @@ def sparse_delta(
     if not is_native or lib is None:
         sparse_delta_reference(y, x, table, entries, column, weight)
         return
-    weight = entries.weight if weight is None else weight
     lib.turret_sparse_delta(
         y.data_ptr(),
         y.shape[1],
@@ -100,11 +99,7 @@ def sparse_delta(
         x.data_ptr(),
         table.in_features,
         table.pointers.data_ptr(),
-        entries.slot.data_ptr(),
-        weight.data_ptr(),
-        entries.row_start.data_ptr(),
-        entries.row_count.data_ptr(),
-        entries.count.data_ptr(),
+        *entries.pointers(weight),
         y.dtype == torch.float32,
     )
 
@@ -118,23 +113,17 @@ def sparse_delta_reference(
     weight: Tensor | None = None,
 ) -> None:
     """The same in torch, entry by entry: an output is a weighted bag of the rows of `x.T`."""
-    for slot, w, row, rows in zip(
-        entries.slot.tolist(),
-        (entries.weight if weight is None else weight).tolist(),
-        entries.row_start.tolist(),
-        entries.row_count.tolist(),
-        strict=True,
-    ):
+    for slot, w, rows in entries.each(weight):
         matrix = table.matrices[slot]
         if matrix is None:
             continue
         delta = F.embedding_bag(
             matrix.columns.long(),
-            x[row : row + rows].float().T.contiguous(),
+            x[rows].float().T.contiguous(),
             matrix.rows,
             mode="sum",
             per_sample_weights=matrix.values.float(),
             include_last_offset=True,
         )
-        out = y[row : row + rows, column : column + table.out_features]
+        out = y[rows, column : column + table.out_features]
         out.copy_(out.float().add_(delta.T, alpha=w))

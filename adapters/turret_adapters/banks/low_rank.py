@@ -243,19 +243,13 @@ def embed_low_rank(
         entries: what acts on which rows.
         weight: float32 [E].
     """
-    for slot, w, row, rows in zip(
-        entries.slot.tolist(),
-        weight.tolist(),
-        entries.row_start.tolist(),
-        entries.row_count.tolist(),
-        strict=True,
-    ):
+    for slot, w, rows in entries.each(weight):
         start, rank = int(pool.start[slot]), int(pool.count[slot])
         if rank == 0:
             continue
         a, b = pool.a[start : start + rank], pool.b[start : start + rank]
-        hidden = a.index_select(1, token_ids[row : row + rows]).float().T  # [rows, rank]
-        out = y[row : row + rows]
+        hidden = a.index_select(1, token_ids[rows]).float().T  # [rows, rank]
+        out = y[rows]
         out.copy_(out.float().addmm_(hidden, b.float(), alpha=w))
 
 
