@@ -10,8 +10,8 @@ from __future__ import annotations
 from turret_adapters.components import LowRank
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
-from turret_adapters.peft.branches import FULL_WEIGHTS, compile_branches
 from turret_adapters.peft.config import PeftConfig
+from turret_adapters.peft.low_rank import FULL_WEIGHTS, compile_branches
 from turret_adapters.peft.names import parse_name
 from turret_adapters.peft.targets import Targets
 from turret_adapters.peft.tensors import (

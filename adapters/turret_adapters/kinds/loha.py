@@ -11,7 +11,7 @@ import torch
 
 from turret_adapters.components import LowRank
 from turret_adapters.files import AdapterFiles
-from turret_adapters.peft.branches import compile_branches
+from turret_adapters.peft.low_rank import compile_branches
 from turret_adapters.peft.lycoris import LycorisSettings
 from turret_adapters.peft.tensors import (
     PeftTensors,

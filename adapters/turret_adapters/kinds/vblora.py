@@ -14,8 +14,8 @@ from torch import Tensor
 from turret_adapters.components import LowRank
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
-from turret_adapters.peft.branches import FULL_WEIGHTS, compile_branches
 from turret_adapters.peft.config import PeftConfig
+from turret_adapters.peft.low_rank import FULL_WEIGHTS, compile_branches
 from turret_adapters.peft.targets import Targets
 from turret_adapters.peft.tensors import (
     PeftTensors,

@@ -12,7 +12,7 @@ from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import PeftConfig
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import PeftTensors, RoleOf
+from turret_adapters.peft.tensors import PeftTensors, RoleOf, SiteTensors
 from turret_adapters.spec import ModelShape, Module, Program, Site
 from turret_adapters.tensor_file import is_finite
 
@@ -33,6 +33,8 @@ COMMON_FIELDS = frozenset(
 REFUSED_FIELDS = {"modules_to_save": FULL_WEIGHTS}
 
 Factors = tuple[Tensor, Tensor]  # a [rank, in] and b [rank, out], the scale folded in
+# Far more than LoRA needs; worth a word to the user who did not choose it.
+_LARGE_RANK = 128
 # The factors of one adapted module, from (tensors, site, in, out).
 ReadFactors = Callable[[PeftTensors, Site, int, int], Factors]
 
@@ -86,18 +88,62 @@ class LowRankFormat:
         targets = Targets(config)
         bias = config.choice("bias", "none", ("none", "all", *self.biases))
         tensors = PeftTensors(files, shape, config, self.role_of)
-        components: list[Component] = []
-        for site in shape.sites():
-            tensors.ignore_base_copy(site)
-            if site.module is Module.EMBED and not self.adapts_embedding:
-                continue
-            adapted = tensors.is_adapted(site, roles or self.roles, targets)
-            if adapted:
-                a, b = read(tensors, site, *shape.dims[site.module])
-                components.append(low_rank(tensors, site, a, b))
-            if bias == "all" or (bias != "none" and adapted):
-                components += new_bias(tensors, site)
-        return tensors.program(self.kind, components, targets=targets)
+
+        def branch(site: Site, _: SiteTensors) -> LowRank:
+            return LowRank(site, *read(tensors, site, *shape.dims[site.module]))
+
+        return compile_branches(
+            self.kind,
+            tensors,
+            targets,
+            lambda site, path: roles or self.roles,
+            branch,
+            bias=bias,
+            adapts_embedding=self.adapts_embedding,
+        )
+
+
+def compile_branches(
+    kind: str,
+    tensors: PeftTensors,
+    targets: Targets,
+    roles: Callable[[Site, str], tuple[str, ...]],
+    branch: Callable[[Site, SiteTensors], LowRank | None],
+    *,
+    bias: str = "none",
+    adapts_embedding: bool = False,
+) -> Program:
+    """Compile the branch of every adapted linear, and the biases that were trained with it.
+
+    Args:
+        kind: name of the kind.
+        tensors: the adapter's.
+        targets: which modules its config names.
+        roles: the tensors that an adapted linear needs, from its site and path.
+        branch: reads them; None where they add nothing.
+        bias: "none", "all", or PEFT's "…_only" for the biases of adapted linears.
+        adapts_embedding: the embedding may have a branch, too.
+
+    Raises:
+        AdapterError: config, file and base disagree, or the branch overflows float32.
+    """
+    components: list[Component] = []
+    for site in tensors.shape.sites():
+        found = tensors.at(site)
+        may_be = adapts_embedding or site.module is not Module.EMBED
+        is_adapted = may_be and tensors.is_adapted(site, roles(site, found.path), targets)
+        if is_adapted and (part := branch(site, found)) is not None:
+            components.append(low_rank(tensors, site, part.a, part.b))
+        # A bias that is not wanted stays unused and is refused as such.
+        if bias == "all" or (bias != "none" and is_adapted):
+            components += new_bias(tensors, site)
+        tensors.ignore_base_copy(site)
+    largest = max(components, key=lambda component: component.rank, default=None)
+    if largest is not None and largest.rank > _LARGE_RANK:
+        tensors.notes.append(
+            f"at {largest.site} it is served like a LoRA of rank {largest.rank}, and costs as much"
+        )
+    return tensors.program(kind, components, targets=targets)
 
 
 def low_rank(tensors: PeftTensors, site: Site, a: Tensor, b: Tensor) -> LowRank:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from turret_adapters.files import AdapterFiles
-from turret_adapters.peft.branches import FULL_WEIGHTS
 from turret_adapters.peft.config import PeftConfig
+from turret_adapters.peft.low_rank import FULL_WEIGHTS
 from turret_adapters.peft.targets import PatternTable, Targets
 
 # Read below, or without effect on what the loaded adapter computes: dropouts act in training, the
