@@ -3,12 +3,15 @@
     python bench/many_adapters.py MODEL --folder ADAPTERS --count 1000
 
 Writes random LoRA adapters (rank 8, all linears; about 5 MB each for a 135M model) where they are
-missing, then starts two servers one after the other and sends both the same closed loop:
+missing, then starts servers one after the other and sends each the same closed loop:
 
 - *few*: as many adapters as there are places, all resident, Zipf popularity over them;
-- *many*: every adapter on a shelf (`--adapter-dir`), the same number of places, Zipf over all.
+- *resident*: every adapter on a shelf (`--adapter-dir`), places for all of them, the same requests
+  as *many*, sent twice: the second time nothing is loaded. A step holds as many different adapters
+  as in *many*, so what is left between the two is the swapping;
+- *many*: every adapter on the shelf, the same number of places as *few*, Zipf over all.
 
-In the second server, with other streams in the background, probes then ask in turn for adapters
+In the last server, with other streams in the background, probes then ask in turn for adapters
 that nobody asked for before (read, compiled and made resident by that request) and for one that is
 warm. Prints the ratios, and writes everything as JSON.
 """
@@ -42,12 +45,13 @@ _PROBE_TOKENS = 8
 
 
 @contextmanager
-def serving(args: argparse.Namespace, *flags: str) -> Iterator[str]:
-    """A Turret with as many places as asked for; its address."""
+def serving(args: argparse.Namespace, places: int, *flags: str) -> Iterator[str]:
+    """A Turret with so many places; its address."""
     port = free_port()
     argv = [str(Path(sys.executable).with_name("turret")), "serve", str(args.model)]
     argv += ["--port", str(port), "--served-name", "base", "--log-level", "warning"]
-    argv += ["--max-resident-adapters", str(args.places), *flags]
+    argv += ["--max-resident-adapters", str(places), *flags]
+    argv += ["--adapter-rank-rows", str(_RANK * places)]
     argv += ["--host-adapter-gib", str(args.host_gib), "--max-model-len", "2048"]
     with running(Launch(argv=argv, ready_path="/ready"), port, args.folder / "server.log"):
         yield f"http://127.0.0.1:{port}"
@@ -137,14 +141,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if not (shelf / name).exists():
             make_adapter(args.model, shelf / name, _RANK, args.seed + i)
     few = names[: args.places]
-    with serving(args, *(f"--adapter={name}={shelf / name}" for name in few)) as url:
-        result: dict[str, Any] = {"few": numbers(load(args, url, few))}
-    with serving(args, f"--adapter-dir={shelf}") as url:
-        popular = names[: -args.probes]  # the last ones stay unread for the probes
+    popular = names[: -args.probes]  # the last ones stay unread for the probes
+    result: dict[str, Any] = {}
+    with serving(args, args.places, *(f"--adapter={n}={shelf / n}" for n in few)) as url:
+        result["few"] = numbers(load(args, url, few))
+    with serving(args, args.count, f"--adapter-dir={shelf}") as url:
+        load(args, url, popular)
+        result["resident"] = numbers(load(args, url, popular))
+    with serving(args, args.places, f"--adapter-dir={shelf}") as url:
         result["many"] = numbers(load(args, url, popular))
         result["probes"] = asyncio.run(probe(args, url, names[-args.probes :]))
-    ratio = result["many"]["output_tokens_per_s"] / result["few"]["output_tokens_per_s"]
-    return {"throughput_ratio": round(ratio, 3), **result}
+    many = result["many"]["output_tokens_per_s"]
+    ratios = {
+        f"many_to_{other}": round(many / result[other]["output_tokens_per_s"], 3)
+        for other in ("few", "resident")
+    }
+    return {"throughput": ratios, **result}
 
 
 def main() -> None:

@@ -88,29 +88,34 @@ class TensorFile:
         self._start, self._size = data_start, size
 
     @cached_property
-    def _data(self) -> memoryview | None:
-        """All data, read at once, if it is not too much: a call per tensor costs more than copying.
+    def _block(self) -> Tensor | None:
+        """All data (uint8), read at once, if it is not too much.
 
-        Every call into the system also gives up the interpreter, which on a busy server is back
-        only after somebody else's turn.
+        A call per tensor costs more than copying; every call into the system also gives up the
+        interpreter, which on a busy server is back only after somebody else's turn.
         """
         if self._size - self._start > _CACHED_BYTES:
             return None
-        data = memoryview(bytearray(self._size - self._start))
-        self._read_into(data, self._start, "the data")
-        return data
+        block = torch.empty(self._size - self._start, dtype=torch.uint8)
+        self._read_into(block.numpy().data, self._start, "the data")
+        return block
+
+    @cached_property
+    def _data(self) -> memoryview | None:
+        """The same for readers of bytes."""
+        return None if self._block is None else self._block.numpy().data
 
     @cached_property
     def largest(self) -> float:
         """Largest magnitude in the file, NaN and infinity included; NaN if that is not cheap."""
         dtypes = {info.dtype for info in self._infos.values()}
-        if not self._data or len(dtypes) != 1:
+        if self._block is None or len(dtypes) != 1:
             return math.nan
         (dtype,) = dtypes
-        if not dtype.is_floating_point:
+        if not dtype.is_floating_point or not self._block.numel():
             return math.nan
         # Tensors of one dtype fill the data without gaps, so all of it is one tensor.
-        least, most = torch.aminmax(torch.frombuffer(self._data, dtype=dtype))
+        least, most = torch.aminmax(self._block.view(dtype))
         return float(torch.maximum(-least, most))
 
     @property
@@ -130,12 +135,13 @@ class TensorFile:
             AdapterMalformed: the file became shorter since it was opened.
         """
         info = self._infos[name]
-        buffer = torch.empty(info.num_bytes, dtype=torch.uint8)
-        if self._data is None:
-            self._read_into(buffer.numpy().data, info.start, name)
-        else:
+        if self._block is not None:
             first = info.start - self._start
-            buffer.numpy().data[:] = self._data[first : first + info.num_bytes]
+            # A copy of its own: aligned, and it does not keep the rest of the file.
+            buffer = self._block[first : first + info.num_bytes].clone()
+        else:
+            buffer = torch.empty(info.num_bytes, dtype=torch.uint8)
+            self._read_into(buffer.numpy().data, info.start, name)
         return buffer.view(info.dtype).reshape(info.shape)
 
     def chunks(self, name: str) -> Iterator[memoryview]:

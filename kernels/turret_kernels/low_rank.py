@@ -45,6 +45,13 @@ class RankPool:
     def __post_init__(self) -> None:
         self.experts = torch.zeros_like(self.count)
 
+    def assign(self, slot: int, start: int, count: int, experts: int = 0) -> None:
+        """Let a slot own `count` ranks from row `start` on; 0 = it does not act here."""
+        # numpy: a tensor takes five times as long, and an adapter has hundreds of pools.
+        self.start.numpy()[slot] = start
+        self.experts.numpy()[slot] = experts
+        self.count.numpy()[slot] = count
+
     @property
     def native(self) -> bool:
         """Laid out for (and served by) the native kernel."""

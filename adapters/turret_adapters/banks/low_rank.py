@@ -128,7 +128,8 @@ class LowRankBank:
         placed: list[tuple[Site, int, int]] = []
         by_site = _by_site(components)
         try:
-            for site, rows in self.demand(components).items():
+            for site, parts in by_site.items():
+                rows = _num_rows(parts)
                 start = self._site(site).rows.allocate(rows)
                 if start is None:
                     self._release(placed)
@@ -141,9 +142,8 @@ class LowRankBank:
             raise
         mask = 0
         for site, start, _ in placed:
-            pool = self._sites[site].pool
-            pool.start[slot], pool.count[slot] = start, _rank(by_site[site])
-            pool.experts[slot] = by_site[site][0].num_experts
+            parts = by_site[site]
+            self._sites[site].pool.assign(slot, start, _rank(parts), parts[0].num_experts)
             mask |= 1 << point(site.layer, Group.of(site.module))
         self._taken[slot], self.touched[slot] = placed, mask
         return True
@@ -152,7 +152,7 @@ class LowRankBank:
         """Free the rows of a slot; an empty slot is fine."""
         self.touched[slot] = 0
         for site, _, _ in self._taken[slot]:
-            self._sites[site].pool.count[slot] = 0
+            self._sites[site].pool.assign(slot, 0, 0)
         self._release(self._taken[slot])
         self._taken[slot] = []
 

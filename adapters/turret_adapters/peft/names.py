@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from turret_adapters.spec import LINEARS, Module, Site
 
@@ -41,6 +42,8 @@ class TensorName:
     role: tuple[str, ...]
 
 
+# Every adapter of a base has the same names, some hundreds of them.
+@lru_cache(maxsize=1 << 14)
 def parse_name(key: str) -> TensorName | None:
     """The parts of a tensor's name, or None where it belongs to no site of a decoder.
 

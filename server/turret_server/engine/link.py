@@ -50,12 +50,14 @@ class EngineLink:
         self._hang_s = hang_s
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(m.Outbound).decode
+        self._decode_result = msgspec.msgpack.Decoder(m.OperationResult).decode
         self._streams: dict[str, _Stream] = {}
-        self._operations: dict[str, asyncio.Future[m.AdapterInfo | None]] = {}
+        self._open: dict[str, asyncio.Future[m.AdapterInfo | None]] = {}  # operations
         self._adapters: dict[str, m.LoadAdapter] = {}  # by digest: how each was loaded
         self._numbers = itertools.count()
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
+        self._operations: zmq.asyncio.Socket | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._welcoming: asyncio.Task[None] | None = None
         self._refusal: m.ErrorInfo | None = None
@@ -114,9 +116,8 @@ class EngineLink:
 
     async def _serve_once(self, context: zmq.asyncio.Context, endpoint: str) -> bool:
         """Run one engine to its end; did it ever serve?"""
-        self._socket = context.socket(zmq.PAIR)
-        self._socket.set_hwm(0)
-        self._socket.bind(endpoint)
+        self._socket = _bind(context, endpoint)
+        self._operations = _bind(context, m.operations_endpoint(endpoint))
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -131,8 +132,11 @@ class EngineLink:
         self._process.stdin.write(msgspec.json.encode(self.settings))
         self._process.stdin.close()
         self._last_message = time.monotonic()
-        tasks = [asyncio.create_task(self._receive(self._socket))]
-        tasks.append(asyncio.create_task(self._watch_for_hang(self._process)))
+        tasks = [
+            asyncio.create_task(self._receive(self._socket)),
+            asyncio.create_task(self._receive_results(self._operations)),
+            asyncio.create_task(self._watch_for_hang(self._process)),
+        ]
         try:
             code = await self._process.wait()
             if code == m.REFUSED:
@@ -147,6 +151,7 @@ class EngineLink:
             self.stats = m.EngineStats()
             self._up.clear()
             self._socket.close(linger=0)
+            self._operations.close(linger=0)
             self._fail_open()
             if self._process.returncode is None:  # closing
                 self._process.kill()
@@ -174,17 +179,22 @@ class EngineLink:
                             stream.put_nowait(event)
                 case m.EngineStats():
                     self.stats = message
+                case m.EngineReady():
+                    self._welcoming = asyncio.create_task(self._welcome(message))
+                case m.EngineRefused():
+                    self._refusal = message.error
+                    return
+
+    async def _receive_results(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            message = self._decode_result(await socket.recv())
+            match message:
                 case m.AdapterLoaded():
                     self._settle(message.operation, message.info)
                 case m.OperationDone():
                     self._settle(message.operation, None)
                 case m.OperationFailed():
                     self._settle(message.operation, error_from(message.error))
-                case m.EngineReady():
-                    self._welcoming = asyncio.create_task(self._welcome(message))
-                case m.EngineRefused():
-                    self._refusal = message.error
-                    return
 
     async def _welcome(self, ready: m.EngineReady) -> None:
         """A new engine: it has its adapters again before requests may name them."""
@@ -199,7 +209,7 @@ class EngineLink:
         self._up.set()
 
     def _settle(self, operation: str, result: m.AdapterInfo | errors.TurretError | None) -> None:
-        future = self._operations.pop(operation, None)
+        future = self._open.pop(operation, None)
         if future is None or future.done():
             return
         if isinstance(result, errors.TurretError):
@@ -211,18 +221,20 @@ class EngineLink:
         if self.ready is None:
             raise _unavailable()
 
-    async def _send(self, message: m.Inbound) -> None:
-        if self._socket is None or self._socket.closed:
+    async def _send(
+        self, message: m.Inbound | m.Operation, socket: zmq.asyncio.Socket | None
+    ) -> None:
+        if socket is None or socket.closed:
             raise _unavailable()
-        await self._socket.send(self._encode(message))
+        await socket.send(self._encode(message))
 
     def _fail_open(self) -> None:
         for stream in self._streams.values():
             stream.put_nowait(None)
-        for future in self._operations.values():
+        for future in self._open.values():
             if not future.done():
                 future.set_exception(_unavailable())
-        self._operations.clear()
+        self._open.clear()
 
     # ------------------------------------------------------------ EngineClient
 
@@ -235,7 +247,7 @@ class EngineLink:
         self._streams[request.id] = stream
         finished = False
         try:
-            await self._send(request)
+            await self._send(request, self._socket)
             while not finished:
                 event = await stream.get()
                 if event is None:
@@ -288,13 +300,20 @@ class EngineLink:
 
     async def inject_fault(self, kind: str) -> None:
         """Tests only; see messages.InjectFault."""
-        await self._send(m.InjectFault(kind))
+        await self._send(m.InjectFault(kind), self._socket)
 
-    async def _operate(self, message: m.LoadAdapter | m.UnloadAdapter) -> m.AdapterInfo | None:
+    async def _operate(self, message: m.Operation) -> m.AdapterInfo | None:
         future: asyncio.Future[m.AdapterInfo | None] = asyncio.get_running_loop().create_future()
-        self._operations[message.operation] = future
-        await self._send(message)
+        self._open[message.operation] = future
+        await self._send(message, self._operations)
         return await future
+
+
+def _bind(context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:
+    socket = context.socket(zmq.PAIR)
+    socket.set_hwm(0)
+    socket.bind(endpoint)
+    return socket
 
 
 def error_from(info: m.ErrorInfo) -> errors.TurretError:

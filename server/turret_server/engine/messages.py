@@ -83,7 +83,15 @@ class InjectFault(msgspec.Struct, frozen=True, tag="fault"):
     kind: str
 
 
-Inbound = EngineRequest | CancelRequest | LoadAdapter | UnloadAdapter | InjectFault
+Inbound = EngineRequest | CancelRequest | InjectFault
+# These have a socket and a thread of their own: a load begins and ends in the midst of a step.
+Operation = LoadAdapter | UnloadAdapter
+
+
+def operations_endpoint(endpoint: str) -> str:
+    """Where an engine hears of operations, from where it hears of the rest."""
+    return f"{endpoint}-operations"
+
 
 # ---------------------------------------------------------------- events: engine -> API
 
@@ -205,12 +213,5 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     host_adapter_bytes: int = 0
 
 
-Outbound = (
-    StepEvents
-    | AdapterLoaded
-    | OperationDone
-    | OperationFailed
-    | EngineReady
-    | EngineRefused
-    | EngineStats
-)
+Outbound = StepEvents | EngineReady | EngineRefused | EngineStats
+OperationResult = AdapterLoaded | OperationDone | OperationFailed

@@ -1,7 +1,7 @@
 """The engine process: `python -m turret_server.engine.process ENDPOINT` with settings on stdin.
 
-One thread steps, one loads adapters. Messages arrive and leave on a private Unix socket; the
-process dies with its parent.
+One thread steps, one loads adapters, one hears what to load. Messages arrive and leave on two
+private Unix sockets, so that a load waits for no step; the process dies with its parent.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import ctypes
 import gc
 import logging
 import os
-import queue
 import signal
 import sys
 import threading
 import time
-from concurrent.futures import Future
 
 import msgspec
 import torch
@@ -65,8 +63,8 @@ class EngineProcess:
             # a second set of threads would compete for the same cores.
             torch.set_num_threads(1)
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.connect(endpoint)
+        self._socket = self._connect(endpoint)
+        self._operations = self._connect(m.operations_endpoint(endpoint))
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(m.Inbound).decode
         self._wake_in = self._context.socket(zmq.PAIR)
@@ -74,7 +72,6 @@ class EngineProcess:
         self._wake_out = self._context.socket(zmq.PAIR)
         self._wake_out.connect("inproc://wake")
         self._wake_lock = threading.Lock()
-        self._outbox: queue.SimpleQueue[m.Outbound] = queue.SimpleQueue()
         try:
             self._engine = Engine(settings, wake=self._wake, progress=_log_progress())
         except StartupError as error:
@@ -87,6 +84,7 @@ class EngineProcess:
 
     def run(self) -> None:
         """Serve for ever; an exception ends the process and the supervisor starts another."""
+        threading.Thread(target=self._operate, name="operations", daemon=True).start()
         self._send(self._engine.ready)
         # What exists now lives for ever: keep it out of the collector's way.
         gc.collect()
@@ -108,12 +106,10 @@ class EngineProcess:
                 self._report_stats()
 
     def _drain(self) -> list[m.TokenEvent]:
-        """Take every message that has arrived, and send what other threads left."""
+        """Take every message that has arrived."""
         refused: list[m.TokenEvent] = []
         while self._wake_in.poll(0):
             self._wake_in.recv(zmq.NOBLOCK)
-        while not self._outbox.empty():
-            self._send(self._outbox.get())
         while True:
             try:
                 message = self._decode(self._socket.recv(zmq.NOBLOCK))
@@ -125,34 +121,48 @@ class EngineProcess:
                         refused.append(event)
                 case m.CancelRequest():
                     self._engine.cancel(message.id)
-                case m.LoadAdapter():
-                    self._load_adapter(message)
-                case m.UnloadAdapter():
-                    self._engine.store.forget(message.digest)
-                    self._send(m.OperationDone(message.operation))
                 case m.InjectFault():
                     self._fault(message.kind)
 
-    def _load_adapter(self, request: m.LoadAdapter) -> None:
-        """Start a load; the answer leaves from the loader's thread through the outbox."""
+    def _operate(self) -> None:
+        """Load and unload adapters, one after another; in a thread of its own."""
+        decode = msgspec.msgpack.Decoder(m.Operation).decode
+        encode = msgspec.msgpack.Encoder().encode
+        try:
+            while True:
+                message = decode(self._operations.recv())
+                is_load = isinstance(message, m.LoadAdapter)
+                result = self._load(message) if is_load else self._unload(message)
+                self._operations.send(encode(result))
+        except BaseException:
+            log.exception("operations ended")
+            os._exit(1)  # or every later load would wait for ever
 
-        def answer(future: Future[LoadedAdapter]) -> None:
-            error = future.exception()
-            if error is None:
-                info = _info(future.result())
-                self._outbox.put(m.AdapterLoaded(operation=request.operation, info=info))
-            else:
-                if not isinstance(error, AdapterError):
-                    log.error("loading %r failed", request.name, exc_info=error)
-                self._outbox.put(m.OperationFailed(request.operation, _refusal(request, error)))
-            self._wake()
+    def _unload(self, request: m.UnloadAdapter) -> m.OperationResult:
+        self._engine.store.forget(request.digest)
+        return m.OperationDone(request.operation)
 
-        origin = request.derive or request.path
-        self._engine.store.load(origin, request.roots).add_done_callback(answer)
+    def _load(self, request: m.LoadAdapter) -> m.OperationResult:
+        try:
+            loaded = self._engine.store.load(request.derive or request.path, request.roots).result()
+        except AdapterError as error:
+            return m.OperationFailed(request.operation, adapter_error(error))
+        except Exception as error:
+            log.exception("loading %r failed", request.name)
+            what = f"adapter {request.name!r} was not loaded"
+            return m.OperationFailed(
+                request.operation, m.ErrorInfo("TurretError", what, repr(error))
+            )
+        return m.AdapterLoaded(operation=request.operation, info=_info(loaded))
 
     def _wake(self) -> None:
         with self._wake_lock:  # called from several threads; a socket belongs to one at a time
             self._wake_out.send(b"", zmq.NOBLOCK)
+
+    def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PAIR)
+        socket.connect(endpoint)
+        return socket
 
     def _send(self, message: m.Outbound) -> None:
         self._socket.send(self._encode(message))
@@ -187,12 +197,6 @@ def _info(loaded: LoadedAdapter) -> m.AdapterInfo:
         num_virtual_tokens=loaded.num_virtual_tokens,
         notes=list(loaded.notes),
     )
-
-
-def _refusal(request: m.LoadAdapter, error: BaseException) -> m.ErrorInfo:
-    if isinstance(error, AdapterError):
-        return adapter_error(error)
-    return m.ErrorInfo("TurretError", f"adapter {request.name!r} was not loaded", repr(error))
 
 
 def _log_progress():
