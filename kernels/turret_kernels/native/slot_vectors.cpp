@@ -20,21 +20,35 @@ __m512 load(const float* p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
 void store(bf16* p, __m512 v, __mmask16 m) { store_bf16(p, v, m); }
 void store(float* p, __m512 v, __mmask16 m) { _mm512_mask_storeu_ps(p, m, v); }
 
-// f(row, slot, weight) for every row of every entry whose slot is present. Entries one after
-// another, because they may share rows.
+struct Row {
+  int64_t row;
+  int32_t slot;
+  float weight;
+};
+
+// f(row, slot, weight) for every row of every entry whose slot is present.
 template <typename F>
 void for_rows(const Entries& e, const uint8_t* present, int64_t n, const F& f) {
-  const int64_t step = std::max<int64_t>(1, 16384 / n);
+  static thread_local std::vector<Row> found;
+  found.clear();
+  bool is_disjoint = true;
+  int64_t last = 0;
   for (int64_t i = 0; i < *e.count; ++i) {
-    const int32_t slot = e.slot[i];
-    if (!present[slot]) continue;
-    const int64_t rows = e.row_count[i], first = e.row_start[i];
-    const float weight = e.weight[i];
-    turret::Pool::get().run((rows + step - 1) / step, [&](int64_t chunk) {
-      for (int64_t r = chunk * step; r < std::min(rows, (chunk + 1) * step); ++r)
-        f(first + r, slot, weight);
-    });
+    if (!present[e.slot[i]]) continue;
+    is_disjoint &= e.row_start[i] >= last;
+    last = e.row_start[i] + e.row_count[i];
+    for (int64_t row = e.row_start[i]; row < last; ++row)
+      found.push_back({row, e.slot[i], e.weight[i]});
   }
+  const Row* rows = found.data();
+  const int64_t count = found.size();
+  // Stacked adapters share rows and act one after another. Else some 4k values per chunk: the
+  // tables come from memory, and one core alone does not keep it busy.
+  const int64_t step = is_disjoint ? std::max<int64_t>(1, 4096 / n) : count;
+  turret::Pool::get().run(count ? (count + step - 1) / step : 0, [=](int64_t chunk) {
+    for (int64_t i = chunk * step; i < std::min(count, (chunk + 1) * step); ++i)
+      f(rows[i].row, rows[i].slot, rows[i].weight);
+  });
 }
 
 template <typename T>
