@@ -1,4 +1,4 @@
-# make serve | test | check: all that a clean clone needs, in a virtual environment of its own.
+# make serve | test | check | kernels: all that a clean clone needs, in a virtual environment of its own.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PORT ?= 8000
 
-.PHONY: serve test check format clean
+.PHONY: serve test check format kernels clean
 
 serve: $(VENV)/.demo
 	$(BIN)/turret serve demo --port $(PORT)
@@ -15,6 +15,9 @@ test: $(VENV)/.dev
 	$(BIN)/pytest $(ARGS)
 	TURRET_TILES=0 $(BIN)/pytest tests/kernels
 	TURRET_NATIVE=0 $(BIN)/pytest tests/kernels
+ifeq ($(shell uname), Linux)
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels -m triton
+endif
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,6 +28,10 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What every Triton kernel compiles to; needs no GPU.
+kernels: $(VENV)/.dev
+	$(BIN)/python -m tests.kernels.gates docs/kernels.md
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.native import lib
 
 
@@ -13,10 +13,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; statistics in float32.
 
     Args:
-        x: [..., N].
+        x: [T, N] or [T, heads, N]; the last dimension is contiguous.
         weight: [N].
         eps: added to the mean square.
     """
+    if gpu.takes(x):
+        from turret_kernels.gpu import norms
+
+        return norms.rms_norm(x, weight, eps)
     if not _native(x):
         return rms_norm_reference(x, weight, eps)
     flat = x.reshape(-1, x.shape[-1])
@@ -34,6 +38,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
         weight: [N].
         eps: added to the mean square.
     """
+    if gpu.takes(x):
+        from turret_kernels.gpu import norms
+
+        return norms.add_rms_norm(x, residual, weight, eps)
     if not _native(x):
         residual += x
         return rms_norm_reference(residual, weight, eps)
@@ -43,8 +51,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """As transformers' LlamaRMSNorm: normalised in float32, rounded, then scaled."""
-    wide = x.float()
+    """As transformers' LlamaRMSNorm: normalised in float32, rounded, then scaled.
+
+    float64 inputs are normalised in float64: the truth for float32.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * wide.to(x.dtype)
 

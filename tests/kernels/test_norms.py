@@ -2,30 +2,50 @@ import pytest
 import torch
 
 from turret_kernels.norms import add_rms_norm, rms_norm, rms_norm_reference
+from turret_kernels.testing import exact
+
+pytestmark = pytest.mark.triton
 
 
-@pytest.mark.parametrize("width", [64, 100, 576])
-@pytest.mark.parametrize("rows", [1, 7, 200])
-def test_rms_norm(rows, width):
-    x, w = torch.randn(rows, width).bfloat16(), torch.randn(width).bfloat16()
-    expected = rms_norm_reference(x, w, 1e-5)
-    # Sums in another order may move one rounding: one bf16 step.
-    torch.testing.assert_close(rms_norm(x, w, 1e-5), expected, rtol=2**-7, atol=1e-6)
+# 33 and 17 rows: no multiple of what a program takes; 2100: more than one warp's share of a row.
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (33, 100), (17, 576), (200, 64), (2, 2100)])
+def test_rms_norm(rows, width, dtype, assert_parity):
+    x, w = torch.randn(rows, width).to(dtype), torch.randn(width).to(dtype)
+    assert_parity(rms_norm(x, w, 1e-5), rms_norm_reference(exact(x), exact(w), 1e-5))
 
 
-def test_heads_of_a_fused_projection():
+def test_heads_of_a_fused_projection(dtype, assert_parity):
     """q/k norm: the last dimension of a strided view."""
-    fused, w = torch.randn(5, 4 * 64 + 32).bfloat16(), torch.randn(64).bfloat16()
+    fused, w = torch.randn(5, 4 * 64 + 32).to(dtype), torch.randn(64).to(dtype)
     x = fused[:, : 4 * 64].view(5, 4, 64)
-    expected = rms_norm_reference(x, w, 1e-5)
-    torch.testing.assert_close(rms_norm(x, w, 1e-5), expected, rtol=2**-7, atol=1e-6)
+    y = rms_norm(x, w, 1e-5)
+    assert y.is_contiguous()
+    assert_parity(y, rms_norm_reference(exact(x), exact(w), 1e-5))
 
 
-@pytest.mark.parametrize("rows", [1, 9, 130])
-def test_add_rms_norm_updates_the_residual(rows):
-    x, residual = torch.randn(rows, 576).bfloat16(), torch.randn(rows, 576).bfloat16()
-    w = torch.randn(576).bfloat16()
+@pytest.mark.parametrize(("rows", "width"), [(1, 576), (9, 576), (30, 100)])
+def test_add_rms_norm_updates_the_residual(rows, width, dtype, assert_parity):
+    x, residual = torch.randn(2, rows, width).to(dtype)
+    w = torch.randn(width).to(dtype)
     total = x + residual
     y = add_rms_norm(x, residual, w, 1e-6)
     assert torch.equal(residual, total)
-    torch.testing.assert_close(y, rms_norm_reference(total, w, 1e-6), rtol=2**-7, atol=1e-6)
+    assert_parity(y, rms_norm_reference(exact(total), exact(w), 1e-6))
+
+
+def test_rows_that_lie_apart(dtype, assert_parity):
+    """The output of a wider product as `x`; what lies between its rows is not read."""
+    wide = torch.full((5, 160), float("nan")).to(dtype)
+    wide[:, :128] = torch.randn(5, 128)
+    x, residual, w = wide[:, :128], torch.randn(5, 128).to(dtype), torch.randn(128).to(dtype)
+    total = x + residual
+    y = add_rms_norm(x, residual, w, 1e-6)
+    assert torch.equal(residual, total)
+    assert_parity(y, rms_norm_reference(exact(total), exact(w), 1e-6))
+
+
+def test_a_row_does_not_depend_on_its_batch(dtype):
+    x, w = torch.randn(40, 128).to(dtype), torch.randn(128).to(dtype)
+    whole = rms_norm(x, w, 1e-5)
+    for row in (0, 17, 39):
+        assert torch.equal(rms_norm(x[row : row + 1], w, 1e-5)[0], whole[row])

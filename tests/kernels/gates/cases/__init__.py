@@ -1,0 +1,14 @@
+"""The gates, one file per op. A new file is found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from tests.kernels.gates.gate import Gate
+
+
+def by_op() -> dict[str, list[Gate]]:
+    """`GATES` of every file here."""
+    ops = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {op: importlib.import_module(f"{__name__}.{op}").GATES for op in ops}

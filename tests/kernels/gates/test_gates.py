@@ -1,0 +1,35 @@
+"""Every kernel, compiled for GPUs that are not there, keeps to its limits."""
+
+from pathlib import Path
+
+import pytest
+from tests.kernels.gates import cases
+from tests.kernels.gates.compiler import TARGETS, compile_gate
+
+from turret_kernels import gpu
+
+ROOT = Path(__file__).parents[3]
+GATES = {f"{op}-{gate.size}": gate for op, gates in cases.by_op().items() for gate in gates}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_a_kernel_keeps_to_its_limits(gate, target):
+    report = compile_gate(gate, target)
+    assert report.stack == 0, f"registers are spilled: {report}"
+    assert report.registers <= gate.registers, report
+    assert report.shared <= gate.shared, report
+    assert report.narrow <= gate.narrow, report
+    assert bool(report.tensor_cores) == gate.tensor_cores, report
+    assert report.fp_fusion, "launch with enable_fp_fusion=True: defaults differ by version"
+
+
+def test_every_op_has_gates():
+    ops = {p.stem for p in Path(gpu.__file__).parent.glob("*.py")} - {"__init__"}
+    assert set(cases.by_op()) == ops
+
+
+def test_the_page_shows_every_gate():
+    page = (ROOT / "docs/kernels.md").read_text()
+    missing = [name for name, gate in GATES.items() if f"| {gate.size} |" not in page]
+    assert not missing, "make kernels"
