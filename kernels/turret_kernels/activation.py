@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.native import lib
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """[T, 2 I] (gate first) -> [T, I] in the same dtype; contiguous."""
+    """[T, 2 I] (gate first) -> [T, I] in the same dtype, contiguous."""
+    if gpu.takes(gate_up):
+        from turret_kernels.gpu import activation
+
+        return activation.silu_mul(gate_up)
     if lib is None or gate_up.dtype != torch.bfloat16 or gate_up.device.type != "cpu":
         return silu_mul_reference(gate_up)
     rows, width = gate_up.shape

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from turret_kernels import gpu
 from turret_kernels.native import lib
 
 
@@ -15,7 +16,8 @@ class KVCache:
     """Keys and values of one layer, in pages.
 
     The order of the numbers inside a page is private to rope_and_store and paged_attention: the
-    native kernels lay keys and values out as operands of their matrix products.
+    native kernels lay keys and values out as operands of their matrix products. Pages of Triton and
+    torch are as their shape says.
 
     Attributes:
         k: [blocks, kv_heads, block_tokens, head_dim].
@@ -51,7 +53,7 @@ def rope_and_store(
     """Rotate `q` in place, rotate `k`, and write `k`, `v` to their cache slots.
 
     Args:
-        q: [T, heads, head_dim], may be a strided view of a fused projection.
+        q: [T, heads, head_dim], may be a view of a fused projection: a token's heads adjoin.
         k: [T, kv_heads, head_dim], likewise; not rotated in place.
         v: [T, kv_heads, head_dim], likewise.
         cos_sin: float32 [positions, head_dim]: cosines of the half dimensions, then sines.
@@ -59,6 +61,11 @@ def rope_and_store(
         slots: int64 [T], block * block_tokens + offset.
         cache: written at `slots`.
     """
+    if gpu.takes(q):
+        from turret_kernels.gpu import rope_kv
+
+        rope_kv.rope_and_store(q, k, v, cos_sin, positions, slots, cache.k, cache.v)
+        return
     if cache.native and lib is not None:
         lib.turret_rope_and_store(
             q.data_ptr(),
@@ -79,6 +86,19 @@ def rope_and_store(
             cache.k.shape[2],
         )
         return
+    rope_and_store_reference(q, k, v, cos_sin, positions, slots, cache)
+
+
+def rope_and_store_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cache: KVCache,
+) -> None:
+    """As `rope_and_store`, by torch's indexing."""
     block_tokens = cache.k.shape[2]
     table = cos_sin[positions]
     cos, sin = table.chunk(2, dim=-1)
@@ -105,8 +125,11 @@ def store_kv(k: Tensor, v: Tensor, slots: Tensor, cache: KVCache) -> None:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of the last dimension: [T, H, D] with cos, sin [T, D/2], in float32."""
-    first, second = x.float().chunk(2, dim=-1)
+    """Rotate the halves of the last dimension: [T, H, D] with cos, sin [T, D/2], in float32.
+
+    float64 inputs are rotated in float64: the truth for float32.
+    """
+    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     out = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return out.to(x.dtype)

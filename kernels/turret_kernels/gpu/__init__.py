@@ -19,7 +19,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-MINIMUM = (3, 4)
+MINIMUM = (3, 6)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter adds and compares bfloat16 as if it were uint16.
 DTYPES = frozenset({torch.float16, torch.float32} | (set() if INTERPRETED else {torch.bfloat16}))

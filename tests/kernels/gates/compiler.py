@@ -26,7 +26,7 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
 # 16 bytes of a thread at once: v4.b32, v2.b64, v8.b16; sm_100 has 32.
 _ACCESS = re.compile(r"\b(ld|st)\.(?:[a-z_]\w*(?:::\w+)*\.)*?global\.\S*?(?:v(\d)\.)?[bfus](\d+)\b")
 _COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\], (\w+)")
-_BULK = re.compile(r"\bcp\.async\.bulk\.(?:tensor\.)?\S*?shared::cluster\S*global")
+_BULK = re.compile(r"\bcp\.async\.bulk\.(?:tensor\.)?\S*?shared::c(?:ta|luster)\S*global")
 _MATRIX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 
