@@ -45,6 +45,7 @@ class AdapterRecord:
         kind: the front end that compiled it, such as "lora".
         rank: the largest rank, 0 for kinds without one.
         targets: module names it touches.
+        num_layers: of the base that it was compiled for.
         num_parameters: of the published tensors.
         num_bytes: in the served dtype.
         base_model: as the adapter's own config names it.
@@ -60,6 +61,7 @@ class AdapterRecord:
     kind: str
     rank: int
     targets: tuple[str, ...]
+    num_layers: int
     num_parameters: int
     num_bytes: int
     base_model: str | None

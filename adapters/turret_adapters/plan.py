@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_, or_
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from turret_adapters.banks.device import ActingBank, Bank, DeviceBanks
 from turret_adapters.groups import Group, point
-from turret_adapters.spec import Module
+from turret_adapters.site_weights import SiteWeights
 from turret_kernels.activation import silu_mul
 from turret_kernels.linear import LinearWeight, linear
 from turret_kernels.low_rank import Entries
@@ -22,7 +22,7 @@ from turret_kernels.sparse_mlp import MAX_ROWS, MlpWeights
 
 __all__ = ["BASE", "BasePlan", "Group", "RowUse", "StepPlan"]
 
-Weight = float | Mapping[str, float]
+Weight = float | SiteWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,7 @@ class RowUse:
         row_start: first token row.
         row_count: number of rows, at least 1.
         slots: the recipe's adapters, as `AdapterStore.try_pin` returned them.
-        weights: one per slot: a number, or numbers per module name ("q_proj"), where a module
-            that is not named has weight 1.
+        weights: one per slot: a number, or numbers per site.
         virtual: number of the first row among the recipe's virtual tokens, the others follow it;
             -1 where the rows are real tokens.
     """
@@ -135,7 +134,6 @@ class StepPlan(BasePlan):
         "_uses",
         "_virtual",
         "_virtual_bank",
-        "_weights",
     )
 
     def __init__(
@@ -166,11 +164,10 @@ class StepPlan(BasePlan):
         # Where every row that runs adapters has a threshold; rows of the base may join them.
         self._num_rows = sum(use.row_count for use in uses)
         self._gated = _everywhere(banks.threshold.touched, uses) if self._sparse else 0
-        self._weights: dict[Module, Tensor] | None = None
-        self._head: tuple[Entries, dict[Module, Tensor] | None] | None = None
+        self._head: Entries | None = None
         self._logit_rows = logit_rows
         if self:
-            self._entries, self._weights = _build(self._uses)
+            self._entries = _build(self._uses)
 
     def __bool__(self) -> bool:
         return bool(self._active or self._sparse or self._virtual)
@@ -178,8 +175,7 @@ class StepPlan(BasePlan):
     def signature(self, rows: int) -> tuple[tuple[int, ...], ...] | None:
         """Equal for steps that launch the same kernels, so that one recorded graph serves them.
 
-        None where a graph cannot hold the step: banks that run torch ops, weights per module, or
-        virtual tokens.
+        None where a graph cannot hold the step: banks that run torch ops, or virtual tokens.
         What acts on the embedding does not matter: graphs begin behind it.
 
         Args:
@@ -188,15 +184,12 @@ class StepPlan(BasePlan):
         embed = 1 << point(-1, Group.EMBED)
         every: list[tuple[Bank, int]] = [(bank, mask & ~embed) for bank, mask in self._active]
         every.append((self._threshold, self._sparse))
-        if (
-            self._virtual
-            or self._weights is not None
-            or any(mask and not b.capturable for b, mask in every)
-        ):
+        if self._virtual or any(mask and not b.capturable for b, mask in every):
             return None
         banks = ((id(bank), mask, bank.layout) for bank, mask in every)
         gated = self._gated_in(rows)
-        return *banks, (gated, self._threshold.neurons_layout if gated else 0)
+        neurons = self._threshold.neurons_layout if gated else 0
+        return *banks, (gated, neurons, self._entries.by_site is not None)
 
     @property
     def entries(self) -> Entries:
@@ -280,23 +273,23 @@ class StepPlan(BasePlan):
         at = point(layer, group)
         for bank, mask in self._active:
             if mask >> at & 1:
-                bank.apply(layer, group, y, x, self._entries, self._weights)
+                bank.apply(layer, group, y, x, self._entries)
 
     def apply_to_logits(self, group: Group, y: Tensor, x: Tensor) -> None:
         """As `apply`, at HEAD or HEAD_IN: the rows are those named by `logit_rows`."""
         at = point(-1, group)
         for bank, mask in self._active:
             if mask >> at & 1:
-                entries, weights = self._head_entries()
+                entries = self._head_entries()
                 if entries.slot.shape[0]:  # not len(): a graph that is recorded reads no number
-                    bank.apply(-1, group, y, x, entries, weights)
+                    bank.apply(-1, group, y, x, entries)
 
-    def _head_entries(self) -> tuple[Entries, dict[Module, Tensor] | None]:
+    def _head_entries(self) -> Entries:
         """The entries in rows of the logits; few adapters touch the head, so not built ahead."""
         if self._head is None:
             rows = self._logit_rows
             if rows is None:
-                self._head = self._entries, self._weights
+                self._head = self._entries
             else:
                 rows = rows.tolist() if isinstance(rows, Tensor) else rows
                 mapped = []
@@ -325,24 +318,18 @@ def _touched(per_slot: Sequence[int], slots: set[int]) -> int:
     return reduce(or_, (per_slot[slot] for slot in slots), 0)
 
 
-def _build(
-    uses: Sequence[tuple[int, int, int, Weight]],
-) -> tuple[Entries, dict[Module, Tensor] | None]:
-    """Entries of (first row, rows, slot, weight), and weights per module where any differ."""
-    whole = [1.0 if isinstance(weight, Mapping) else weight for *_, weight in uses]
+def _build(uses: Sequence[tuple[int, int, int, Weight]]) -> Entries:
+    """Entries of (first row, rows, slot, weight)."""
+    tables = {i: w.column for i, (*_, w) in enumerate(uses) if isinstance(w, SiteWeights)}
+    whole = [1.0 if isinstance(weight, SiteWeights) else weight for *_, weight in uses]
     entries = Entries(
         slot=torch.tensor([use[2] for use in uses], dtype=torch.int32),
         weight=torch.tensor(whole, dtype=torch.float32),
         row_start=torch.tensor([use[0] for use in uses], dtype=torch.int32),
         row_count=torch.tensor([use[1] for use in uses], dtype=torch.int32),
     )
-    if not any(isinstance(weight, Mapping) for *_, weight in uses):
-        return entries, None
-    per_module = {
-        module: torch.tensor(
-            [w.get(module, 1.0) if isinstance(w, Mapping) else w for *_, w in uses],
-            dtype=torch.float32,
-        )
-        for module in Module
-    }
-    return entries, per_module
+    if tables:
+        columns = torch.stack(list(tables.values()), 1)
+        entries.by_site = entries.weight.repeat(columns.shape[0], 1)
+        entries.by_site[:, list(tables)] = columns
+    return entries

@@ -46,6 +46,7 @@ class Module(StrEnum):
 
 
 LINEARS = (Module.Q, Module.K, Module.V, Module.O, Module.GATE, Module.UP, Module.DOWN)
+UNLAYERED = frozenset({Module.EMBED, Module.HEAD, Module.HEAD_IN})  # once in a model
 # An activation is as wide as the input of the linear that reads it.
 READERS = {
     Module.ATTENTION_IN: Module.Q,
@@ -113,8 +114,9 @@ class ModelShape:
     def has(self, site: Site) -> bool:
         """Is there such a place in the base?"""
         known = READERS.get(site.module, site.module) in self.dims
-        alone = site.module in (Module.EMBED, Module.HEAD, Module.HEAD_IN)
-        return known and (site.layer == -1 if alone else 0 <= site.layer < self.num_layers)
+        if site.module in UNLAYERED:
+            return known and site.layer == -1
+        return known and 0 <= site.layer < self.num_layers
 
     def sites(self) -> list[Site]:
         """Every linear, the embedding and the head, in model order."""

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
@@ -30,11 +30,11 @@ from turret_adapters.loading import (
     describe_program,
     read_adapter,
 )
-from turret_adapters.plan import Weight
 from turret_adapters.positions import Reach, find_reach
 from turret_adapters.records import Record, Records
 from turret_adapters.spec import ModelShape, Program, Site
 from turret_adapters.wants import Want, WantQueue
+from turret_adapters.weight_table import Weight, numbers_of
 
 log = logging.getLogger(__name__)
 
@@ -476,8 +476,7 @@ def _num_virtual(loaded: LoadedAdapter, weight: Weight) -> int:
     """Positions that an adapter of this weight puts before the prompt."""
     if not loaded.num_virtual_tokens or weight == 0:
         return 0
-    values = weight.values() if isinstance(weight, Mapping) else (weight,)
-    if any(value != 1 for value in values):
+    if numbers_of(weight) != {1}:
         raise AdapterUnsupported(
             f"the weight of adapter {loaded.digest[:12]} cannot be {weight!r}",
             f"it puts {loaded.num_virtual_tokens} virtual tokens before the prompt: they are there "

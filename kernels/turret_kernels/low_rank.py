@@ -73,6 +73,8 @@ class Entries:
         weight: float32 [E].
         row_start: int32 [E], first token row.
         row_count: int32 [E], at least 1.
+        by_site: float32 [P, E], the weights by site where they differ, in the caller's numbering
+            of sites; None where `weight` holds everywhere.
         count: int64 [1], E; the tensors may be longer.
     """
 
@@ -80,6 +82,7 @@ class Entries:
     weight: Tensor
     row_start: Tensor
     row_count: Tensor
+    by_site: Tensor | None = None
     count: Tensor = field(init=False)
 
     def __post_init__(self) -> None:

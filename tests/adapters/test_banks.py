@@ -58,11 +58,12 @@ def branch(site, rank, dtype=torch.float32):
     return LowRank(site, a.to(dtype), b.to(dtype))
 
 
-def entries(*rows):
+def entries(*rows, weights=None):
     """From (slot, weight, first row, rows)."""
     slot, weight, start, count = zip(*rows, strict=True)
     ints = [torch.tensor(x, dtype=torch.int32) for x in (slot, start, count)]
-    return Entries(ints[0], torch.tensor(weight, dtype=torch.float32), *ints[1:])
+    by_site = None if weights is None else torch.stack([weights[m] for m in Module]).repeat(2, 1)
+    return Entries(ints[0], torch.tensor(weight, dtype=torch.float32), *ints[1:], by_site)
 
 
 def expected(y, x, uses, components_of, weights=None):
@@ -96,7 +97,7 @@ def test_mixed_ranks_and_targets_in_one_call(dtype):
     in_layer_0 = {s: [c for c in parts if c.site.layer == 0] for s, parts in adapters.items()}
     want = expected(y, x, USES, in_layer_0)
     bare = y[5:].clone()
-    bank.apply(0, Group.QKV, y, x, entries(*USES), None)
+    bank.apply(0, Group.QKV, y, x, entries(*USES))
     # bf16: products of order one are rounded to 8 bits twice.
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance)
@@ -111,7 +112,7 @@ def test_weights_per_module():
     weights = {module: torch.rand(len(USES)) for module in Module}
     x, y = torch.randn(TOKENS, 16), torch.randn(TOKENS, 40)
     want = expected(y, x, USES, adapters, weights)
-    bank.apply(0, Group.QKV, y, x, entries(*USES), weights)
+    bank.apply(0, Group.QKV, y, x, entries(*USES, weights=weights))
     torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -122,7 +123,7 @@ def test_embedding_gathers_columns():
         bank.put(slot, components)
     ids, y = torch.randint(50, (TOKENS,)), torch.randn(TOKENS, 16)
     want = expected(y, ids, USES, adapters)
-    bank.apply(-1, Group.EMBED, y, ids, entries(*USES), None)
+    bank.apply(-1, Group.EMBED, y, ids, entries(*USES))
     torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -132,7 +133,7 @@ def test_head():
     bank.put(0, adapters[0])
     x, y = torch.randn(TOKENS, 16), torch.randn(TOKENS, 50)
     want = expected(y, x, USES, adapters)
-    bank.apply(-1, Group.HEAD, y, x, entries(*USES), None)
+    bank.apply(-1, Group.HEAD, y, x, entries(*USES))
     torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -179,7 +180,7 @@ def test_rows_are_reused_and_the_neighbours_stay():
     y = torch.zeros(TOKENS, 40)
     uses = [(1, 1.0, 0, 3), (2, 1.0, 3, 4), (0, 1.0, 0, 7)]  # slot 0 is empty
     want = expected(y, x, uses, {0: [], 1: keep, 2: second})
-    bank.apply(0, Group.QKV, y, x, entries(*uses), None)
+    bank.apply(0, Group.QKV, y, x, entries(*uses))
     torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -202,9 +203,7 @@ class TestOffsets:
         bank.put(0, [Offset(Q0, q), Offset(V0, v)])
         bank.put(1, [Offset(V0, -v), Offset(V0, 3 * v)])
         y = torch.zeros(TOKENS, 40)
-        bank.apply(
-            0, Group.QKV, y, y, entries((0, 1.0, 0, 2), (1, 0.5, 1, 1), (2, 1.0, 3, 4)), None
-        )
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 2), (1, 0.5, 1, 1), (2, 1.0, 3, 4)))
         torch.testing.assert_close(y[0], torch.cat([q, torch.zeros(8), v]))
         torch.testing.assert_close(y[1], torch.cat([q, torch.zeros(8), 2 * v]))
         assert not y[2:].any()
@@ -214,7 +213,7 @@ class TestOffsets:
         bank = self.make(bias)
         bank.put(0, [Offset(Q0, vector, absolute=True)])
         y = bias.repeat(TOKENS, 1)
-        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 3)), None)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 3)))
         torch.testing.assert_close(y[:3], vector.expand(3, 24))
         torch.testing.assert_close(y[3:], bias.expand(4, 24))
 
@@ -222,7 +221,7 @@ class TestOffsets:
         bank = self.make(torch.full((24,), 5.0))
         bank.put(0, [Offset(Q0, torch.ones(24)), Offset(Q0, torch.full((24,), 7.0), True)])
         y = torch.full((1, 24), 5.0)
-        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)))
         assert y.unique().tolist() == [8.0]  # 7 instead of the bias, and 1
 
     def test_the_difference_is_rounded_not_the_bias(self):
@@ -230,7 +229,7 @@ class TestOffsets:
         bank = self.make(bias.bfloat16(), torch.bfloat16)
         bank.put(0, [Offset(Q0, bias + 0.001, absolute=True)])
         y = torch.zeros(1, 24)
-        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)))
         torch.testing.assert_close(y, torch.full((1, 24), 0.001), rtol=2**-7, atol=0)
 
     def test_cleared_slots_hold_zeros(self):
@@ -240,7 +239,7 @@ class TestOffsets:
         assert bank.touched[0] == 0
         bank.put(0, [Offset(K0, torch.ones(8))])
         y = torch.zeros(1, 40)
-        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)))
         assert y[0].nonzero().flatten().tolist() == list(range(24, 32))
 
     def test_weights_per_module(self):
@@ -248,7 +247,7 @@ class TestOffsets:
         bank.put(0, [Offset(Q0, torch.ones(24)), Offset(V0, torch.ones(8))])
         y = torch.zeros(1, 40)
         weights = {m: torch.tensor([3.0 if m is Module.V else 0.5]) for m in Module}
-        bank.apply(0, Group.QKV, y, y, entries((0, 9.0, 0, 1)), weights)
+        bank.apply(0, Group.QKV, y, y, entries((0, 9.0, 0, 1), weights=weights))
         assert y[0].unique().tolist() == [0.0, 0.5, 3.0]
 
     def test_at_an_activation(self):
@@ -256,7 +255,7 @@ class TestOffsets:
         heads = Site(1, Module.HEADS)
         bank.put(0, [Offset(heads, torch.ones(24))])
         y = torch.zeros(3, 24)
-        bank.apply(1, Group.HEADS, y, y, entries((0, 0.5, 1, 1)), None)
+        bank.apply(1, Group.HEADS, y, y, entries((0, 0.5, 1, 1)))
         assert y.unique(dim=0).tolist() == [[0.0] * 24, [0.5] * 24]
         assert bank.touched[0] == 1 << point(1, Group.HEADS)
 
@@ -276,7 +275,7 @@ class TestScales:
         pairs = want[:2, 32:].view(2, 2, 2, 2).flip(2).reshape(2, 8)
         want[:2, 32:] = want[:2, 32:] * v + turn * pairs
         want[1, 24:32] += 0.5 * (v - 1) * want[1, 24:32]
-        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 2), (1, 0.5, 1, 1)), None)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 2), (1, 0.5, 1, 1)))
         torch.testing.assert_close(y, want)
 
     def test_weights_per_module(self):
@@ -284,7 +283,7 @@ class TestScales:
         bank.put(0, [Scale(Q0, torch.full((24,), 3.0)), Scale(V0, torch.full((8,), 3.0))])
         y = torch.ones(1, 40)
         weights = {m: torch.tensor([0.0 if m is Module.V else 2.0]) for m in Module}
-        bank.apply(0, Group.QKV, y, y, entries((0, 9.0, 0, 1)), weights)
+        bank.apply(0, Group.QKV, y, y, entries((0, 9.0, 0, 1), weights=weights))
         assert y[0].tolist() == [5.0] * 24 + [1.0] * 16
 
     def test_a_slot_that_no_longer_turns(self):
@@ -294,7 +293,7 @@ class TestScales:
         bank.clear(0)
         bank.put(0, [Scale(Q0, torch.full((24,), 2.0))])
         y = torch.ones(1, 40)
-        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)))
         assert y[0].tolist() == [2.0] * 24 + [1.0] * 16
 
     def test_cleared_slots_do_nothing(self):
@@ -303,7 +302,7 @@ class TestScales:
         bank.clear(0)
         assert bank.touched[0] == 0
         y = torch.ones(1, 40)
-        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)))
         assert (y == 1).all()
 
     def test_two_at_one_site_are_refused(self):
@@ -326,7 +325,7 @@ class TestScales:
             bank.put(0, [Scale(Q0, torch.ones(24)), Scale(V0, torch.ones(7))])
         assert bank.touched[0] == 0
         y = torch.ones(1, 40)
-        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)), None)
+        bank.apply(0, Group.QKV, y, y, entries((0, 1.0, 0, 1)))
         assert (y == 1).all()
 
 

@@ -33,10 +33,11 @@ Q0, V0 = Site(0, Module.Q), Site(0, Module.V)
 EMBED, HEAD = Site(-1, Module.EMBED), Site(-1, Module.HEAD)
 
 
-def entries(*rows):
+def entries(*rows, weights=None):
     slot, weight, start, count = zip(*rows, strict=True)
     ints = [torch.tensor(x, dtype=torch.int32) for x in (slot, start, count)]
-    return Entries(ints[0], torch.tensor(weight), *ints[1:])
+    by_site = None if weights is None else torch.stack([weights[m] for m in Module]).repeat(2, 1)
+    return Entries(ints[0], torch.tensor(weight), *ints[1:], by_site)
 
 
 def sparse(site, nnz=20):
@@ -81,7 +82,7 @@ def test_sparse_changes_of_a_group(dtype):
     (q, dense_q), (v, dense_v), (other, dense_other) = sparse(Q0), sparse(V0), sparse(V0)
     assert bank.put(1, [q, v, other])  # two at one site add up
     x, y = torch.randn(5, 16).to(dtype), torch.zeros(5, 40).to(dtype)
-    bank.apply(0, Group.QKV, y, x, entries((1, 0.5, 1, 3), (0, 1.0, 0, 5)), None)
+    bank.apply(0, Group.QKV, y, x, entries((1, 0.5, 1, 3), (0, 1.0, 0, 5)))
     delta = torch.cat([dense_q, torch.zeros(8, 16), dense_v + dense_other])
     expected = torch.zeros(5, 40)
     expected[1:4] = 0.5 * x[1:4].float() @ delta.T
@@ -89,7 +90,7 @@ def test_sparse_changes_of_a_group(dtype):
     torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=tolerance)
     weights = {m: torch.tensor([2.0 if m is Module.V else 0.0]) for m in Module}
     y.zero_()
-    bank.apply(0, Group.QKV, y, x, entries((1, 9.0, 0, 1)), weights)
+    bank.apply(0, Group.QKV, y, x, entries((1, 9.0, 0, 1), weights=weights))
     assert not y[:, :32].any()
     assert y[0, 32:].any()
 
@@ -99,7 +100,7 @@ def test_changed_rows_of_several_parts_add_up():
     one, two = rows(EMBED, 3, 7), rows(EMBED, 7, 9)
     assert bank.put(0, [one, two])
     y = torch.zeros(4, 16)
-    bank.apply(-1, Group.EMBED, y, torch.tensor([7, 9, -7, 4]), entries((0, 2.0, 0, 4)), None)
+    bank.apply(-1, Group.EMBED, y, torch.tensor([7, 9, -7, 4]), entries((0, 2.0, 0, 4)))
     torch.testing.assert_close(y[0], 2 * (one.delta[1] + two.delta[0]))
     torch.testing.assert_close(y[1], 2 * two.delta[1])
     assert not y[2:].any()
@@ -190,7 +191,7 @@ def test_a_graph_holds_every_site_of_a_step():
     dims = {Module.Q: (32, 16), Module.K: (32, 16), Module.V: (32, 16)}
     dims |= {Module.EMBED: (50, 32), Module.HEAD: (32, 50)}
     shape = ModelShape(1, dims)
-    banks = DeviceBanks(shape, 4, 8, CPU, torch.bfloat16, lambda site: None)
+    banks = DeviceBanks(shape, 4, 16, CPU, torch.bfloat16, lambda site: None)
 
     def adapter():
         outputs, inputs = torch.randint(16, (60,)), torch.randint(32, (60,))
@@ -206,13 +207,13 @@ def test_a_graph_holds_every_site_of_a_step():
 
     weight, head = (pack_linear(torch.randn(n, 32).bfloat16()) for n in (48, 50))
     x = torch.randn(3, 32).bfloat16()
-    banks.put(1, adapter())
+    assert banks.put(1, adapter())
     plan = StepPlan(banks, [RowUse(0, 2, (1,), (1.0,))])
     assert plan.signature(3) is not None
     with capture(MemoryPool()) as calls:
         recorded = run(plan)
     banks.clear(1)
-    banks.put(1, adapter())
+    assert banks.put(1, adapter())
     Graph(calls).replay()
     for one, two in zip(recorded, run(plan), strict=True):
         assert torch.equal(one, two)
@@ -238,7 +239,7 @@ class TestMixtures:
         b[4:] = float("nan")
         bank.put(0, [LowRank(Q0, a, b, num_experts=2)])
         x, y = torch.randn(1, 16), torch.zeros(1, 24)
-        bank.apply(0, Group.QKV, y, x, entries((0, 0.5, 0, 1)), None)
+        bank.apply(0, Group.QKV, y, x, entries((0, 0.5, 0, 1)))
         hidden = x @ a.T
         gate = hidden[:, 4:].softmax(-1)
         expected = 0.5 * sum(
@@ -248,7 +249,7 @@ class TestMixtures:
         bank.clear(0)
         bank.put(0, [LowRank(Q0, a, torch.ones(6, 24))])  # plain again
         y.zero_()
-        bank.apply(0, Group.QKV, y, x, entries((0, 1.0, 0, 1)), None)
+        bank.apply(0, Group.QKV, y, x, entries((0, 1.0, 0, 1)))
         torch.testing.assert_close(y, hidden @ torch.ones(6, 24))
 
     def test_beside_another_branch_it_is_refused(self):

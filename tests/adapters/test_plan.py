@@ -7,6 +7,7 @@ import torch
 
 from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.plan import Group, RowUse, StepPlan
+from turret_adapters.site_weights import SiteWeights
 from turret_adapters.spec import LINEARS, Site
 
 CPU = torch.device("cpu")
@@ -38,8 +39,11 @@ def banks(programs, shape):
     return banks
 
 
-def weight_of(weight, module):
-    return weight.get(str(module), 1.0) if isinstance(weight, dict) else weight
+def weight_of(weight, site):
+    if not isinstance(weight, SiteWeights):
+        return weight
+    value = weight.table.get(str(site.module), 1.0)
+    return value[site.layer] if isinstance(value, tuple) else value
 
 
 def expected(lab, shape, programs, uses, layer, group, y, x, rows=None):
@@ -54,7 +58,9 @@ def expected(lab, shape, programs, uses, layer, group, y, x, rows=None):
                 for component in programs[slot].components:
                     if component.site == Site(layer, module):
                         delta = lab.reference_delta(component, x[at], None)
-                        y[at, column : column + fan_out] += weight_of(weight, module) * delta
+                        y[at, column : column + fan_out] += (
+                            weight_of(weight, component.site) * delta
+                        )
         column += fan_out
     return y
 
@@ -67,14 +73,14 @@ MIXED = [
     RowUse(10, 1, (3,), (2.0,)),
     RowUse(11, 2, (1, 3), (0.0, 1.0)),
 ]
-PER_MODULE = [
-    RowUse(0, 3, (0,), ({"q_proj": 0.25, "up_proj": -1.0},)),
-    RowUse(3, 5, (1, 0), (0.5, {"down_proj": 0.0, "k_proj": 2.0})),
-    RowUse(8, 3, (2,), ({"embed_tokens": 0.5, "lm_head": 3.0},)),
+PER_SITE = [
+    RowUse(0, 3, (0,), (SiteWeights({"q_proj": 0.25, "up_proj": (-1.0, 0.5)}, 2),)),
+    RowUse(3, 5, (1, 0), (0.5, SiteWeights({"down_proj": 0.0, "k_proj": (2.0, 0.0)}, 2))),
+    RowUse(8, 3, (2,), (SiteWeights({"embed_tokens": 0.5, "lm_head": 3.0}, 2),)),
 ]
 
 
-@pytest.mark.parametrize("uses", [MIXED, PER_MODULE, []], ids=["mixed", "per module", "none"])
+@pytest.mark.parametrize("uses", [MIXED, PER_SITE, []], ids=["mixed", "per site", "none"])
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("group", [Group.QKV, Group.O, Group.GATE_UP, Group.DOWN])
 def test_linears(lab, shape, programs, banks, uses, layer, group):
@@ -86,7 +92,7 @@ def test_linears(lab, shape, programs, banks, uses, layer, group):
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("uses", [MIXED, PER_MODULE], ids=["mixed", "per module"])
+@pytest.mark.parametrize("uses", [MIXED, PER_SITE], ids=["mixed", "per site"])
 def test_embedding(lab, shape, programs, banks, uses):
     ids, y = torch.randint(lab.vocab, (13,)), torch.randn(13, lab.hidden)
     want = expected(lab, shape, programs, uses, -1, Group.EMBED, y, ids)
@@ -94,7 +100,7 @@ def test_embedding(lab, shape, programs, banks, uses):
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("uses", [MIXED, PER_MODULE], ids=["mixed", "per module"])
+@pytest.mark.parametrize("uses", [MIXED, PER_SITE], ids=["mixed", "per site"])
 @pytest.mark.parametrize("rows", [None, [2, 3, 5, 7, 9, 10], [4, 5], [6], []], ids=str)
 def test_head_acts_on_the_gathered_rows(lab, shape, programs, banks, uses, rows):
     count = 13 if rows is None else len(rows)
@@ -111,7 +117,7 @@ class Spy:
     def __init__(self, touched):
         self.touched, self.launches = touched, []
 
-    def apply(self, layer, group, y, x, entries, weights):
+    def apply(self, layer, group, y, x, entries):
         self.launches.append((layer, group))
 
 

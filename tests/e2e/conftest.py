@@ -105,14 +105,19 @@ class SteppedEngine:
         store: AdapterStore = self.engine.store
         self.digests = {name: store.load(path).result().digest for name, path in adapters.items()}
 
-    def request(self, model: str, prompt: list[int], **sampling: Any) -> EngineRequest:
-        """A request with log-probabilities; its id is the model's name."""
+    def request(
+        self, model: str, prompt: list[int], *, weight: Any = 1.0, **sampling: Any
+    ) -> EngineRequest:
+        """A request with log-probabilities; its id is the model's name, and a weight that is not 1.
+
+        A table of weights is as the engine takes it.
+        """
         digest = self.digests.get(model)
         return EngineRequest(
-            id=model,
+            id=model if weight == 1 else f"{model}:{weight}",
             prompt=prompt,
             sampling=Sampling(logprobs=2, **sampling),
-            adapters=() if digest is None else (AdapterUse(digest),),
+            adapters=() if digest is None else (AdapterUse(digest, weight),),
         )
 
     def run(self, requests: Sequence[EngineRequest]) -> dict[str, Answer]:

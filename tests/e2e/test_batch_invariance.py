@@ -45,6 +45,27 @@ def requests(engine, chat_ids, adapters):
     ]
 
 
+TABLES = [
+    {"q_proj": (0.5,) * 10 + (1.5,) * 20, "v_proj": -0.5},
+    {"o_proj": 0.0, "down_proj": tuple(i / 30 for i in range(30))},
+]
+
+
+def test_with_weights_by_layer(engine, requests, together, chat_ids, adapters):
+    """They are recorded too, in graphs of their own, and change nothing for the others."""
+    name = next(iter(adapters))
+    tabled = [
+        engine.request(name, chat_ids(q), weight=table, max_tokens=NEW_TOKENS, temperature=0.0)
+        for table, q in zip(TABLES, QUESTIONS, strict=False)
+    ]
+    answers = engine.run([*requests[:4], *tabled])
+    assert_identical({r.id: answers[r.id] for r in requests[:4]}, together)
+    for request in tabled:
+        assert_identical(engine.run([request]), answers)
+    plain = engine.run([engine.request(name, chat_ids(QUESTIONS[0]), max_tokens=1)])[name]
+    assert plain.entries[0] != answers[tabled[0].id].entries[0]
+
+
 @pytest.fixture(scope="module")
 def together(engine, requests):
     return engine.run(requests)

@@ -105,6 +105,26 @@ def test_the_adapters_differ(together, requests):
             assert abs(likeliest[0] - likeliest[1]) > 0.01, (one.id, other.id)
 
 
+def test_weights_by_layer(engine, make_engine, requests, together, adapters):
+    """Two tables, each alone and beside the nine."""
+    name, tables = (
+        next(iter(adapters)),
+        [
+            {"q_proj": (0.5,) * 10 + (1.5,) * 20, "v_proj": -0.5},
+            {"o_proj": 0.0, "down_proj": tuple(i / 30 for i in range(30))},
+        ],
+    )
+    tabled = [
+        engine.request(name, requests[0].prompt, weight=t, max_tokens=NEW_TOKENS, temperature=0.0)
+        for t in tables
+    ]
+    answers = engine.run([*requests, *tabled])
+    assert_same({r.id: answers[r.id] for r in requests}, together)
+    alone = make_engine(dtype="float32")
+    for request in tabled:
+        assert_same(alone.run([request]), answers)
+
+
 def test_a_cached_prefix_changes_nothing(engine, requests, together):
     again = engine.run(requests)
     assert any(answer.cached_tokens > 0 for answer in again.values())

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from turret_adapters import registry
 from turret_adapters.components import Threshold
 from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
+from turret_adapters.weight_table import expand
 from turret_server.engine.messages import AdapterUse
 
 D = 16
@@ -61,13 +62,18 @@ def lora(tmp_path, lab):
     return tmp_path / "lora"
 
 
-def merged(model: PreTrainedModel, folder, weight: float) -> PreTrainedModel:
-    """The model with `weight * B A` added (alpha 8 over rank 4)."""
+def merged(
+    model: PreTrainedModel, folder, weight: float | Callable[[int, str], float]
+) -> PreTrainedModel:
+    """The model with `weight * B A` added (alpha 8 over rank 4); weight of (layer, module)."""
     tensors = load_file(folder / "adapter_model.safetensors")
     for key, a in tensors.items():
         if "lora_A" in key:
-            module = model.get_submodule(key.split("base_model.model.")[1].split(".lora_A")[0])
-            module.weight.data += weight * 2 * tensors[key.replace("lora_A", "lora_B")] @ a
+            name = key.split("base_model.model.")[1].split(".lora_A")[0]
+            parts = name.split(".")
+            w = weight(int(parts[2]), parts[-1]) if callable(weight) else weight
+            delta = 2 * tensors[key.replace("lora_A", "lora_B")] @ a
+            model.get_submodule(name).weight.data += w * delta
     return model
 
 
@@ -160,3 +166,33 @@ def test_two_thresholds_of_one_site_are_refused(lab, cut):
     assert refused.error.why.startswith("two of them threshold layers.0.act_fn")
     lab.unload(loaded)
     lab.unload(other)
+
+
+def test_weights_by_layer_and_module(lab, lora):
+    """Beside the same adapter with one weight, and the base."""
+    loaded = lab.load(lora)
+    num_layers = lab.engine.decoder.shape.num_layers
+    tables = [
+        {"layers.1": 0.5, "q_proj": -1.0, "layers.0.q_proj": 2.0, "mlp": 0.25},
+        {"*": 0, "layers.2-2.self_attn": 1.5},
+    ]
+    weights = [
+        lambda layer, module: (
+            (2.0 if layer == 0 else -1.0)
+            if module == "q_proj"
+            else 0.25
+            if module in ("gate_proj", "down_proj")
+            else 0.5
+            if layer == 1
+            else 1.0
+        ),
+        lambda layer, module: 1.5 if layer == 2 and module in LAYERS[:3] else 0.0,
+    ]
+    uses = [AdapterUse(loaded.digest, expand(t, loaded.targets, num_layers)) for t in tables]
+    asked = [lab.ask(PROMPTS[0], use) for use in (*uses, AdapterUse(loaded.digest, 0.7))]
+    *answers, plain, alone = lab.run([*asked, lab.ask(PROMPTS[0])])
+    for answer, weight in zip(answers, weights, strict=True):
+        assert_same(answer, base_reference(merged(lab.model(), lora, weight)))
+    assert_same(plain, base_reference(merged(lab.model(), lora, 0.7)))
+    assert_same(alone, base_reference(lab.model()))
+    lab.unload(loaded)

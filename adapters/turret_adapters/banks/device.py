@@ -18,7 +18,7 @@ from turret_adapters.banks.virtual import VirtualBank
 from turret_adapters.components import Component
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
-from turret_adapters.spec import ModelShape, Module, Site
+from turret_adapters.spec import ModelShape, Site
 from turret_kernels.low_rank import Entries
 
 Demand = tuple[Mapping[Site, int], ...]  # one per bank
@@ -57,15 +57,7 @@ class Bank(Protocol):
 class ActingBank(Bank, Protocol):
     """A bank whose components change an output or an activation in place."""
 
-    def apply(
-        self,
-        layer: int,
-        group: Group,
-        y: Tensor,
-        x: Tensor,
-        entries: Entries,
-        weights: Mapping[Module, Tensor] | None,
-    ) -> None:
+    def apply(self, layer: int, group: Group, y: Tensor, x: Tensor, entries: Entries) -> None:
         """Act on `y`, the output of a group that read `x`, in place."""
 
 

@@ -13,6 +13,7 @@ from turret_adapters.banks.rows import RowAllocator
 from turret_adapters.components import Component, LowRank
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group, first_column, num_points, point
+from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import native
 from turret_kernels.low_rank import (
@@ -156,15 +157,7 @@ class LowRankBank:
         self._release(self._taken[slot])
         self._taken[slot] = []
 
-    def apply(
-        self,
-        layer: int,
-        group: Group,
-        y: Tensor,
-        x: Tensor,
-        entries: Entries,
-        weights: Mapping[Module, Tensor] | None,
-    ) -> None:
+    def apply(self, layer: int, group: Group, y: Tensor, x: Tensor, entries: Entries) -> None:
         """Add the branches to a group's output, in place.
 
         Args:
@@ -174,16 +167,14 @@ class LowRankBank:
             x: [T, in], contiguous; at the embedding the token ids, int64 [T]; at an activation
                 `y` itself.
             entries: what acts on which rows of `y`.
-            weights: float32 [E] per module, where they differ from `entries.weight`.
         """
         found = self._groups[point(layer, group)]
         assert found is not None, "some entry touches the group, so its pool exists"
-        per_slice = None if weights is None else [weights[module] for module in found.modules]
+        weights = [weight_at(entries, layer, module) for module in found.modules]
         if group is Group.EMBED:
-            weight = entries.weight if per_slice is None else per_slice[0]
-            embed_low_rank(y, x, found.slices.pools[0], entries, weight)
+            embed_low_rank(y, x, found.slices.pools[0], entries, weights[0])
         else:
-            low_rank(y, x, found.slices, entries, per_slice)
+            low_rank(y, x, found.slices, entries, weights)
 
     def _site(self, site: Site) -> _SitePool:
         if site not in self._sites:

@@ -12,7 +12,8 @@ from turret_adapters.banks.budget import ByteBudget
 from turret_adapters.banks.slot_tables import SlotTables
 from turret_adapters.components import Component, RowDelta
 from turret_adapters.groups import Group
-from turret_adapters.spec import ModelShape, Module, Site
+from turret_adapters.site_weights import weight_at
+from turret_adapters.spec import ModelShape, Site
 from turret_kernels import native
 from turret_kernels.low_rank import Entries
 from turret_kernels.row_delta import ChangedRows, RowTable, embed_row_delta, head_row_delta
@@ -92,19 +93,11 @@ class RowDeltaBank:
         self._tables.clear(slot)
         self.budget.release(slot)
 
-    def apply(
-        self,
-        layer: int,
-        group: Group,
-        y: Tensor,
-        x: Tensor,
-        entries: Entries,
-        weights: Mapping[Module, Tensor] | None,
-    ) -> None:
+    def apply(self, layer: int, group: Group, y: Tensor, x: Tensor, entries: Entries) -> None:
         """Act on the embedded tokens (`x` is their ids) or on the logits `y`, in place."""
         act = embed_row_delta if group is Group.EMBED else head_row_delta
         for module, table, _ in self._tables.at(layer, group):
-            act(y, x, table, entries, None if weights is None else weights[module])
+            act(y, x, table, entries, weight_at(entries, layer, module))
 
     def _on_device(self, parts: Sequence[RowDelta]) -> ChangedRows:
         ids, delta = parts[0].ids, parts[0].delta.float()

@@ -11,7 +11,8 @@ from turret_adapters.banks.slot_tables import SlotTables
 from turret_adapters.components import Component, Scale
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
-from turret_adapters.spec import ModelShape, Module, Site
+from turret_adapters.site_weights import weight_at
+from turret_adapters.spec import ModelShape, Site
 from turret_kernels import native
 from turret_kernels.elementwise import ScaleTable, scale
 from turret_kernels.low_rank import Entries
@@ -84,21 +85,13 @@ class ScaleBank:
         """Forget a slot; an empty one is fine."""
         self._tables.clear(slot)
 
-    def apply(
-        self,
-        layer: int,
-        group: Group,
-        y: Tensor,
-        x: Tensor,
-        entries: Entries,
-        weights: Mapping[Module, Tensor] | None,
-    ) -> None:
+    def apply(self, layer: int, group: Group, y: Tensor, x: Tensor, entries: Entries) -> None:
         """Scale `y` [T, columns of the group], in place.
 
         Arguments as in `LowRankBank.apply`; `x` does not matter.
         """
         for module, table, column in self._tables.at(layer, group):
-            scale(y, table, entries, column, None if weights is None else weights[module])
+            scale(y, table, entries, column, weight_at(entries, layer, module))
 
 
 def check_alone(demands: Sequence[Mapping[Site, int]], verb: str) -> None:

@@ -12,7 +12,8 @@ from turret_adapters.banks.budget import ByteBudget
 from turret_adapters.banks.slot_tables import SlotTables
 from turret_adapters.components import Component, SparseDelta
 from turret_adapters.groups import Group
-from turret_adapters.spec import ModelShape, Module, Site
+from turret_adapters.site_weights import weight_at
+from turret_adapters.spec import ModelShape, Site
 from turret_kernels import native
 from turret_kernels.low_rank import Entries
 from turret_kernels.sparse_delta import SparseMatrix, SparseTable, sparse_delta
@@ -101,18 +102,10 @@ class SparseDeltaBank:
         self._tables.clear(slot)
         self.budget.release(slot)
 
-    def apply(
-        self,
-        layer: int,
-        group: Group,
-        y: Tensor,
-        x: Tensor,
-        entries: Entries,
-        weights: Mapping[Module, Tensor] | None,
-    ) -> None:
+    def apply(self, layer: int, group: Group, y: Tensor, x: Tensor, entries: Entries) -> None:
         """Add the changes to `y` [T, columns of the group], in place; see `LowRankBank.apply`."""
         for module, table, column in self._tables.at(layer, group):
-            sparse_delta(y, x, table, entries, column, None if weights is None else weights[module])
+            sparse_delta(y, x, table, entries, column, weight_at(entries, layer, module))
 
     def _on_device(self, parts: Sequence[SparseDelta]) -> SparseMatrix:
         part = parts[0] if len(parts) == 1 else _sum(parts)

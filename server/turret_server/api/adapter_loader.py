@@ -258,6 +258,7 @@ def _record(name: str, path: str, info: AdapterInfo) -> AdapterRecord:
         kind=info.kind,
         rank=info.rank,
         targets=tuple(info.targets),
+        num_layers=info.num_layers,
         num_parameters=info.num_parameters,
         num_bytes=info.num_bytes,
         base_model=info.base_model,

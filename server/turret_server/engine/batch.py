@@ -115,7 +115,7 @@ def row_uses(shares: list[Share]) -> list[RowUse]:
     for share in shares:
         slots, reach = share.sequence.slots, share.sequence.reach
         if slots:
-            weights = tuple(use.weight for use in share.sequence.request.adapters)
+            weights = share.sequence.weights
             if reach is None:
                 _extend(runs, row, share.count, slots, weights)
             else:

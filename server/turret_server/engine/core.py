@@ -12,6 +12,7 @@ import torch
 
 from turret_adapters.errors import AdapterError
 from turret_adapters.plan import BASE, StepPlan
+from turret_adapters.site_weights import SiteWeights
 from turret_adapters.store import AdapterStore, StoreLimits
 from turret_kernels import native
 from turret_server.engine.batch import BatchBuilder, row_uses
@@ -110,7 +111,9 @@ class Engine:
             reach = self.store.reach(digests, weights, request.prompt)
         except AdapterError as error:
             return _refusal(request, adapter_error(error))
-        sequence = Sequence.of(request, time.monotonic(), reach)
+        num_layers = self.decoder.shape.num_layers
+        by_site = tuple(SiteWeights.of(weight, num_layers) for weight in weights)
+        sequence = Sequence.of(request, time.monotonic(), reach, by_site)
         if request.sampling.prompt_logprobs is not None:
             sequence.prompt_logprobs = [None]
         if request.sampling.grammar is not None:

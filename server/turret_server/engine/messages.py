@@ -36,10 +36,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterUse(msgspec.Struct, frozen=True):
-    """One adapter of a recipe; weight per request, or per module name."""
+    """One adapter of a recipe; its weight is a number, or by module one, or one per layer."""
 
     digest: str
-    weight: float | dict[str, float] = 1.0
+    weight: float | dict[str, float | tuple[float, ...]] = 1.0
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
@@ -142,6 +142,7 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # "lora"
     rank: int  # the largest
     targets: list[str]  # module names, e.g. ["q_proj", "v_proj"]
+    num_layers: int  # of the base that it was compiled for
     num_parameters: int
     num_bytes: int  # in the served dtype
     base_model: str | None = None  # as the adapter's own config names it

@@ -153,7 +153,22 @@ class EngineProcess:
             return m.OperationFailed(
                 request.operation, m.ErrorInfo("TurretError", what, repr(error))
             )
-        return m.AdapterLoaded(operation=request.operation, info=_info(loaded))
+        return m.AdapterLoaded(operation=request.operation, info=self._info(loaded))
+
+    def _info(self, loaded: LoadedAdapter) -> m.AdapterInfo:
+        return m.AdapterInfo(
+            digest=loaded.digest,
+            kind=loaded.kind,
+            rank=loaded.rank,
+            targets=list(loaded.targets),
+            num_layers=self._engine.decoder.shape.num_layers,
+            num_parameters=loaded.num_parameters,
+            num_bytes=loaded.num_bytes,
+            base_model=loaded.base_model,
+            primitives=list(loaded.primitives),
+            num_virtual_tokens=loaded.num_virtual_tokens,
+            notes=list(loaded.notes),
+        )
 
     def _wake(self) -> None:
         with self._wake_lock:  # called from several threads; a socket belongs to one at a time
@@ -182,21 +197,6 @@ class EngineProcess:
         if kind == "hang":
             time.sleep(3600)
         raise RuntimeError(f"injected fault {kind!r}")
-
-
-def _info(loaded: LoadedAdapter) -> m.AdapterInfo:
-    return m.AdapterInfo(
-        digest=loaded.digest,
-        kind=loaded.kind,
-        rank=loaded.rank,
-        targets=list(loaded.targets),
-        num_parameters=loaded.num_parameters,
-        num_bytes=loaded.num_bytes,
-        base_model=loaded.base_model,
-        primitives=list(loaded.primitives),
-        num_virtual_tokens=loaded.num_virtual_tokens,
-        notes=list(loaded.notes),
-    )
 
 
 def _log_progress():

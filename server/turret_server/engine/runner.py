@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from turret_adapters.plan import StepPlan
+from turret_adapters.site_weights import num_sites
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.low_rank import Entries
 from turret_kernels.rope_kv import KVCache
@@ -42,6 +43,7 @@ class Runner:
             row_start=torch.zeros(4 * max_rows, dtype=torch.int32),
             row_count=torch.zeros(4 * max_rows, dtype=torch.int32),
         )
+        self._by_site = torch.zeros(num_sites(decoder.shape.num_layers), 4 * max_rows)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the batch, float32 [L, vocab]; valid until the next step.
@@ -89,6 +91,10 @@ class Runner:
             for name in ("slot", "weight", "row_start", "row_count"):
                 getattr(self._entries, name)[:count] = getattr(entries, name)
             self._entries.count[0] = count
+            self._entries.by_site = None
+            if entries.by_site is not None:
+                self._by_site[:, :count] = entries.by_site
+                self._entries.by_site = self._by_site
             batch.adapters.entries = self._entries
 
     def _record(self, key: object, batch: Batch) -> Tensor:

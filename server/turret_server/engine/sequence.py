@@ -9,6 +9,7 @@ from turret_adapters.positions import Reach
 from turret_server.engine.messages import EngineRequest, TokenLogprob
 
 if TYPE_CHECKING:
+    from turret_adapters.site_weights import SiteWeights
     from turret_server.engine.grammar import GrammarMatcher
 
 
@@ -29,6 +30,7 @@ class Sequence:
         table_row: row of the block table while running.
         num_cached: prompt tokens found in the prefix cache when it first started.
         reach: which adapters act on which positions, None where all act on all.
+        weights: of the recipe's adapters, as steps take them.
     """
 
     request: EngineRequest
@@ -46,12 +48,20 @@ class Sequence:
     grammar: GrammarMatcher | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     reach: Reach | None = None
+    weights: tuple[float | SiteWeights, ...] = ()
 
     @classmethod
-    def of(cls, request: EngineRequest, arrival: float, reach: Reach | None = None) -> Sequence:
+    def of(
+        cls,
+        request: EngineRequest,
+        arrival: float,
+        reach: Reach | None = None,
+        weights: tuple[float | SiteWeights, ...] = (),
+    ) -> Sequence:
         """A request that has just arrived."""
         count = 0 if reach is None else reach.num_virtual
-        return cls(request, [*range(-1, -count - 1, -1), *request.prompt], arrival, reach=reach)
+        tokens = [*range(-1, -count - 1, -1), *request.prompt]
+        return cls(request, tokens, arrival, reach=reach, weights=weights)
 
     @property
     def num_virtual(self) -> int:

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 
 import msgspec
 
+from turret_adapters import weight_table
 from turret_adapters.catalog import AdapterRecord, Catalog
 from turret_adapters.derivation import Derivation
 from turret_server.engine.messages import AdapterUse
@@ -24,7 +25,7 @@ MAX_ADAPTERS = 16  # of one recipe
 MAX_WEIGHT = 16.0  # absolute; beyond it activations overflow long before they mean anything
 _MAX_COMPARED = 100  # names that an unknown one is compared with
 
-Weight = float | dict[str, float]
+Weight = float | dict[str, float]  # as requests write it; of a table, see weight_table.py
 Stack = tuple[tuple[str, Weight], ...]  # adapters with their weights
 
 
@@ -227,36 +228,42 @@ def _part(text: str) -> tuple[str, Weight]:
         ) from None
 
 
-def _weight(weight: Weight, record: AdapterRecord, param: str) -> Weight:
-    """Check a weight; a table is spelt out for every module, 1.0 where it says nothing."""
-    if "Threshold" in record.primitives and (isinstance(weight, dict) or weight not in (0, 1)):
+def _weight(weight: Weight, record: AdapterRecord, param: str) -> weight_table.Weight:
+    """Check a weight; a table is spelt out for every place that the adapter touches."""
+    where = param if param == "model" else f"{param}.weight"
+    if isinstance(weight, dict):
+        for number in weight.values():
+            _check(number, record.name, where)
+        try:
+            spelt = weight_table.expand(weight, record.targets, record.num_layers)
+        except weight_table.BadWeightTable as error:
+            raise Unprocessable(
+                f"the weights of adapter {record.name!r} cannot be applied",
+                error.why,
+                error.fix,
+                param=where,
+            ) from None
+    else:
+        _check(weight, record.name, where)
+        spelt = float(weight)
+    if "Threshold" in record.primitives and not weight_table.numbers_of(spelt) <= {0, 1}:
         raise Unprocessable(
             f"adapter {record.name!r} cannot have the weight {weight!r}",
             f"it is {record.kind}: below its thresholds activations are left out, and half of that "
             "has no meaning",
             "Give it the weight 1, or 0 to switch it off; fit another one for another sparsity.",
-            param=f"{param}.weight" if param != "model" else param,
+            param=where,
         )
-    if not isinstance(weight, dict):
-        return _checked(weight, record.name, param)
-    if unknown := [module for module in weight if module not in record.targets]:
+    return spelt
+
+
+def _check(weight: float, name: str, param: str) -> None:
+    if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
         raise BadRequest(
-            f"adapter {record.name!r} has no module {unknown[0][:128]!r}",
-            f"it touches {', '.join(record.targets)}",
-            param=f"{param}.weight",
+            f"weight {weight!r} of adapter {name!r} is out of range",
+            f"weights lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
+            param=param,
         )
-    given = {module: _checked(w, record.name, param) for module, w in weight.items()}
-    return {module: given.get(module, 1.0) for module in record.targets}
-
-
-def _checked(weight: float, name: str, param: str) -> float:
-    if math.isfinite(weight) and abs(weight) <= MAX_WEIGHT:
-        return float(weight)
-    raise BadRequest(
-        f"weight {weight!r} of adapter {name!r} is out of range",
-        f"weights lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
-        param=param,
-    )
 
 
 def _digest(uses: Iterable[AdapterUse]) -> str:

@@ -84,7 +84,39 @@ async def test_weights_per_module_reach_the_engine(loaded, engine):
     assert answer.status == 200
     first, second = engine.requests[-1].adapters
     assert (first.weight, second.weight) == ({"q_proj": 1.0, "v_proj": 0.25}, -1.0)
-    answer = await loaded.chat(
-        model="demo", adapters=[{"name": "sql", "weight": {"o_proj": 1}}], max_tokens=1
-    )
-    assert (answer.status, answer.json["error"]["param"]) == (400, "adapters[0].weight")
+
+
+async def test_weights_per_layer_reach_the_engine(loaded, engine):
+    table = {"layers.0-9": 0.5, "v_proj": 0.25, "layers.29.v_proj": 0}
+    chosen = [{"name": "sql", "weight": table}]
+    assert (await loaded.chat(model="demo", adapters=chosen, max_tokens=1)).status == 200
+    assert engine.requests[-1].adapters[0].weight == {
+        "q_proj": (0.5,) * 10 + (1.0,) * 20,
+        "v_proj": (0.25,) * 29 + (0.0,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ({"qproj": 1}, "names no place"),
+        ({"o_proj": 1}, "it touches q_proj, v_proj"),
+        ({"layers.30": 1}, "from 0 to 29"),
+        ({"layers.0-3": 1, "layers.2-5": 2}, "neither is more specific"),
+    ],
+)
+async def test_a_table_without_meaning_is_refused(loaded, table, why):
+    answer = await loaded.chat(adapters=[{"name": "sql", "weight": table}], max_tokens=1)
+    error = answer.json["error"]
+    assert (answer.status, error["param"]) == (422, "adapters[0].weight")
+    assert why in error["message"]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [{"q_proj": "1"}, {"q_proj": True}, {"q_proj": {"0": 1}}, [1], "1", None, {"q_proj": 17}],
+)
+async def test_what_is_no_weight_is_refused(loaded, weight):
+    answer = await loaded.chat(adapters=[{"name": "sql", "weight": weight}], max_tokens=1)
+    assert answer.status == 400
+    assert answer.json["error"]["param"] == "adapters[0].weight"

@@ -15,7 +15,7 @@ def share(start, count, slots=(), rules=None, table_row=0):
     adapters = tuple(AdapterUse(f"d{slot}", 1.0) for slot in slots)
     rules = rules or [(None, 0)] * len(slots)
     request = EngineRequest(id="r", prompt=PROMPT, sampling=Sampling(), adapters=adapters)
-    sequence = Sequence.of(request, 0.0, find_reach(PROMPT, rules))
+    sequence = Sequence.of(request, 0.0, find_reach(PROMPT, rules), (1.0,) * len(slots))
     sequence.slots, sequence.table_row = tuple(slots), table_row
     sequence.blocks = [3 + table_row, 5 + table_row, 7 + table_row]
     return Share(sequence, start, count)

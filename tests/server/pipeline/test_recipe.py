@@ -18,6 +18,7 @@ def put(catalog: Catalog, name: str, digest: str, primitives: tuple[str, ...] = 
             kind="lora",
             rank=8,
             targets=("q_proj", "v_proj"),
+            num_layers=4,
             num_parameters=1,
             num_bytes=2,
             base_model=None,
@@ -78,6 +79,28 @@ def test_a_table_of_weights_is_spelt_out_for_every_module(book: RecipeBook) -> N
     assert recipe.adapters[0].weight == {"q_proj": 1.0, "v_proj": 0.5}
 
 
+def test_tables_of_the_same_meaning_are_the_same_recipe(book: RecipeBook) -> None:
+    """They share keys and values in the cache, and a number costs a step less than a table."""
+    for table, weight in (
+        ({"v_proj": 0.5, "layers.0-3": 0.25}, {"q_proj": 0.25, "v_proj": 0.5}),
+        ({"*": 0.5}, 0.5),
+        ({"q_proj": 0, "v_proj": 0}, 0.0),
+        ({}, 1.0),
+    ):
+        recipe = book.resolve("demo", [("sql", table)])
+        assert recipe.adapters[0].weight == weight
+        assert recipe.digest == book.resolve("demo", [("sql", weight)]).digest
+
+
+def test_a_table_without_meaning_names_its_place(book: RecipeBook) -> None:
+    with pytest.raises(Unprocessable) as caught:
+        book.resolve("demo", [("sql", {"layers.4": 1.0})])
+    assert caught.value.param == "adapters[0].weight"
+    assert "'sql'" in caught.value.what
+    assert "from 0 to 3" in caught.value.why
+    assert caught.value.fix
+
+
 def test_the_digest_tells_recipes_apart_by_content(book: RecipeBook) -> None:
     assert book.resolve("sql").digest == book.resolve("demo", [("sql", 1)]).digest
     different = {book.resolve(n).digest for n in ("demo", "sql", "sql:0.5", "json", "sql+json")}
@@ -120,9 +143,8 @@ def test_unknown_listed_adapter_names_its_place(book: RecipeBook) -> None:
         ("sql:nan", [], "model"),
         ("sql:inf", [], "model"),
         ("sql:17", [], "model"),
-        ("demo", [("sql", -17)], "adapters[0]"),
-        ("demo", [("sql", {"o_proj": 1})], "adapters[0].weight"),
-        ("demo", [("sql", {"q_proj": float("nan")})], "adapters[0]"),
+        ("demo", [("sql", -17)], "adapters[0].weight"),
+        ("demo", [("sql", {"q_proj": float("nan")})], "adapters[0].weight"),
         ("+".join(["sql"] * (MAX_ADAPTERS + 1)), [], "model"),
     ],
 )
@@ -138,7 +160,7 @@ def test_two_names_of_one_content_are_one_adapter(book: RecipeBook) -> None:
         book.resolve("sql+sql2")
 
 
-@pytest.mark.parametrize("weight", [0.5, -1.0, 2.0, {"q_proj": 1.0}])
+@pytest.mark.parametrize("weight", [0.5, -1.0, 2.0, {"q_proj": 0.5}])
 def test_a_threshold_is_on_or_off(book: RecipeBook, weight) -> None:
     put(book.catalog, "sparse", "digest-sparse", ("LowRank", "Threshold"))
     with pytest.raises(Unprocessable) as caught:

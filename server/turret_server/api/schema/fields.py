@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from turret_adapters.weight_table import MAX_KEYS
 from turret_server.api.schema.base import ClosedPart, Part, RequestBody
 from turret_server.api.schema.constrain import ConstraintFields
 from turret_server.errors import BadRequest
@@ -61,8 +62,8 @@ def _biases(value: Any) -> Any:
 
 def _weight(value: Any) -> Any:
     table = value if isinstance(value, dict) else {"": value}
-    if len(table) > 64 or any(type(w) not in (int, float) for w in table.values()):
-        raise ValueError("a weight is a number, or an object {module: number}")
+    if len(table) > MAX_KEYS or any(type(w) not in (int, float) for w in table.values()):
+        raise ValueError(f"a weight is a number, or an object of at most {MAX_KEYS} numbers")
     return value
 
 
@@ -83,8 +84,9 @@ class AdapterChoice(ClosedPart):
         ),
     ] = Field(
         1.0,
-        description="Its weight: a number, or a table {module: number} in which modules that are "
-        "not listed keep 1.0.",
+        description="Its weight: a number, or a table {place: number} of modules and layers, such "
+        'as {"q_proj": 0.5, "layers.0-11.mlp": 0.2, "*": 0}. The most specific place holds; what '
+        "none names keeps 1.",
     )
 
 
