@@ -53,6 +53,7 @@ class AdapterRecord:
         primitives: what it compiled to.
         num_virtual_tokens: positions that it puts before the prompt.
         notes: what a user may want to know.
+        roots: folders that may be read for it, None for all.
     """
 
     name: str
@@ -69,6 +70,7 @@ class AdapterRecord:
     primitives: tuple[str, ...] = ()
     num_virtual_tokens: int = 0
     notes: tuple[str, ...] = ()
+    roots: tuple[str, ...] | None = None
 
 
 class Catalog:

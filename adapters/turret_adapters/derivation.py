@@ -33,10 +33,14 @@ class Source:
     Attributes:
         path: its folder; in a configuration, before names are resolved, its name.
         weight: how much of its change is taken.
+        roots: folders that may be read for it, None for all.
+        digest: what is meant; None for whatever the folder holds.
     """
 
     path: str
     weight: float = 1.0
+    roots: tuple[str, ...] | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from turret_adapters.components import Component
 from turret_adapters.compose import compose
 from turret_adapters.derivation import Derivation
 from turret_adapters.digest import content_digest
-from turret_adapters.errors import AdapterMalformed
+from turret_adapters.errors import AdapterMalformed, quote
 from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.registry import detect
 from turret_adapters.spec import ModelShape, Positions, Program
@@ -69,7 +69,7 @@ def read_adapter(
         origin: the folder, or what to derive it from.
         shape: the base model.
         dtype: the served dtype.
-        roots: folders that may be read, None for all.
+        roots: folders that may be read, None for all; sources of a derivation have their own.
         limits: bounds on the files.
         is_wanted: asked with the digest; what is not wanted is not compiled.
 
@@ -81,7 +81,7 @@ def read_adapter(
     """
     roots = None if roots is None else tuple(roots)
     if isinstance(origin, Derivation):
-        return _derive(origin, shape, dtype, roots, limits, is_wanted)
+        return _derive(origin, shape, dtype, limits, is_wanted)
     with AdapterFiles.open(origin, roots, limits) as files:
         kind = detect(files)
         digest = content_digest(kind, files)
@@ -94,17 +94,23 @@ def _derive(
     derivation: Derivation,
     shape: ModelShape,
     dtype: torch.dtype,
-    roots: tuple[StrPath, ...] | None,
     limits: FileLimits | None,
     is_wanted: Callable[[str], bool],
 ) -> tuple[str, Program | None]:
     with ExitStack() as stack:
         opened = [
-            stack.enter_context(AdapterFiles.open(source.path, roots, limits))
+            stack.enter_context(AdapterFiles.open(source.path, source.roots, limits))
             for source in derivation.sources
         ]
         kinds = [detect(files) for files in opened]
         sources = [content_digest(*pair) for pair in zip(kinds, opened, strict=True)]
+        for source, found in zip(derivation.sources, sources, strict=True):
+            if source.digest not in (None, found):
+                raise AdapterMalformed(
+                    "no adapter was derived",
+                    f"{quote(source.path)} holds another adapter now ({found[:12]}) than is served",
+                    "Load the source again, then derive.",
+                )
         digest = derivation.digest(sources)
         if not is_wanted(digest):
             return digest, None

@@ -111,7 +111,7 @@ async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Con
     """
     for name, derivation in recipes.derived.items():
         try:
-            record = await service.adapters.derive(name, derivation)
+            record, _ = await service.adapters.derive(name, derivation)
         except TurretError as error:
             raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
         for note in record.notes:

@@ -14,7 +14,7 @@ from turret_adapters import compose as module
 from turret_adapters.components import LowRank, Offset
 from turret_adapters.compose import compose
 from turret_adapters.derivation import METHODS, Derivation, Source, derivation
-from turret_adapters.errors import AdapterUnsupported
+from turret_adapters.errors import AdapterForbidden, AdapterMalformed, AdapterUnsupported
 from turret_adapters.loading import read_adapter
 from turret_adapters.spec import Module, Positions, Program, Site
 from turret_adapters.store import AdapterStore, StoreLimits
@@ -389,3 +389,26 @@ def test_the_store_loads_it_and_reads_it_again(peft_folders, shape):
         assert again.num_bytes == loaded.num_bytes
     finally:
         store.close()
+
+
+def test_a_source_is_what_is_served(peft_folders, shape):
+    """Its folder may hold something else by now."""
+    first = str(peft_folders[0])
+    digest, _ = read_adapter(first, shape, torch.float32)
+    read_adapter(
+        Derivation(method="sum", sources=(Source(first, digest=digest),)), shape, torch.float32
+    )
+    stale = Derivation(method="sum", sources=(Source(first, digest="0" * 64),))
+    with pytest.raises(AdapterMalformed, match="another adapter now"):
+        read_adapter(stale, shape, torch.float32)
+
+
+def test_sources_are_read_below_their_own_roots(peft_folders, shape, tmp_path):
+    first, second = map(str, peft_folders[:2])
+    outside = Derivation(
+        method="sum", sources=(Source(first), Source(second, roots=(str(tmp_path / "other"),)))
+    )
+    with pytest.raises(AdapterForbidden):
+        read_adapter(outside, shape, torch.float32)
+    inside = Derivation(method="sum", sources=(Source(first, roots=(first,)), Source(second)))
+    assert read_adapter(inside, shape, torch.float32)[1] is not None

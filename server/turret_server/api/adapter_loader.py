@@ -125,36 +125,46 @@ class AdapterLoader:
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
-            record = _record(name, str(folder), info)
+            record = _record(name, str(folder), info, roots)
             old = self._catalog.put(record)
             self._fetched.pop(name, None)
         if old is not None:
             await self._drop_unreferenced([old.digest])
         return record, old is not None
 
-    async def derive(self, name: str, derivation: Derivation) -> AdapterRecord:
-        """Make an adapter of loaded ones and serve it. For the operator's own recipes.
+    async def derive(
+        self, name: str, derivation: Derivation, *, replace: bool = False
+    ) -> tuple[AdapterRecord, bool]:
+        """Make an adapter of served ones and serve it.
 
         It is made of what its sources are now: replacing one of them later does not change it.
 
         Args:
             name: what clients will call it.
             derivation: its sources are names.
+            replace: an adapter of this name may exist and is replaced.
+
+        Returns:
+            The record, and whether it replaced another.
 
         Raises:
             BadRequest, Conflict: the name is not allowed, or taken.
-            NotFound: a source is not loaded.
+            NotFound: a source is not served.
             Unprocessable: the sources cannot be merged.
         """
         self._check_name(name)
+        await self.fetch(source.path for source in derivation.sources)
         async with self._changing:
-            if self._catalog.get(name) is not None:
+            if self._catalog.get(name) is not None and not replace:
                 raise Conflict(f"the name {name!r} is taken", "an adapter has it")
             derive = self._recipes.resolve_sources(derivation)
             info = await self._engine.load_adapter(name, "", None, derive)
-            record = _record(name, str(derivation), info)
-            self._catalog.put(record)
-        return record
+            record = _record(name, str(derivation), info, None)
+            old = self._catalog.put(record)
+            self._fetched.pop(name, None)
+        if old is not None:
+            await self._drop_unreferenced([old.digest])
+        return record, old is not None
 
     async def unload(self, name: str) -> None:
         """Stop serving a name; requests in flight finish with what they began with.
@@ -250,11 +260,12 @@ class AdapterLoader:
         )
 
 
-def _record(name: str, path: str, info: AdapterInfo) -> AdapterRecord:
+def _record(name: str, path: str, info: AdapterInfo, roots: list[str] | None) -> AdapterRecord:
     return AdapterRecord(
         name=name,
         digest=info.digest,
         path=path,
+        roots=None if roots is None else tuple(roots),
         kind=info.kind,
         rank=info.rank,
         targets=tuple(info.targets),

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Response
 from starlette.responses import PlainTextResponse
 
 from turret_adapters.catalog import AdapterRecord
+from turret_server.api.derive import derive
 from turret_server.api.json_body import JsonRoute
 from turret_server.api.schema.admin import LoadLoraBody, PutAdapterBody, UnloadLoraBody
 from turret_server.api.schema.responses import AdapterCard, AdapterDeleted, AdapterList
@@ -76,14 +77,17 @@ async def get_adapter(name: str, service: ServiceDep) -> AdapterCard:
 
 @router.put(
     "/v1/adapters/{name}",
-    summary="Load or replace an adapter",
+    summary="Load, derive or replace an adapter",
     responses={201: {"model": AdapterCard, "description": "Loaded under a new name."}},
 )
 async def put_adapter(
     name: str, body: PutAdapterBody, response: Response, service: ServiceDep
 ) -> AdapterCard:
-    """Serve a folder under a name, atomically replacing what had it before."""
-    record, replaced = await service.adapters.load(name, body.path, replace=True)
+    """Serve a folder, or an adapter made of others, atomically replacing what had the name."""
+    if body.derive is not None:
+        record, replaced = await derive(service, name, body.derive)
+    else:
+        record, replaced = await service.adapters.load(name, body.path or "", replace=True)
     response.status_code = 200 if replaced else 201
     return _card(service, record)
 

@@ -152,8 +152,10 @@ class RecipeBook:
                     f"{source.path!r} cannot be a source",
                     "it is derived itself",
                     "Name its sources.",
+                    param=f"sources[{i}]",
                 )
-            sources.append(replace(source, path=record.path))
+            found = {"path": record.path, "roots": record.roots, "digest": record.digest}
+            sources.append(replace(source, **found))
         return replace(derivation, sources=tuple(sources))
 
     def served(self, name: str) -> bool:

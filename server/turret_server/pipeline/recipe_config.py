@@ -54,7 +54,7 @@ def parse_recipes(recipes: Mapping[str, str]) -> NamedRecipes:
             if table is None:
                 parsed.stacks[name] = parse_stack(text)
             elif "method" in table:
-                parsed.derived[name] = _derived(table)
+                parsed.derived[name] = parse_derivation(table)
             else:
                 parsed.stacks[name] = _stack(table)
         except ValueError as error:
@@ -62,6 +62,21 @@ def parse_recipes(recipes: Mapping[str, str]) -> NamedRecipes:
         except TurretError as error:
             raise recipe_error(name, str(error)) from None
     return parsed
+
+
+def parse_derivation(table: Mapping[str, Any]) -> Derivation:
+    """A table with `method`, `sources` and the method's parameters; sources are names.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    sources = []
+    for name, weight in _items(table.get("sources"), "sources"):
+        if isinstance(weight, dict):
+            raise ValueError(f"the weight of source {name!r} is a table; it must be a number")
+        sources.append(Source(name, weight))
+    options = {key: value for key, value in table.items() if key not in ("method", "sources")}
+    return derivation(str(table["method"]), sources, options)
 
 
 def recipe_error(name: str, why: str, fix: str = _FIX) -> StartupError:
@@ -73,16 +88,6 @@ def _stack(table: dict[str, Any]) -> Stack:
     if unknown := sorted(table.keys() - {"adapters"}):
         raise ValueError(f"{unknown[0]!r} is not known; there is 'adapters', or 'method'")
     return tuple(_items(table.get("adapters"), "adapters"))
-
-
-def _derived(table: dict[str, Any]) -> Derivation:
-    sources = []
-    for name, weight in _items(table.get("sources"), "sources"):
-        if isinstance(weight, dict):
-            raise ValueError(f"the weight of source {name!r} is a table; it must be a number")
-        sources.append(Source(name, weight))
-    options = {key: value for key, value in table.items() if key not in ("method", "sources")}
-    return derivation(str(table["method"]), sources, options)
 
 
 def _items(values: Any, what: str) -> Iterator[tuple[str, Weight]]:

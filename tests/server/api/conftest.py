@@ -80,6 +80,7 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     loaded: dict[str, str] = field(default_factory=dict)  # digest -> path
+    derived: list[Derivation] = field(default_factory=list)
     load_error: TurretError | None = None
     restarts: int = 0
     num_virtual_tokens: int = 0  # of adapters that are loaded
@@ -165,6 +166,7 @@ class FakeEngine:
         if derive is not None:
             digest = derive.digest([source.path for source in derive.sources])
             self.loaded[digest] = str(derive)
+            self.derived.append(derive)
             return AdapterInfo(
                 digest=digest,
                 kind="derived",

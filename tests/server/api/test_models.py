@@ -59,7 +59,7 @@ async def test_a_derived_adapter_is_a_model(loaded, engine):
     recipe = Derivation(
         method="ties", sources=(Source("sql"), Source("json", 0.5)), density=0.2, rank=8
     )
-    record = await service.adapters.derive("merged", recipe)
+    record, _ = await service.adapters.derive("merged", recipe)
     card = (await loaded.get("/v1/models/merged")).json
     assert (card["kind"], card["parent"]) == ("derived", "demo")
     assert card["root"] == "ties(sql, json:0.5, density=0.2, rank=8)"

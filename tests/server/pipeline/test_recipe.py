@@ -198,6 +198,9 @@ def test_named_stacks_may_weigh_modules() -> None:
 def test_sources_of_a_derivation_are_resolved_to_folders(book: RecipeBook) -> None:
     wanted = Derivation(method="sum", sources=(Source("sql", 0.5), Source("json")))
     found = book.resolve_sources(wanted)
-    assert found.sources == (Source("/adapters/sql", 0.5), Source("/adapters/json"))
+    assert found.sources == (
+        Source("/adapters/sql", 0.5, digest="digest-sql"),
+        Source("/adapters/json", digest="digest-json"),
+    )
     with pytest.raises(NotFound, match="'nope'"):
         book.resolve_sources(Derivation(method="sum", sources=(Source("nope"),)))

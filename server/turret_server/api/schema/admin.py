@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from turret_server.api.schema.base import RequestBody
 from turret_server.api.schema.chat import Message, Tool
+from turret_server.api.schema.derive import DeriveBody
 from turret_server.errors import BadRequest
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -30,9 +31,21 @@ class UnloadLoraBody(RequestBody):
 
 
 class PutAdapterBody(RequestBody):
-    """Where an adapter lies."""
+    """Where an adapter lies, or what to make it of: either `path` or `derive`."""
 
-    path: Path = Field(description="Its folder, below an adapter root.")
+    path: Path | None = Field(None, description="Its folder, below an adapter root.")
+    derive: DeriveBody | None = Field(None, description="Make it of other adapters.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> PutAdapterBody:
+        if (self.path is None) == (self.derive is None):
+            raise BadRequest(
+                "'path' and 'derive' are alternatives",
+                "both are given" if self.path is not None else "neither is given",
+                "Send one of them.",
+                param="path",
+            )
+        return self
 
 
 class TokenizeBody(RequestBody):
