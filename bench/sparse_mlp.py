@@ -19,8 +19,8 @@ import time
 import torch
 
 from turret_kernels.activation import silu_mul
+from turret_kernels.entries import Entries
 from turret_kernels.linear import linear, pack_linear, slice_linear
-from turret_kernels.low_rank import Entries
 from turret_kernels.native import TILES, lib, set_threads
 from turret_kernels.sparse_mlp import MlpWeights, pack_neurons, sparse_mlp
 

@@ -15,8 +15,8 @@ from turret_adapters.banks.device import ActingBank, Bank, DeviceBanks
 from turret_adapters.groups import Group, point
 from turret_adapters.site_weights import SiteWeights
 from turret_kernels.activation import silu_mul
+from turret_kernels.entries import Entries
 from turret_kernels.linear import LinearWeight, linear
-from turret_kernels.low_rank import Entries
 from turret_kernels.rope_kv import KVCache
 from turret_kernels.sparse_mlp import MAX_ROWS, MlpWeights
 

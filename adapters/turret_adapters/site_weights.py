@@ -9,7 +9,7 @@ from torch import Tensor
 
 from turret_adapters.spec import Module
 from turret_adapters.weight_table import Weight
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 
 _ORDER = {module: number for number, module in enumerate(Module)}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
 

@@ -10,12 +10,13 @@ untouched.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from turret_kernels.entries import Entries
 from turret_kernels.native import TILES, lib
 
 
@@ -62,51 +63,6 @@ class RankPool:
             and self.a.shape[1] % 2 == 0
             and self.b.shape[1] % 16 == 0
         )
-
-
-@dataclass(slots=True)
-class Entries:
-    """Which adapter acts on which token rows in this step (host tensors).
-
-    Attributes:
-        slot: int32 [E].
-        weight: float32 [E].
-        row_start: int32 [E], first token row.
-        row_count: int32 [E], at least 1.
-        by_site: float32 [P, E], the weights by site where they differ, in the caller's numbering
-            of sites; None where `weight` holds everywhere.
-        count: int64 [1], E; the tensors may be longer.
-    """
-
-    slot: Tensor
-    weight: Tensor
-    row_start: Tensor
-    row_count: Tensor
-    by_site: Tensor | None = None
-    count: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.count = torch.tensor([self.slot.shape[0]])
-
-    def __len__(self) -> int:
-        return int(self.count)
-
-    def each(self, weight: Tensor | None = None) -> Iterator[tuple[int, float, slice]]:
-        """Slot, weight (float32 [E], where it is not the entries' own) and rows of every entry."""
-        columns = self.slot, self.weight if weight is None else weight
-        for slot, w, row, rows in zip(
-            *(column.tolist() for column in (*columns, self.row_start, self.row_count)),
-            strict=True,
-        ):
-            yield slot, w, slice(row, row + rows)
-
-    def pointers(self, weight: Tensor | None = None) -> tuple[int, int, int, int, int]:
-        """What native kernels take: slot, weight, row_start, row_count, count."""
-        columns = self.slot, self.weight if weight is None else weight
-        slot, w, start, rows, count = (
-            x.data_ptr() for x in (*columns, self.row_start, self.row_count, self.count)
-        )
-        return slot, w, start, rows, count
 
 
 # Native products take ranks in pairs.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
 

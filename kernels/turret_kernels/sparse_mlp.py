@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from turret_kernels import native
+from turret_kernels.entries import Entries
 from turret_kernels.linear import LinearWeight, linear
-from turret_kernels.low_rank import Entries
 from turret_kernels.native import TILES, lib
 from turret_kernels.threshold import silu_threshold_mul
 

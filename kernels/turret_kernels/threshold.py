@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from turret_kernels import native
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
 

@@ -16,8 +16,9 @@ from turret_adapters.components import LowRank, Offset, Scale, Threshold
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group, first_column, num_points, point
 from turret_adapters.spec import ModelShape, Module, Site
+from turret_kernels.entries import Entries
 from turret_kernels.linear import pack_linear
-from turret_kernels.low_rank import ROW_ALIGNMENT, Entries
+from turret_kernels.low_rank import ROW_ALIGNMENT
 
 CPU = torch.device("cpu")
 SLOTS, ROWS, TOKENS = 4, 32, 7

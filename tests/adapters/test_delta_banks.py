@@ -16,9 +16,9 @@ from turret_adapters.groups import Group
 from turret_adapters.plan import RowUse, StepPlan
 from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import native
+from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.linear import pack_linear
-from turret_kernels.low_rank import Entries
 
 CPU, MIB = torch.device("cpu"), 1 << 20
 DIMS = {

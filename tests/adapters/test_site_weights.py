@@ -4,7 +4,7 @@ import torch
 
 from turret_adapters.site_weights import SiteWeights, num_sites, site_index, weight_at
 from turret_adapters.spec import UNLAYERED, Module
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 
 
 def test_every_site_has_a_row_of_its_own():

@@ -3,8 +3,8 @@ import torch
 
 from turret_kernels import elementwise, native
 from turret_kernels.elementwise import OffsetTable, ScaleTable, add_offset, scale
+from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
-from turret_kernels.low_rank import Entries
 
 SLOTS = 5  # slots 3 and 4 have nothing in any table
 BATCHES = {

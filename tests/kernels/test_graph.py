@@ -3,9 +3,10 @@ import torch
 
 from turret_kernels import native
 from turret_kernels.activation import silu_mul
+from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.linear import linear, pack_linear
-from turret_kernels.low_rank import Entries, RankPool, RankSlices, low_rank, write_rank_rows
+from turret_kernels.low_rank import RankPool, RankSlices, low_rank, write_rank_rows
 from turret_kernels.norms import add_rms_norm
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")

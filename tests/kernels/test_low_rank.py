@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from turret_kernels.entries import Entries
 from turret_kernels.low_rank import (
     ROW_ALIGNMENT,
-    Entries,
     RankPool,
     RankSlices,
     low_rank,

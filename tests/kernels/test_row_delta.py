@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from turret_kernels import native
+from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
-from turret_kernels.low_rank import Entries
 from turret_kernels.row_delta import ChangedRows, RowTable, embed_row_delta, head_row_delta
 
 VOCAB, HIDDEN = 50, 37

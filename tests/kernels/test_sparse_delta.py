@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from turret_kernels import native
+from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
-from turret_kernels.low_rank import Entries
 from turret_kernels.sparse_delta import SparseMatrix, SparseTable, sparse_delta
 
 # Outputs, inputs, and the share of non-zeros of slots 0 to 2; slot 3 has nothing.

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from turret_kernels import native
+from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.linear import pack_linear
-from turret_kernels.low_rank import Entries
 from turret_kernels.sparse_mlp import MlpWeights, pack_neurons, sparse_mlp, sparse_mlp_reference
 
 needs_native = pytest.mark.skipif(native.lib is None, reason="no CPU kernels here")

@@ -5,8 +5,8 @@ import torch
 
 from turret_kernels import native, threshold
 from turret_kernels.activation import silu_mul
+from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
-from turret_kernels.low_rank import Entries
 from turret_kernels.threshold import silu_threshold_mul
 
 # By slot; -1: none. 0 keeps all but zeros. Not representable in bf16: 0.3, 0.7.

@@ -19,7 +19,7 @@ from turret_adapters.components import Component
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
 from turret_adapters.spec import ModelShape, Site
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 
 Demand = tuple[Mapping[Site, int], ...]  # one per bank
 

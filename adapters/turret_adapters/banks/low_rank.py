@@ -16,9 +16,9 @@ from turret_adapters.groups import Group, first_column, num_points, point
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import native
+from turret_kernels.entries import Entries
 from turret_kernels.low_rank import (
     ROW_ALIGNMENT,
-    Entries,
     RankPool,
     RankSlices,
     low_rank,

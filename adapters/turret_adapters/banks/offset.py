@@ -14,7 +14,7 @@ from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Site
 from turret_kernels import native
 from turret_kernels.elementwise import OffsetTable, add_offset
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 
 
 class OffsetBank:

@@ -15,7 +15,7 @@ from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Site
 from turret_kernels import native
-from turret_kernels.low_rank import Entries
+from turret_kernels.entries import Entries
 from turret_kernels.sparse_delta import SparseMatrix, SparseTable, sparse_delta
 
 _INDEX_BYTES = 4

@@ -14,8 +14,8 @@ from turret_adapters.components import Component, Threshold
 from turret_adapters.groups import Group, first_column
 from turret_adapters.spec import LINEARS, ModelShape, Module, Site
 from turret_kernels import native
+from turret_kernels.entries import Entries
 from turret_kernels.linear import LinearWeight, linear, slice_linear
-from turret_kernels.low_rank import Entries
 from turret_kernels.sparse_mlp import MlpWeights, sparse_mlp
 from turret_kernels.threshold import silu_threshold_mul, threshold
 

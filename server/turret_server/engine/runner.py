@@ -9,8 +9,8 @@ from torch import Tensor
 
 from turret_adapters.plan import StepPlan
 from turret_adapters.site_weights import num_sites
+from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
-from turret_kernels.low_rank import Entries
 from turret_kernels.rope_kv import KVCache
 from turret_server.models.batch import Batch
 from turret_server.models.decoder import Decoder

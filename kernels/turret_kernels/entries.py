@@ -1,0 +1,103 @@
+"""Which adapter acts on which token rows in one step: what every adapter kernel is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Entries:
+    """Uses of adapters, in the order in which they act.
+
+    The rows of two entries are the same ones, and then the entries are neighbours (an adapter
+    stacked on another), or have nothing in common.
+
+    `slot`, `weight` and `by_site` lie where the kernels run; the rest is on the host.
+
+    Attributes:
+        slot: int32 [E].
+        weight: float32 [E].
+        row_start: int32 [E], first token row.
+        row_count: int32 [E], at least 1.
+        by_site: float32 [P, E], the weights by site where they differ, in the caller's numbering
+            of sites; None where `weight` holds everywhere.
+        count: int64 [1], E; the tensors may be longer.
+    """
+
+    slot: Tensor
+    weight: Tensor
+    row_start: Tensor
+    row_count: Tensor
+    by_site: Tensor | None = None
+    count: Tensor = field(init=False)
+    _tiles: dict[int, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.count = torch.tensor([self.slot.shape[0]], device="cpu")
+
+    def __len__(self) -> int:
+        return int(self.count)
+
+    def to(self, device: torch.device) -> Entries:
+        """The same for kernels on another device."""
+        if device == self.slot.device:
+            return self
+        by_site = None if self.by_site is None else self.by_site.to(device)
+        slot, weight = self.slot.to(device), self.weight.to(device)
+        return Entries(slot, weight, self.row_start, self.row_count, by_site)
+
+    def each(self, weight: Tensor | None = None) -> Iterator[tuple[int, float, slice]]:
+        """Slot, weight (float32 [E], where it is not the entries' own) and rows of every entry."""
+        columns = self.slot, self.weight if weight is None else weight
+        for slot, w, row, rows in zip(
+            *(column.tolist() for column in (*columns, self.row_start, self.row_count)),
+            strict=True,
+        ):
+            yield slot, w, slice(row, row + rows)
+
+    def pointers(self, weight: Tensor | None = None) -> tuple[int, int, int, int, int]:
+        """What native kernels take: slot, weight, row_start, row_count, count."""
+        columns = self.slot, self.weight if weight is None else weight
+        slot, w, start, rows, count = (
+            x.data_ptr() for x in (*columns, self.row_start, self.row_count, self.count)
+        )
+        return slot, w, start, rows, count
+
+    def tiles(self, block: int) -> Tensor:
+        """What GPU programs work on: at most `block` rows, and all entries that act on them.
+
+        One program alone writes a tile's rows, entry after entry: stacked adapters need no atomics
+        and add up in one order.
+
+        Returns:
+            int32 [N, 4] beside `slot`: first row, rows (0: nothing to do), first entry, entries.
+        """
+        if block not in self._tiles:
+            tiles = cut_tiles(self.row_start.numpy(), self.row_count.numpy(), block)
+            self._tiles[block] = torch.from_numpy(tiles).to(self.slot.device, non_blocking=True)
+        return self._tiles[block]
+
+
+def cut_tiles(row_start: np.ndarray, row_count: np.ndarray, block: int) -> np.ndarray:
+    """See `Entries.tiles`; int32 [E] each -> int32 [N, 4].
+
+    Raises:
+        ValueError: entries share some of their rows only, or are not neighbours.
+    """
+    first = np.flatnonzero(np.diff(row_start, prepend=-1))  # of each run of rows
+    start, rows = row_start[first], row_count[first]
+    entries = np.diff(first, append=len(row_start))
+    by_start = np.argsort(start)
+    ends = (start + rows)[by_start]
+    if (row_count != rows.repeat(entries)).any() or (ends[:-1] > start[by_start][1:]).any():
+        raise ValueError("entries share some of their rows only, or are not neighbours")
+    pieces = -(-rows // block)
+    run = np.arange(len(first)).repeat(pieces)
+    offset = (np.arange(len(run)) - (np.cumsum(pieces) - pieces)[run]) * block
+    left = np.minimum(rows[run] - offset, block)
+    return np.stack([start[run] + offset, left, first[run], entries[run]], axis=1).astype(np.int32)

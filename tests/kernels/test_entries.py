@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from turret_kernels.entries import Entries, cut_tiles
+
+
+def int32(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int32)
+
+
+def test_a_run_is_cut_into_tiles():
+    found = cut_tiles(int32(2, 40), int32(35, 1), 16)
+    assert found.tolist() == [[2, 16, 0, 1], [18, 16, 0, 1], [34, 3, 0, 1], [40, 1, 1, 1]]
+
+
+def test_stacked_entries_share_their_tiles():
+    found = cut_tiles(int32(0, 3, 3, 3, 20), int32(1, 17, 17, 17, 2), 16)
+    assert found.tolist() == [[0, 1, 0, 1], [3, 16, 1, 3], [19, 1, 1, 3], [20, 2, 4, 1]]
+
+
+def test_runs_come_in_any_order():
+    assert cut_tiles(int32(5, 0), int32(2, 3), 16).tolist() == [[5, 2, 0, 1], [0, 3, 1, 1]]
+
+
+@pytest.mark.parametrize("block", [1, 16, 64])
+def test_every_row_meets_its_entries_once(block: int):
+    rng = np.random.default_rng(0)
+    starts, counts, row = [], [], 0
+    for _ in range(20):
+        rows, stacked = int(rng.integers(1, 100)), int(rng.integers(1, 4))
+        starts += [row] * stacked
+        counts += [rows] * stacked
+        row += rows + int(rng.integers(0, 3))
+    met = np.zeros((row + 3, len(starts)), dtype=int)
+    for first, rows, entry, entries in cut_tiles(int32(*starts), int32(*counts), block):
+        assert 1 <= rows <= block
+        met[first : first + rows, entry : entry + entries] += 1
+    expected = np.zeros_like(met)
+    for i, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        expected[start : start + count, i] = 1
+    assert (met == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("starts", "counts"),
+    [((0, 0), (2, 3)), ((0, 1), (2, 2)), ((0, 4, 0), (2, 1, 2))],
+    ids=["one longer", "overlap", "not neighbours"],
+)
+def test_entries_that_share_some_rows_only_are_refused(
+    starts: tuple[int, ...], counts: tuple[int, ...]
+):
+    with pytest.raises(ValueError, match="share some of their rows"):
+        cut_tiles(int32(*starts), int32(*counts), 16)
+
+
+def test_no_entries_no_tiles():
+    none = torch.zeros(0, dtype=torch.int32)
+    assert Entries(none, torch.zeros(0), none, none).tiles(16).shape == (0, 4)
