@@ -297,7 +297,7 @@ class StepPlan(BasePlan):
                     first, last = bisect_left(rows, start), bisect_left(rows, start + count)
                     if first < last:
                         mapped.append((first, last - first, slot, weight))
-                self._head = _build(mapped)
+                self._head = _build(mapped).to(self._entries.slot.device)
         return self._head
 
 

@@ -35,6 +35,9 @@ class Entries:
     row_count: Tensor
     by_site: Tensor | None = None
     count: Tensor = field(init=False)
+    # Of buffers: shorter tables of tiles are padded, and `by_site` comes and goes.
+    _max_tiles: int = field(init=False, default=0)
+    _all_sites: Tensor | None = field(init=False, default=None)
     _tiles: dict[int, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -42,6 +45,30 @@ class Entries:
 
     def __len__(self) -> int:
         return int(self.count)
+
+    @classmethod
+    def buffers(cls, size: int, max_tiles: int, num_sites: int, device: torch.device) -> Entries:
+        """Room for `size` entries that stays where it is, for graphs; see `assign`."""
+        host = torch.zeros(2, size, dtype=torch.int32)
+        slot, weight = host[0].to(device), torch.zeros(size, device=device)
+        entries = cls(slot, weight, *torch.zeros_like(host))
+        entries._max_tiles = max_tiles
+        entries._all_sites = torch.zeros(num_sites, size, device=device)
+        return entries
+
+    def assign(self, other: Entries) -> None:
+        """Let these buffers hold other entries, which are not more."""
+        count = len(other)
+        self.slot[:count].copy_(other.slot, non_blocking=True)
+        self.weight[:count].copy_(other.weight, non_blocking=True)
+        self.row_start[:count], self.row_count[:count] = other.row_start, other.row_count
+        self.count[0] = count
+        self.by_site = None
+        if other.by_site is not None and self._all_sites is not None:
+            self.by_site = self._all_sites
+            self.by_site[:, :count].copy_(other.by_site, non_blocking=True)
+        for block, tiles in self._tiles.items():
+            tiles.copy_(torch.from_numpy(self._cut(block)), non_blocking=True)
 
     def to(self, device: torch.device) -> Entries:
         """The same for kernels on another device."""
@@ -78,9 +105,15 @@ class Entries:
             int32 [N, 4] beside `slot`: first row, rows (0: nothing to do), first entry, entries.
         """
         if block not in self._tiles:
-            tiles = cut_tiles(self.row_start.numpy(), self.row_count.numpy(), block)
-            self._tiles[block] = torch.from_numpy(tiles).to(self.slot.device, non_blocking=True)
+            tiles = torch.from_numpy(self._cut(block))
+            self._tiles[block] = tiles.to(self.slot.device, non_blocking=True)
         return self._tiles[block]
+
+    def _cut(self, block: int) -> np.ndarray:
+        count = len(self)
+        tiles = cut_tiles(self.row_start.numpy()[:count], self.row_count.numpy()[:count], block)
+        missing = max(0, self._max_tiles - len(tiles))
+        return np.pad(tiles, ((0, missing), (0, 0))) if missing else tiles
 
 
 def cut_tiles(row_start: np.ndarray, row_count: np.ndarray, block: int) -> np.ndarray:

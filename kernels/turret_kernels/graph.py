@@ -16,7 +16,7 @@ import ctypes
 import math
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,6 +83,33 @@ class Graph:
         """Run all calls in order."""
         assert native.lib is not None
         native.lib.turret_run(self._calls, self._count)
+
+
+class Recorder:
+    """Records steps into graphs that share their intermediate memory: they never run at once."""
+
+    def __init__(self) -> None:
+        self._pool = MemoryPool()
+
+    def record(
+        self, prepare: Callable[[], None], run: Callable[[], Tensor]
+    ) -> tuple[Graph, Tensor]:
+        """Record `run`, and run it once.
+
+        Args:
+            prepare: fills what `run` reads and changes; called before every run.
+            run: the step; reads and writes at the same addresses every time.
+
+        Returns:
+            The graph, and where its result lies until another graph runs.
+        """
+        prepare()
+        with capture(self._pool) as calls:
+            # A view: when the tensor itself dies its block is free for other graphs, whose steps
+            # come after this result was used.
+            out = run()
+            out = out.view(out.shape)
+        return Graph(calls), out
 
 
 @contextmanager

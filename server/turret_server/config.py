@@ -32,7 +32,7 @@ class ServeConfig:
     device: str = "auto"
     dtype: str = "auto"
     max_model_len: int = 0
-    kv_cache_gib: float = 1.0
+    kv_cache_gib: float = 0.0
     max_running: int = 64
     max_step_tokens: int = 256
     max_waiting: int = 1024

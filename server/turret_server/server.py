@@ -185,25 +185,16 @@ class _Server(uvicorn.Server):
 
 
 def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) -> EngineSettings:
-    device, dtype = config.device, config.dtype
-    if device == "auto":
-        device = "cpu"
-    if device != "cpu":
+    if config.dtype not in ("auto", "bfloat16", "float16", "float32"):
         raise StartupError(
-            f"the device {device!r} is not served",
-            "this version runs on the CPU",
-            "Use --device cpu.",
-        )
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise StartupError(
-            f"the dtype {dtype!r} is not served",
-            "known are auto, bfloat16 and float32",
+            f"the dtype {config.dtype!r} is not served",
+            "known are auto, bfloat16, float16 and float32",
             "Use one of them.",
         )
     return EngineSettings(
         model=str(folder),
-        device=device,
-        dtype=dtype,
+        device=config.device,
+        dtype=config.dtype,
         max_model_len=config.max_model_len,
         kv_cache_bytes=int(config.kv_cache_gib * 2**30),
         max_running=config.max_running,

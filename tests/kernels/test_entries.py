@@ -59,3 +59,28 @@ def test_entries_that_share_some_rows_only_are_refused(
 def test_no_entries_no_tiles():
     none = torch.zeros(0, dtype=torch.int32)
     assert Entries(none, torch.zeros(0), none, none).tiles(16).shape == (0, 4)
+
+
+def test_buffers_hold_other_entries_at_the_same_place():
+    buffers = Entries.buffers(6, max_tiles=4, num_sites=2, device=torch.device("cpu"))
+    tiles = buffers.tiles(16)
+    assert tiles.tolist() == [[0, 0, 0, 0]] * 4
+    first = Entries(
+        torch.tensor([3, 5]).int(),
+        torch.tensor([1.0, 0.5]),
+        torch.tensor([0, 4]).int(),
+        torch.tensor([4, 20]).int(),
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+    )
+    buffers.assign(first)
+    assert buffers.tiles(16) is tiles
+    assert tiles.tolist() == [[0, 4, 0, 1], [4, 16, 1, 1], [20, 4, 1, 1], [0, 0, 0, 0]]
+    assert len(buffers) == 2
+    assert buffers.slot[:2].equal(first.slot)
+    assert buffers.by_site is not None
+    assert buffers.by_site[:, :2].equal(first.by_site)
+    one = torch.tensor([1]).int()
+    buffers.assign(Entries(one, torch.tensor([2.0]), one, one))
+    assert tiles.tolist() == [[1, 1, 0, 1], *[[0, 0, 0, 0]] * 3]
+    assert buffers.by_site is None
+    assert buffers.weight[0] == 2

@@ -27,7 +27,7 @@ DTYPES = frozenset({torch.float16, torch.float32} | (set() if INTERPRETED else {
 
 def takes(x: Tensor) -> bool:
     """Whether the Triton kernels compute what is asked of this tensor."""
-    return _AVAILABLE and (x.is_cuda or INTERPRETED) and x.dtype in DTYPES
+    return AVAILABLE and (x.is_cuda or INTERPRETED) and x.dtype in DTYPES
 
 
 def _available() -> bool:
@@ -50,4 +50,4 @@ def _available() -> bool:
     return True
 
 
-_AVAILABLE = _available()
+AVAILABLE = _available()

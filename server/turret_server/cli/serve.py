@@ -132,17 +132,24 @@ def serve(
             min=0, help="Seconds that open requests get at the end.", rich_help_panel=_HTTP
         ),
     ] = 30.0,
-    device: Annotated[str, typer.Option(help="auto or cpu.", rich_help_panel=_ENGINE)] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_ENGINE)
+    ] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="auto, bfloat16 or float32.", rich_help_panel=_ENGINE)
+        str, typer.Option(help="auto, bfloat16, float16 or float32.", rich_help_panel=_ENGINE)
     ] = "auto",
     max_model_len: Annotated[
         int,
         typer.Option(min=0, help="Longest context; 0 = the model's own.", rich_help_panel=_ENGINE),
     ] = 0,
     kv_cache_gib: Annotated[
-        float, typer.Option(min=0.01, help="Memory for keys and values.", rich_help_panel=_ENGINE)
-    ] = 1.0,
+        float,
+        typer.Option(
+            min=0,
+            help="Memory for keys and values; 0 = 1 GiB on a CPU, most of what is free on a GPU.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 0.0,
     max_running: Annotated[
         int, typer.Option(min=1, help="Requests in one batch.", rich_help_panel=_ENGINE)
     ] = 64,

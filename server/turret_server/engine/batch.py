@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,59 +14,106 @@ from turret_adapters.plan import RowUse
 from turret_kernels.paged_attention import AttentionMetadata
 from turret_server.engine.sampler import num_logit_rows
 from turret_server.engine.scheduler import Share
+from turret_server.engine.staging import Staging
 from turret_server.models.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How decode steps are padded to few numbers of rows.
+
+    Attributes:
+        buckets: the numbers, ascending; a step with more rows than the last is left as it is.
+        scratch_block: a block of the cache that belongs to no sequence.
+    """
+
+    buckets: tuple[int, ...]
+    scratch_block: int
+
+    def rows(self, rows: int) -> int:
+        """The number that a step of so many rows is padded to."""
+        place = bisect_left(self.buckets, rows)
+        return self.buckets[place] if place < len(self.buckets) else rows
 
 
 class BatchBuilder:
     """Builds batches in buffers of its own: a batch is valid until the next is built.
-
-    The buffers never move, so a recorded graph finds the inputs of every step where it found those
-    of the first.
 
     Args:
         max_tokens: most token rows in one step.
         max_running: most sequences in one step.
         max_blocks: blocks of the longest sequence.
         block_tokens: tokens of a block.
+        device: where the batch is read.
+        padding: grows a decode step to a number of rows that graphs are recorded for.
     """
 
     def __init__(
-        self, max_tokens: int, max_running: int, max_blocks: int, block_tokens: int
+        self,
+        max_tokens: int,
+        max_running: int,
+        max_blocks: int,
+        block_tokens: int,
+        device: torch.device | None = None,
+        padding: Padding | None = None,
     ) -> None:
         self._block_tokens = block_tokens
-        self._token_ids = np.zeros(max_tokens, dtype=np.int64)
-        self._positions = np.zeros(max_tokens, dtype=np.int64)
-        self._slots = np.zeros(max_tokens, dtype=np.int64)
-        self._query_start = np.zeros(max_running + 1, dtype=np.int32)
-        self._context_len = np.zeros(max_running, dtype=np.int32)
-        # By the scheduler's table rows, kept from step to step; and in the order of the batch.
+        self._padding = padding
+        long, short = torch.int64, torch.int32
+        self._staging = Staging(
+            {
+                "token_ids": ((max_tokens,), long),
+                "positions": ((max_tokens,), long),
+                "slots": ((max_tokens,), long),
+                "query_start": ((max_running + 1,), short),
+                "context_len": ((max_running,), short),
+                "block_table": ((max_running, max_blocks), short),
+            },
+            device or torch.device("cpu"),
+        )
+        self._host = self._staging.host
+        # By the scheduler's table rows, kept from step to step.
         self._tables = np.zeros((max_running, max_blocks), dtype=np.int32)
         self._written: list[tuple[list[int] | None, int]] = [(None, 0)] * max_running
-        self._block_table = np.zeros((max_running, max_blocks), dtype=np.int32)
 
     def build(self, shares: list[Share]) -> Batch:
         """A batch without adapters; see `row_uses`."""
-        sequences = len(shares)
+        host, sequences = self._host, len(shares)
         rows = [self._update_table(share) for share in shares]
-        self._tables.take(rows, axis=0, out=self._block_table[:sequences], mode="clip")
+        self._tables.take(rows, axis=0, out=host["block_table"][:sequences], mode="clip")
         is_decode = all(share.count == 1 and share.samples for share in shares)
         tokens = self._fill_decode(shares) if is_decode else self._fill(shares)
         starts = [0]
         for share in shares:
             starts.append(starts[-1] + share.count)
-        self._query_start[: sequences + 1] = starts
-        self._context_len[:sequences] = [share.start + share.count for share in shares]
+        host["query_start"][: sequences + 1] = starts
+        host["context_len"][:sequences] = [share.start + share.count for share in shares]
+        if is_decode and self._padding is not None:
+            tokens = sequences = self._pad(sequences, self._padding)
+        self._staging.send("block_table", sequences)
+        device = self._staging.device
         return Batch(
-            token_ids=torch.from_numpy(self._token_ids[:tokens]),
-            positions=torch.from_numpy(self._positions[:tokens]),
-            slots=torch.from_numpy(self._slots[:tokens]),
+            token_ids=device["token_ids"][:tokens],
+            positions=device["positions"][:tokens],
+            slots=device["slots"][:tokens],
             attention=AttentionMetadata(
-                query_start=torch.from_numpy(self._query_start[: sequences + 1]),
-                context_len=torch.from_numpy(self._context_len[:sequences]),
-                block_table=torch.from_numpy(self._block_table[:sequences]),
+                query_start=device["query_start"][: sequences + 1],
+                context_len=device["context_len"][:sequences],
+                block_table=device["block_table"][:sequences],
             ),
             logit_rows=None if is_decode else _logit_rows(shares, starts),
         )
+
+    def _pad(self, rows: int, padding: Padding) -> int:
+        """Add rows that read and write the scratch block alone."""
+        host, padded = self._host, padding.rows(rows)
+        host["token_ids"][rows:padded] = 0
+        host["positions"][rows:padded] = 0
+        host["slots"][rows:padded] = padding.scratch_block * self._block_tokens
+        host["query_start"][rows : padded + 1] = np.arange(rows, padded + 1)
+        host["context_len"][rows:padded] = 1
+        host["block_table"][rows:padded, 0] = padding.scratch_block
+        return padded
 
     def _update_table(self, share: Share) -> int:
         """Write what is new of a sequence's blocks; a list that changed hands is another list."""
@@ -76,28 +125,28 @@ class BatchBuilder:
         return row
 
     def _fill_decode(self, shares: list[Share]) -> int:
-        size, count = self._block_tokens, len(shares)
-        self._token_ids[:count] = [share.sequence.tokens[share.start] for share in shares]
-        self._positions[:count] = [share.start for share in shares]
-        self._slots[:count] = [
+        host, size, count = self._host, self._block_tokens, len(shares)
+        host["token_ids"][:count] = [share.sequence.tokens[share.start] for share in shares]
+        host["positions"][:count] = [share.start for share in shares]
+        host["slots"][:count] = [
             share.sequence.blocks[share.start // size] * size + share.start % size
             for share in shares
         ]
         return count
 
     def _fill(self, shares: list[Share]) -> int:
-        first = 0
+        host, first = self._host, 0
         for share in shares:
             stop, last = share.start + share.count, first + share.count
             place = np.arange(share.start, stop)
             page, offset = np.divmod(place, self._block_tokens)
-            self._token_ids[first:last] = share.sequence.tokens[share.start : stop]
-            self._positions[first:last] = place
+            host["token_ids"][first:last] = share.sequence.tokens[share.start : stop]
+            host["positions"][first:last] = place
             blocks = self._tables[share.sequence.table_row, page]
-            self._slots[first:last] = blocks.astype(np.int64) * self._block_tokens + offset
+            host["slots"][first:last] = blocks.astype(np.int64) * self._block_tokens + offset
             first = last
         # Virtual tokens are no rows of the embedding.
-        np.maximum(self._token_ids[:first], 0, out=self._token_ids[:first])
+        np.maximum(host["token_ids"][:first], 0, out=host["token_ids"][:first])
         return first
 
 

@@ -14,9 +14,9 @@ from turret_adapters.errors import AdapterError
 from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.site_weights import SiteWeights
 from turret_adapters.store import AdapterStore, StoreLimits
-from turret_kernels import native
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
+from turret_server.engine.device import kv_cache_bytes, resolve_device, resolve_dtype
 from turret_server.engine.grammar import GrammarCompiler
 from turret_server.engine.grammar_queue import GrammarQueue
 from turret_server.engine.messages import (
@@ -52,21 +52,18 @@ class Engine:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.settings = settings
-        folder, device = Path(settings.model), torch.device(settings.device)
-        # Without kernels of our own bf16 is emulated: slow, and a row's result depends on how many
-        # others share the step, so that a seed would no longer mean the same tokens.
-        exact = "float32" if native.lib is None else "bfloat16"
-        self.dtype = exact if settings.dtype == "auto" else settings.dtype
-        dtype = getattr(torch, self.dtype)
+        folder, device = Path(settings.model), resolve_device(settings.device)
+        dtype = resolve_dtype(settings.dtype, device)
         max_len = settings.max_model_len or DecoderConfig.from_folder(folder).max_context
         self.decoder = Decoder.load(folder, dtype, device, max_len, progress)
         block_bytes = self.decoder.kv_bytes_per_token * settings.kv_block_tokens
-        num_blocks = settings.kv_cache_bytes // block_bytes
+        cache_bytes = kv_cache_bytes(settings.kv_cache_bytes, device)
+        num_blocks = cache_bytes // block_bytes
         self.max_model_len = min(max_len, num_blocks * settings.kv_block_tokens)
         if self.max_model_len < settings.max_model_len:
             raise StartupError(
                 f"a context of {settings.max_model_len} tokens does not fit the KV cache",
-                f"{settings.kv_cache_bytes >> 20} MiB hold {self.max_model_len} tokens",
+                f"{cache_bytes >> 20} MiB hold {self.max_model_len} tokens",
                 "Raise --kv-cache-gib or lower --max-model-len.",
             )
         self.store = AdapterStore(
@@ -90,13 +87,16 @@ class Engine:
         blocks = BlockPool(num_blocks, settings.kv_block_tokens)
         self.scheduler = Scheduler(limits, blocks, _Gate(self.store))
         max_blocks = -(-self.max_model_len // settings.kv_block_tokens)
-        kv = self.decoder.allocate_kv(num_blocks, settings.kv_block_tokens)
+        # One more than the pool knows of, for the rows that pad a graph's batch.
+        kv = self.decoder.allocate_kv(num_blocks + 1, settings.kv_block_tokens)
         self._runner = Runner(self.decoder, kv, settings.max_running)
         self._builder = BatchBuilder(
             max(settings.max_step_tokens, settings.max_running),
             settings.max_running,
             max_blocks,
             settings.kv_block_tokens,
+            device,
+            self._runner.padding(scratch_block=num_blocks),
         )
         self._grammars = GrammarQueue(self._grammar_compiler, wake)
         self._steps = self._step_tokens = 0
@@ -146,7 +146,10 @@ class Engine:
         batch = self._builder.build(shares)
         if uses := row_uses(shares):
             batch.adapters = StepPlan(self.store.banks, uses, batch.logit_rows) or BASE
-        return sample_step(self._runner.forward(batch), shares)
+        logits = self._runner.forward(batch)
+        if batch.logit_rows is None:
+            logits = logits[: len(shares)]  # without the rows that pad the batch
+        return sample_step(logits, shares)
 
     @property
     def idle(self) -> bool:
@@ -163,8 +166,8 @@ class Engine:
             vocab_size=self.decoder.config.vocab_size,
             kv_blocks=blocks.num_blocks,
             kv_block_tokens=blocks.block_tokens,
-            dtype=self.dtype,
-            device=self.settings.device,
+            dtype=str(self.decoder.dtype).removeprefix("torch."),
+            device=str(self.decoder.device),
             max_adapter_rank_rows=self.settings.adapter_rank_rows,
             weights_digest=self.decoder.weights.digest,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,12 +12,22 @@ from torch import Tensor
 from turret_adapters.plan import StepPlan
 from turret_adapters.site_weights import num_sites
 from turret_kernels.entries import Entries
-from turret_kernels.graph import Graph, MemoryPool, capture
+from turret_kernels.graph import Recorder as NativeRecorder
 from turret_kernels.rope_kv import KVCache
+from turret_server.engine.batch import Padding
 from turret_server.models.batch import Batch
 from turret_server.models.decoder import Decoder
 
 _MAX_GRAPHS = 128
+_MAX_STACKED = 4  # adapters per row, on average; a step with more is not recorded
+
+
+class Recorder(Protocol):
+    """See `turret_kernels.graph.Recorder`."""
+
+    def record(self, prepare: Callable[[], None], run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """Record `run` into something with a `replay`, and run it once."""
+        ...
 
 
 class Runner:
@@ -31,19 +43,15 @@ class Runner:
     """
 
     def __init__(self, decoder: Decoder, kv: list[KVCache], max_rows: int) -> None:
-        self._decoder, self._kv = decoder, kv
-        self._has_graphs = decoder.has_graphs and kv[0].native
-        self._graphs: OrderedDict[object, tuple[Graph, Tensor]] = OrderedDict()
-        self._pool = MemoryPool()
+        self._decoder, self._kv, self._max_rows = decoder, kv, max_rows
+        self._recorder = _recorder(decoder, kv)
+        self._graphs: OrderedDict[object, tuple[Any, Tensor]] = OrderedDict()
         # What a graph reads lies in the builder's buffers, and here.
-        self._residual = torch.zeros(max_rows, decoder.config.hidden_size, dtype=decoder.dtype)
-        self._entries = Entries(
-            slot=torch.zeros(4 * max_rows, dtype=torch.int32),
-            weight=torch.zeros(4 * max_rows),
-            row_start=torch.zeros(4 * max_rows, dtype=torch.int32),
-            row_count=torch.zeros(4 * max_rows, dtype=torch.int32),
+        device, hidden = decoder.device, decoder.config.hidden_size
+        self._residual = torch.zeros(max_rows, hidden, dtype=decoder.dtype, device=device)
+        self._entries = Entries.buffers(
+            _MAX_STACKED * max_rows, max_rows, num_sites(decoder.config.num_layers), device
         )
-        self._by_site = torch.zeros(num_sites(decoder.shape.num_layers), 4 * max_rows)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the batch, float32 [L, vocab]; valid until the next step.
@@ -52,24 +60,41 @@ class Runner:
             batch: always from the same BatchBuilder.
         """
         key = self._key(batch)
-        if key is None:
+        if key is None or self._recorder is None:
+            if isinstance(batch.adapters, StepPlan):
+                batch.adapters.entries = batch.adapters.entries.to(self._decoder.device)
             return self._decoder.forward(batch, self._kv)
-        self._fill(batch)
+        entries = batch.adapters.entries if isinstance(batch.adapters, StepPlan) else None
         found = self._graphs.get(key)
         if found is None:
-            return self._record(key, batch)
+            return self._record(self._recorder, key, batch, entries)
         self._graphs.move_to_end(key)
+        self._fill(batch, entries)
         graph, logits = found
         graph.replay()
         return logits
+
+    def padding(self, scratch_block: int) -> Padding | None:
+        """How decode steps are padded; None where every number of rows has graphs of its own.
+
+        A CUDA graph takes a second and some megabytes, the CPU's a few milliseconds.
+
+        Args:
+            scratch_block: a block of the cache for the rows that are added.
+        """
+        if self._decoder.device.type != "cuda":
+            return None
+        small = [rows for rows in (1, 2, 4) if rows < self._max_rows]
+        return Padding((*small, *range(8, self._max_rows, 8), self._max_rows), scratch_block)
 
     def _key(self, batch: Batch) -> object | None:
         """What a graph depends on; None if none can hold the step."""
         rows = batch.token_ids.shape[0]
         if (
-            not self._has_graphs
+            self._recorder is None
             or batch.attention.context_len.shape[0] != rows
             or batch.logit_rows is not None
+            or rows > self._max_rows
         ):
             return None
         if not isinstance(batch.adapters, StepPlan):
@@ -79,32 +104,36 @@ class Runner:
             return None
         return rows, signature
 
-    def _fill(self, batch: Batch) -> None:
+    def _fill(self, batch: Batch, entries: Entries | None) -> None:
         """Put the embedded tokens and the adapters' entries where the graphs look for them."""
-        rows = batch.token_ids.shape[0]
-        torch.index_select(
-            self._decoder.weights.embed, 0, batch.token_ids, out=self._residual[:rows]
-        )
-        batch.adapters.embed(self._residual[:rows], batch.token_ids)
-        if isinstance(batch.adapters, StepPlan):
-            entries, count = batch.adapters.entries, len(batch.adapters.entries)
-            for name in ("slot", "weight", "row_start", "row_count"):
-                getattr(self._entries, name)[:count] = getattr(entries, name)
-            self._entries.count[0] = count
-            self._entries.by_site = None
-            if entries.by_site is not None:
-                self._by_site[:, :count] = entries.by_site
-                self._entries.by_site = self._by_site
-            batch.adapters.entries = self._entries
+        residual = self._residual[: batch.token_ids.shape[0]]
+        torch.index_select(self._decoder.weights.embed, 0, batch.token_ids, out=residual)
+        if not isinstance(batch.adapters, StepPlan) or entries is None:
+            return
+        batch.adapters.entries = entries.to(residual.device)
+        batch.adapters.embed(residual, batch.token_ids)
+        self._entries.assign(entries)
+        batch.adapters.entries = self._entries
 
-    def _record(self, key: object, batch: Batch) -> Tensor:
-        """Run the step eagerly and keep its calls."""
-        rows = batch.token_ids.shape[0]
-        with capture(self._pool) as calls:
-            # A view: when the tensor itself dies its block is free for other graphs, whose steps
-            # come after these logits were used.
-            logits = self._decoder.run(self._residual[:rows], batch, self._kv).view(rows, -1)
-        self._graphs[key] = Graph(calls), logits
+    def _record(
+        self, recorder: Recorder, key: object, batch: Batch, entries: Entries | None
+    ) -> Tensor:
+        """Run the step and keep it as a graph."""
+        residual = self._residual[: batch.token_ids.shape[0]]
+        graph, logits = recorder.record(
+            lambda: self._fill(batch, entries),
+            lambda: self._decoder.run(residual, batch, self._kv),
+        )
+        self._graphs[key] = graph, logits
         if len(self._graphs) > _MAX_GRAPHS:
             self._graphs.popitem(last=False)
         return logits
+
+
+def _recorder(decoder: Decoder, kv: list[KVCache]) -> Recorder | None:
+    """What records steps on the decoder's device, None where nothing can."""
+    if decoder.device.type == "cuda":
+        from turret_kernels.gpu.graph import Recorder as CudaRecorder
+
+        return CudaRecorder()
+    return NativeRecorder() if decoder.has_graphs and kv[0].native else None

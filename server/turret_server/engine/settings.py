@@ -9,10 +9,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the engine. Lengths are tokens, sizes bytes, times seconds."""
 
     model: str  # folder
-    device: str = "cpu"
-    dtype: str = "bfloat16"  # or "float32", or "auto": what this processor computes well
+    device: str = "cpu"  # or "cuda", "cuda:N", or "auto": a GPU where there is one
+    dtype: str = "bfloat16"  # or "float16", "float32", or "auto": what the device computes well
     max_model_len: int = 0  # 0 = the model's own, as far as memory allows
-    kv_cache_bytes: int = 1 << 30
+    kv_cache_bytes: int = 1 << 30  # 0 = what suits the device
     kv_block_tokens: int = 32
     max_running: int = 64
     max_step_tokens: int = 256

@@ -19,7 +19,7 @@ class Batch:
         positions: int64 [T], of each token in its sequence.
         slots: int64 [T], where its key and value go: block * block_tokens + offset.
         attention: where each sequence lies, in the rows and in the cache.
-        logit_rows: int64 [L], ascending, the rows whose logits are wanted; L may be 0.
+        logit_rows: int64 [L] on the host, ascending, the rows whose logits are wanted; L may be 0.
         adapters: what acts on which rows.
     """
 

@@ -120,8 +120,8 @@ class Decoder:
                 size = 0, self.config.vocab_size
                 return torch.empty(size, dtype=torch.float32, device=self.device)
             # From here on, only the rows that somebody samples from.
-            residual = residual[batch.logit_rows]
-            x = None if x is None else x[batch.logit_rows]
+            rows = batch.logit_rows.to(residual.device, non_blocking=True)
+            residual, x = residual[rows], None if x is None else x[rows]
         x = self._join(x, residual, weights.norm)
         batch.adapters.touch(-1, Group.HEAD_IN, x)
         return batch.adapters.head(x, weights.head)

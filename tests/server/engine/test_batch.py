@@ -2,7 +2,7 @@
 
 from turret_adapters.plan import RowUse
 from turret_adapters.positions import Positions, find_reach
-from turret_server.engine.batch import BatchBuilder, row_uses
+from turret_server.engine.batch import BatchBuilder, Padding, row_uses
 from turret_server.engine.messages import AdapterUse, EngineRequest, Sampling
 from turret_server.engine.scheduler import Share
 from turret_server.engine.sequence import Sequence
@@ -60,3 +60,25 @@ def test_virtual_tokens_take_positions_and_places_and_token_0():
     assert batch.token_ids.tolist() == [0, 0, 10, 11, 12, 13]
     assert batch.positions.tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.slots.tolist() == [13, 14, 15, 20, 21, 22]
+
+
+def test_padding_adds_rows_that_touch_the_scratch_block_alone():
+    shares = [share(5, 1, table_row=row) for row in range(3)]
+    plain = BatchBuilder(16, 8, 4, 4).build(shares)
+    padded = BatchBuilder(16, 8, 4, 4, padding=Padding((1, 2, 4, 8), 99)).build(shares)
+    for name in ("token_ids", "positions", "slots"):
+        assert getattr(padded, name)[:3].equal(getattr(plain, name))
+    assert padded.token_ids.tolist()[3:] == [0]
+    assert padded.slots.tolist()[3:] == [99 * 4]
+    meta = padded.attention
+    assert meta.query_start.tolist() == [0, 1, 2, 3, 4]
+    assert meta.context_len.tolist() == [6, 6, 6, 1]
+    assert meta.block_table[3, 0] == 99
+    assert padded.logit_rows is None
+
+
+def test_a_step_beyond_the_buckets_and_a_prefill_are_not_padded():
+    padding = Padding((1, 2), 99)
+    assert [padding.rows(n) for n in (1, 2, 3)] == [1, 2, 3]
+    batch = BatchBuilder(16, 4, 4, 4, padding=padding).build([share(0, 3)])
+    assert batch.token_ids.shape[0] == 3

@@ -99,7 +99,7 @@ def test_recorded_steps_are_eager_steps(served, monkeypatch, num):
     before = len(served.calls)
     assert served.run(*[True] * num) == recorded
     assert len(served.calls) == before, "the graphs were not used again"
-    monkeypatch.setattr(served.engine._runner, "_has_graphs", False)
+    monkeypatch.setattr(served.engine._runner, "_recorder", None)
     assert served.run(*[True] * num) == recorded
     assert len(served.calls) > before
     assert served.run(*[False] * num) != recorded

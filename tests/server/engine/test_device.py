@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from turret_kernels import native
+from turret_server.engine.device import kv_cache_bytes, resolve_device, resolve_dtype
+from turret_server.errors import StartupError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("turret_kernels.gpu.AVAILABLE", True)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu():
+    assert resolve_device("auto") == resolve_device("cpu") == CPU
+    with pytest.raises(StartupError, match="is not there"):
+        resolve_device("cuda")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_with_two_gpus(monkeypatch):
+    assert resolve_device("auto") == resolve_device("cuda") == CUDA
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == CPU
+    with pytest.raises(StartupError, match="is not there"):
+        resolve_device("cuda:2")
+    monkeypatch.setattr("turret_kernels.gpu.AVAILABLE", False)
+    assert resolve_device("auto") == CPU
+    with pytest.raises(StartupError, match="need triton"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cuda:-1", "", "mps"])
+@pytest.mark.usefixtures("no_gpu")
+def test_unknown_devices(name):
+    with pytest.raises(StartupError, match="is not served"):
+        resolve_device(name)
+
+
+def test_dtypes_of_a_cpu():
+    expected = torch.float32 if native.lib is None else torch.bfloat16
+    assert resolve_dtype("auto", CPU) == expected
+    assert resolve_dtype("float32", CPU) == torch.float32
+    with pytest.raises(StartupError, match="float16"):
+        resolve_dtype("float16", CPU)
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bfloat16"), (False, "float16")])
+def test_dtypes_of_a_gpu(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    assert resolve_dtype("auto", CUDA) == getattr(torch, expected)
+    assert resolve_dtype("float32", CUDA) == torch.float32
+
+
+def test_memory_for_keys_and_values(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 80 << 30))
+    assert kv_cache_bytes(5, CPU) == kv_cache_bytes(5, CUDA) == 5
+    assert kv_cache_bytes(0, CPU) == 1 << 30
+    assert kv_cache_bytes(0, CUDA) == 8 << 30
