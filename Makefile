@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Any torch from 2.7 serves; this one is what we test with.
+# Any torch from 2.8 serves; this one is what we test with.
 TORCH ?= torch==2.13.0
 PORT ?= 8000
 

@@ -82,7 +82,10 @@ def linear(
     """
     out_dtype = out_dtype or x.dtype
     if not weight.packed or lib is None:
-        y = F.linear(x, weight.data, bias).to(out_dtype)
+        if x.is_cuda and out_dtype != x.dtype and bias is None:
+            y = torch.mm(x, weight.data.T, out_dtype=out_dtype)  # not rounded in between
+        else:
+            y = F.linear(x, weight.data, bias).to(out_dtype)
         return y if out is None else out.copy_(y)
     rows = x.shape[0]
     y = native.allocate((rows, weight.out_features), out_dtype) if out is None else out

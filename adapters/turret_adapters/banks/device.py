@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -91,6 +92,7 @@ class DeviceBanks:
         max_delta_bytes: int = 1 << 30,
     ):
         self.num_slots = num_slots
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.low_rank = LowRankBank(shape, num_slots, max_rank_rows, device, dtype)
         self.threshold = ThresholdBank(shape, num_slots, device, dtype)
         self.virtual = VirtualBank(num_slots, device, dtype)
@@ -142,7 +144,9 @@ class DeviceBanks:
         The slot must not be used by any step before this has returned true.
         """
         try:
-            if all(bank.put(slot, _of(bank, components)) for bank in self._banks):
+            with self._beside_steps():
+                fits = all(bank.put(slot, _of(bank, components)) for bank in self._banks)
+            if fits:
                 return True
         except BaseException:
             self.clear(slot)
@@ -152,8 +156,19 @@ class DeviceBanks:
 
     def clear(self, slot: int) -> None:
         """Free a slot. No running step may use it."""
-        for bank in self._banks:
-            bank.clear(slot)
+        with self._beside_steps():
+            for bank in self._banks:
+                bank.clear(slot)
+
+    @contextmanager
+    def _beside_steps(self) -> Iterator[None]:
+        """What is copied to a GPU inside waits for no step, and is there at the end."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
 
 
 def _of(bank: Bank, components: Sequence[Component]) -> list[Component]:

@@ -32,7 +32,8 @@ class Recorder:
         run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Of this thread alone: the one that loads adapters goes on.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             out = run()
         self._pool = self._pool or graph.pool()
         prepare()
