@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from turret_adapters.banks.device import DeviceBanks
-from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterUnsupported
+from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterUnsupported, quote
 from turret_adapters.files import FileLimits
 from turret_adapters.host_cache import HostCache
 from turret_adapters.loading import (
@@ -478,7 +478,7 @@ def _num_virtual(loaded: LoadedAdapter, weight: Weight) -> int:
         return 0
     if numbers_of(weight) != {1}:
         raise AdapterUnsupported(
-            f"the weight of adapter {loaded.digest[:12]} cannot be {weight!r}",
+            f"the weight of adapter {loaded.digest[:12]} cannot be {quote(weight)}",
             f"it puts {loaded.num_virtual_tokens} virtual tokens before the prompt: they are there "
             "or not, and without them there is nothing that a part of them could be added to",
             "Give it the weight 1, or leave it out.",

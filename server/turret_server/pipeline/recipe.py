@@ -18,6 +18,7 @@ import msgspec
 from turret_adapters import weight_table
 from turret_adapters.catalog import AdapterRecord, Catalog
 from turret_adapters.derivation import Derivation
+from turret_adapters.errors import quote
 from turret_server.engine.messages import AdapterUse
 from turret_server.errors import BadRequest, NotFound, Unprocessable
 
@@ -35,7 +36,8 @@ class Recipe:
 
     Attributes:
         model: the name to show in the response.
-        adapters: digests with weights, in the order they were named; empty for the base.
+        adapters: digests with weights, in the order they were named; empty for the base. What has
+            weight 0 is not there.
         digest: identity of the adapted model; equal recipes give equal digests.
         label: a name of bounded variety for metrics: a base, adapter or recipe name, else
             "composed".
@@ -101,24 +103,24 @@ class RecipeBook:
                 f"at most {MAX_ADAPTERS} can be combined",
                 param="adapters" if adapters else "model",
             )
-        uses: dict[str, AdapterUse] = {}
+        weights: dict[str, weight_table.Weight] = {}
         num_virtual_tokens = 0
         for name, weight, param in parts:
             record = self._record(name, param)
-            if record.digest in uses:
+            if record.digest in weights:
                 raise BadRequest(
                     f"adapter {name!r} is named twice",
                     "each adapter's content may appear once in a request",
                     "Name it once and give it the sum of the weights.",
                     param=param,
                 )
-            use = uses[record.digest] = AdapterUse(record.digest, _weight(weight, record, param))
-            if use.weight != 0:
-                num_virtual_tokens += record.num_virtual_tokens
+            weights[record.digest] = spelt = _weight(weight, record, param)
+            num_virtual_tokens += record.num_virtual_tokens if spelt != 0 else 0
+        uses = tuple(AdapterUse(digest, weight) for digest, weight in weights.items() if weight)
         return Recipe(
             model=model,
-            adapters=tuple(uses.values()),
-            digest=_digest(uses.values()),
+            adapters=uses,
+            digest=_digest(uses),
             label="composed" if adapters else label,
             num_virtual_tokens=num_virtual_tokens,
         )
@@ -248,9 +250,9 @@ def _weight(weight: Weight, record: AdapterRecord, param: str) -> weight_table.W
     else:
         _check(weight, record.name, where)
         spelt = float(weight)
-    if "Threshold" in record.primitives and not weight_table.numbers_of(spelt) <= {0, 1}:
+    if "Threshold" in record.primitives and spelt not in (0, 1):
         raise Unprocessable(
-            f"adapter {record.name!r} cannot have the weight {weight!r}",
+            f"adapter {record.name!r} cannot have the weight {quote(weight)}",
             f"it is {record.kind}: below its thresholds activations are left out, and half of that "
             "has no meaning",
             "Give it the weight 1, or 0 to switch it off; fit another one for another sparsity.",

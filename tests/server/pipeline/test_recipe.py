@@ -84,12 +84,21 @@ def test_tables_of_the_same_meaning_are_the_same_recipe(book: RecipeBook) -> Non
     for table, weight in (
         ({"v_proj": 0.5, "layers.0-3": 0.25}, {"q_proj": 0.25, "v_proj": 0.5}),
         ({"*": 0.5}, 0.5),
-        ({"q_proj": 0, "v_proj": 0}, 0.0),
         ({}, 1.0),
     ):
         recipe = book.resolve("demo", [("sql", table)])
         assert recipe.adapters[0].weight == weight
         assert recipe.digest == book.resolve("demo", [("sql", weight)]).digest
+
+
+def test_weight_0_is_not_there(book: RecipeBook) -> None:
+    for weight in (0, -0.0, {"q_proj": 0, "v_proj": 0}, {"layers.0-3": 0}):
+        recipe = book.resolve("json", [("sql", weight)])
+        assert recipe.digests == ["digest-json"]
+        assert recipe.digest == book.resolve("json").digest
+    assert book.resolve("sql:0").digest == book.resolve("demo").digest
+    with pytest.raises(BadRequest, match="named twice"):
+        book.resolve("sql:0+sql")
 
 
 def test_a_table_without_meaning_names_its_place(book: RecipeBook) -> None:
@@ -160,16 +169,15 @@ def test_two_names_of_one_content_are_one_adapter(book: RecipeBook) -> None:
         book.resolve("sql+sql2")
 
 
-@pytest.mark.parametrize("weight", [0.5, -1.0, 2.0, {"q_proj": 0.5}])
+@pytest.mark.parametrize("weight", [0.5, -1.0, 2.0, {"q_proj": 0.5}, {"layers.0": 0}])
 def test_a_threshold_is_on_or_off(book: RecipeBook, weight) -> None:
     put(book.catalog, "sparse", "digest-sparse", ("LowRank", "Threshold"))
     with pytest.raises(Unprocessable) as caught:
         book.resolve("demo", [("sparse", weight)])
     assert caught.value.param == "adapters[0].weight"
     assert all((caught.value.what, caught.value.why, caught.value.fix))
-    for allowed in (0.0, 1.0):
-        recipe = book.resolve("demo", [("sparse", allowed)])
-        assert recipe.adapters == (AdapterUse("digest-sparse", allowed),)
+    assert book.resolve("demo", [("sparse", 0.0)]).adapters == ()
+    assert book.resolve("demo", [("sparse", 1.0)]).adapters == (AdapterUse("digest-sparse", 1.0),)
 
 
 def test_a_threshold_in_a_model_name_is_on_or_off(book: RecipeBook) -> None:
