@@ -95,7 +95,7 @@ class AsyncClient:
             model: base, adapter, recipe, or a stack such as "formal:0.7+sql"; the base by default.
             stream: return at the first token, with an iterator of events.
             adapters: to stack on `model`: names, a mapping of names to weights, or the API's own
-                objects. A weight is a number, or a table {module: number}.
+                objects. A weight is a number, or a table {module or layers: number}.
             params: any other field of the request: temperature, max_tokens, tools, …
         """
         body = wire.chat_body(messages, model, stream, adapters, params)
