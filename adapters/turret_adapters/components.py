@@ -138,6 +138,20 @@ class Threshold(Component):
 
 
 @dataclass(frozen=True, slots=True)
+class InputRotation(Component):
+    """`x + weight * x D` in the place of a linear's input `x`, for the base's product alone.
+
+    Deltas read `x` itself, so the changes of several adapters add up, rotations included.
+
+    Attributes:
+        site: a linear of a layer.
+        blocks: float32 [in / b, b, b], the blocks of D = R - I, or [1, b, b], the same everywhere.
+    """
+
+    blocks: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class SparseDelta(Component):
     """`y += weight * S x`, S a sparse change of a linear's weight.
 

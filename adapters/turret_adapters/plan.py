@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from turret_adapters.banks.device import ActingBank, Bank, DeviceBanks
+from turret_adapters.banks.split_linear import split_linear
 from turret_adapters.groups import Group, point
 from turret_adapters.site_weights import SiteWeights
+from turret_adapters.spec import Module
 from turret_kernels.activation import silu_mul
 from turret_kernels.entries import Entries
 from turret_kernels.linear import LinearWeight, linear
@@ -129,8 +131,11 @@ class StepPlan(BasePlan):
         "_head",
         "_logit_rows",
         "_num_rows",
+        "_rotation",
+        "_shape",
         "_sparse",
         "_threshold",
+        "_turned",
         "_uses",
         "_virtual",
         "_virtual_bank",
@@ -161,6 +166,8 @@ class StepPlan(BasePlan):
         ]
         self._threshold = banks.threshold
         self._sparse = _touched(banks.threshold.touched, slots)  # where thresholds act
+        self._shape, self._rotation = banks.shape, banks.rotation
+        self._turned = _touched(banks.rotation.touched, slots)  # where inputs are rotated
         # Where every row that runs adapters has a threshold; rows of the base may join them.
         self._num_rows = sum(use.row_count for use in uses)
         self._gated = _everywhere(banks.threshold.touched, uses) if self._sparse else 0
@@ -170,7 +177,7 @@ class StepPlan(BasePlan):
             self._entries = _build(self._uses)
 
     def __bool__(self) -> bool:
-        return bool(self._active or self._sparse or self._virtual)
+        return bool(self._active or self._sparse or self._turned or self._virtual)
 
     def signature(self, rows: int) -> tuple[tuple[int, ...], ...] | None:
         """Equal for steps that launch the same kernels, so that one recorded graph serves them.
@@ -183,7 +190,7 @@ class StepPlan(BasePlan):
         """
         embed = 1 << point(-1, Group.EMBED)
         every: list[tuple[Bank, int]] = [(bank, mask & ~embed) for bank, mask in self._active]
-        every.append((self._threshold, self._sparse))
+        every += [(self._threshold, self._sparse), (self._rotation, self._turned)]
         if self._virtual or any(mask and not b.capturable for b, mask in every):
             return None
         banks = ((id(bank), mask, bank.layout) for bank, mask in every)
@@ -222,8 +229,13 @@ class StepPlan(BasePlan):
     def linear(  # noqa: D102
         self, layer: int, group: Group, x: Tensor, weight: LinearWeight, bias: Tensor | None
     ) -> Tensor:
-        if self._sparse >> point(layer, group) & 1:
-            y = self._threshold.linear(layer, group, x, weight, bias, self._entries)
+        at = point(layer, group)
+        if (self._sparse | self._turned) >> at & 1:
+            inputs: dict[Module, Tensor] = {}
+            for bank, mask in ((self._threshold, self._sparse), (self._rotation, self._turned)):
+                if mask >> at & 1:
+                    bank.change_inputs(layer, group, x, inputs, self._entries)
+            y = split_linear(self._shape, group, x, inputs, weight, bias)
         else:
             y = linear(x, weight, bias)
         self.apply(layer, group, y, x)
@@ -254,7 +266,10 @@ class StepPlan(BasePlan):
             return False
         inside = _bits(layer, Group.GATE_UP, Group.ACT, Group.INNER)
         linears = _bits(layer, Group.GATE_UP, Group.DOWN)
-        return not (self._sparse & linears or any(mask & inside for _, mask in self._active))
+        return not (
+            (self._sparse | self._turned) & linears
+            or any(mask & inside for _, mask in self._active)
+        )
 
     def head(self, x: Tensor, weight: LinearWeight) -> Tensor:  # noqa: D102
         logits = linear(x, weight, out_dtype=torch.float32)

@@ -41,6 +41,7 @@ KERNELS = (
     "sparse_delta",
     "row_delta",
     "sparse_mlp",
+    "rotate",
 )
 _MAX_ARGUMENTS = 18
 

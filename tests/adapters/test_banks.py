@@ -11,6 +11,7 @@ from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.offset import OffsetBank
 from turret_adapters.banks.rows import RowAllocator
 from turret_adapters.banks.scale import ScaleBank
+from turret_adapters.banks.split_linear import split_linear
 from turret_adapters.banks.threshold import ThresholdBank
 from turret_adapters.components import LowRank, Offset, Scale, Threshold
 from turret_adapters.errors import AdapterUnsupported
@@ -349,12 +350,16 @@ class TestThresholds:
         """Widths that are multiples of 16, and such that are not."""
         for q, k in ((32, 16), (24, 8)):
             dims = {Module.Q: (32, q), Module.K: (32, k), Module.V: (32, k)}
-            bank = self.make(dtype, ModelShape(1, dims))
+            shape = ModelShape(1, dims)
+            bank = self.make(dtype, shape)
             bank.put(1, [Threshold(Q0, 0.5), Threshold(V0, 1.0)])
             weight = torch.randn(q + 2 * k, 32).to(dtype)
             bias = torch.randn(q + 2 * k).to(dtype) if biased else None
             x = torch.randn(TOKENS, 32).to(dtype)
-            y = bank.linear(0, Group.QKV, x, pack_linear(weight), bias, entries((1, 1.0, 2, 3)))
+            changed: dict[Module, torch.Tensor] = {}
+            bank.change_inputs(0, Group.QKV, x, changed, entries((1, 1.0, 2, 3)))
+            assert changed.keys() == {Module.Q, Module.V}
+            y = split_linear(shape, Group.QKV, x, changed, pack_linear(weight), bias)
             inputs = {module: x.double() for module in (Module.Q, Module.K, Module.V)}
             for module, bound in ((Module.Q, 0.5), (Module.V, 1.0)):
                 inputs[module] = inputs[module].clone()

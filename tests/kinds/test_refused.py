@@ -16,6 +16,7 @@ from turret_adapters.registry import detect
 # A word of the reason, by type: what is in the way differs, and with it what a user can do.
 REASONS = {
     "ADAMSS": "clusters",
+    "BOFT": "butterfly",
     "C3A": "block-circulant",
     "FOURIERFT": "two ranks per frequency",
     "FROD": "replaces the whole weight",

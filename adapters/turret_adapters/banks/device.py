@@ -11,6 +11,7 @@ from torch import Tensor
 
 from turret_adapters.banks.low_rank import LowRankBank
 from turret_adapters.banks.offset import OffsetBank
+from turret_adapters.banks.rotation import RotationBank
 from turret_adapters.banks.row_delta import RowDeltaBank
 from turret_adapters.banks.scale import ScaleBank
 from turret_adapters.banks.sparse_delta import SparseDeltaBank
@@ -72,13 +73,15 @@ class DeviceBanks:
         device: where everything lives.
         dtype: the served dtype.
         base_bias: the base's own bias at a site, None where it has none.
-        max_delta_bytes: bytes of all sparse deltas, and again as many of all changed rows.
+        max_delta_bytes: bytes of all sparse deltas, again as many of all changed rows, and of all
+            input rotations.
 
     Attributes:
         acting: in the order in which they act at a site (composition: docs/adapters.md).
         threshold: thresholds, which the decoder asks for where it computes.
+        rotation: rotated inputs, likewise.
         virtual: virtual tokens, which the plan writes where the engine has made room for them.
-        num_slots: as given.
+        shape, num_slots: as given.
     """
 
     def __init__(
@@ -91,10 +94,11 @@ class DeviceBanks:
         base_bias: Callable[[Site], Tensor | None],
         max_delta_bytes: int = 1 << 30,
     ):
-        self.num_slots = num_slots
+        self.shape, self.num_slots = shape, num_slots
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.low_rank = LowRankBank(shape, num_slots, max_rank_rows, device, dtype)
         self.threshold = ThresholdBank(shape, num_slots, device, dtype)
+        self.rotation = RotationBank(shape, num_slots, max_delta_bytes, device, dtype)
         self.virtual = VirtualBank(num_slots, device, dtype)
         self.acting: tuple[ActingBank, ...] = (
             ScaleBank(shape, num_slots, device, before_deltas=True),
@@ -104,7 +108,12 @@ class DeviceBanks:
             ScaleBank(shape, num_slots, device, before_deltas=False),
             OffsetBank(shape, num_slots, device, base_bias),
         )
-        self._banks: tuple[Bank, ...] = (*self.acting, self.threshold, self.virtual)
+        self._banks: tuple[Bank, ...] = (
+            *self.acting,
+            self.threshold,
+            self.rotation,
+            self.virtual,
+        )
 
     def demand(self, components: Sequence[Component]) -> Demand:
         """What an adapter takes of every bank.
@@ -137,6 +146,20 @@ class DeviceBanks:
             )
         for bank, of_bank in zip(self._banks, zip(*demands, strict=True), strict=True):
             bank.check_fits(of_bank)
+        self._check_inputs(demands)
+
+    def _check_inputs(self, demands: Sequence[Demand]) -> None:
+        cut, turned = (
+            {site for demand in demands for site in demand[self._banks.index(bank)]}
+            for bank in (self.threshold, self.rotation)
+        )
+        if cut & turned:
+            raise AdapterUnsupported(
+                "the adapters cannot act on one request together",
+                f"one of them thresholds the input of {min(cut & turned)}, another rotates it, and "
+                "the result would depend on their order",
+                "Name one of them.",
+            )
 
     def put(self, slot: int, components: Sequence[Component]) -> bool:
         """Store an adapter in an empty slot; all of it, or nothing where the room does not suffice.

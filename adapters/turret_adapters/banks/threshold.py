@@ -10,12 +10,12 @@ from torch import Tensor
 from turret_adapters.banks.neurons import NeuronCopies
 from turret_adapters.banks.scale import check_alone
 from turret_adapters.banks.slot_tables import SlotTables
+from turret_adapters.banks.split_linear import splits_natively
 from turret_adapters.components import Component, Threshold
-from turret_adapters.groups import Group, first_column
-from turret_adapters.spec import LINEARS, ModelShape, Module, Site
+from turret_adapters.groups import Group
+from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import native
 from turret_kernels.entries import Entries
-from turret_kernels.linear import LinearWeight, linear, slice_linear
 from turret_kernels.sparse_mlp import MlpWeights, sparse_mlp
 from turret_kernels.threshold import silu_threshold_mul, threshold
 
@@ -31,8 +31,8 @@ class ThresholdBank:
     """
 
     def __init__(self, shape: ModelShape, num_slots: int, device: torch.device, dtype: torch.dtype):
-        is_cut = all(shape.width(x) % 16 == 0 for x in LINEARS if x in shape.dims)
-        self.capturable = native.lib is not None and dtype == torch.bfloat16 and is_cut
+        is_native = native.lib is not None and dtype == torch.bfloat16
+        self.capturable = is_native and splits_natively(shape)
         self._shape = shape
 
         def make(site: Site) -> Tensor:
@@ -100,28 +100,20 @@ class ThresholdBank:
         ((_, table, _),) = self._tables.at(layer, Group.ACT)
         return silu_threshold_mul(gate_up, table, entries)
 
-    def linear(
-        self,
-        layer: int,
-        group: Group,
-        x: Tensor,
-        weight: LinearWeight,
-        bias: Tensor | None,
-        entries: Entries,
-    ) -> Tensor:
-        """The linears of a group, each on its own sparse input; some entry has a threshold.
+    def change_inputs(
+        self, layer: int, group: Group, x: Tensor, inputs: dict[Module, Tensor], entries: Entries
+    ) -> None:
+        """Put what the thresholded linears of a group read in `inputs`; some entry has one.
 
-        The weights are read once, as without thresholds, but in one product per linear.
+        Args:
+            layer: number of the decoder layer.
+            group: which linears.
+            x: [T, in], what a linear reads that `inputs` does not name.
+            inputs: by linear, where they read something else.
+            entries: what acts on which rows.
         """
-        tables = {module: table for module, table, _ in self._tables.at(layer, group)}
-        y = native.allocate((x.shape[0], weight.out_features), x.dtype)
-        for module in group.modules:
-            first = first_column(self._shape, module)
-            last = first + self._shape.width(module)
-            sparse = threshold(x, tables[module], entries) if module in tables else x
-            part = slice_linear(weight, first, last)
-            linear(sparse, part, None if bias is None else bias[first:last], out=y[:, first:last])
-        return y
+        for module, table, _ in self._tables.at(layer, group):
+            inputs[module] = threshold(inputs.get(module, x), table, entries)
 
 
 def _forget(table: Tensor, slot: int) -> None:

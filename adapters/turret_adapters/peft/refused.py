@@ -37,6 +37,11 @@ REFUSED: Mapping[str, Refusal] = {
         "belongs to which cluster",
         _MERGE,
     ),
+    "BOFT": Refusal(
+        "BOFT turns a linear's input by a product of butterfly factors, which mix it as a whole; "
+        "this version turns blocks (OFT)",
+        _CONVERT,
+    ),
     "C3A": _full_rank("C3A", "adds a block-circulant matrix to the weight"),
     "FOURIERFT": Refusal(
         "FourierFT adds the Fourier transform of a sparse spectrum to the weight: a change of up "

@@ -94,6 +94,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_threshold": [p, p, n, n, p, p, p, p, p],
         "turret_offset": [p, n, n, n, p, p, p, p, p, p, p, i],
         "turret_scale": [p, n, n, n, p, p, p, p, p, p, p, p, p, i],
+        "turret_rotate": [p, p, n, n, p, p, p, p, p, p],
         "turret_sample": [p, p, n, n, p, p, p, p, p],
         "turret_run": [p, n],
         "turret_sparse_delta": [p, n, n, n, p, n, p, p, p, p, p, p, i],

@@ -32,6 +32,8 @@ DECLARE(row_delta, float*, int64_t, const bf16*, int64_t, const void*, const int
 DECLARE(sparse_mlp, bf16*, bf16*, const bf16*, int64_t, int64_t, int64_t, const bf16*, const bf16*,
         const bf16*, const bf16*, const bf16*, const float*, const int32_t*, const int32_t*,
         const int32_t*, const int64_t*, int, float);
+DECLARE(rotate, bf16*, const bf16*, int64_t, int64_t, const void*, const int32_t*, const float*,
+        const int32_t*, const int32_t*, const int64_t*);
 #undef DECLARE
 
 namespace {
@@ -87,6 +89,7 @@ TURRET_API void turret_run(const Call* calls, int64_t count) {
       case 10: invoke(turret_sparse_delta, a); break;
       case 11: invoke(turret_row_delta, a); break;
       case 12: invoke(turret_sparse_mlp, a); break;
+      case 13: invoke(turret_rotate, a); break;
     }
   }
 }
