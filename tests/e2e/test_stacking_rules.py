@@ -47,6 +47,18 @@ def stacks(
         (root / f"cats-{i}").mkdir()
         cats = {"kind": "cats", "version": 1, "thresholds": [i / 100] * LAYERS}
         (root / f"cats-{i}" / "turret_adapter.json").write_text(json.dumps(cats))
+    (root / "teal").mkdir()
+    teal = {"kind": "teal", "version": 1, "thresholds": {"q_proj": [0.1] * LAYERS}}
+    (root / "teal" / "turret_adapter.json").write_text(json.dumps(teal))
+    for i, module in enumerate(("q_proj", "v_proj")):
+        key = f"base_model.model.model.layers.{{}}.self_attn.{module}.oft_R.weight"
+        skew = np.full((HIDDEN // 8, 28), 0.01 + i / 100, np.float32)
+        write(
+            root / f"oft-{module}",
+            {"peft_type": "OFT", "target_modules": [module], "oft_block_size": 8}
+            | {"r": 0, "use_cayley_neumann": True},
+            {key.format(layer): skew for layer in range(LAYERS)},
+        )
     flags = ["--max-resident-adapters=4", "--adapter-rank-rows=12"]
     with serve(*flags, *(f"--adapter={p.name}={p}" for p in sorted(root.iterdir()))) as server:
         yield server
@@ -65,6 +77,7 @@ def ask(server: Any, *adapters: Any) -> httpx2.Response:
     [
         (["ia3-1", "ia3-2"], "two of them scale layers.0.k_proj"),
         (["cats-1", "cats-2"], "two of them threshold layers.0.act_fn"),
+        (["teal", "oft-q_proj"], "one of them thresholds the input of layers.0.q_proj"),
         (["soft-1", "soft-2"], "two of them put virtual tokens before the prompt"),
         (["lora-1", "lora-2"], "16 rank rows"),
         (["ia3-1", "ia3-2", "cats-1", "soft-1", "lora-1"], "there are 4 slots"),
@@ -90,6 +103,8 @@ def test_refused_with_the_reason(stacks: Any, adapters: list[Any], why: str) -> 
     "adapters",
     [
         ["lora-1", "ia3-1", "cats-1", "soft-1"],
+        ["teal", ("oft-v_proj", 0.5), ("oft-q_proj", 0)],
+        [("oft-v_proj", -1), ("oft-q_proj", {"layers.0-9": 0}), "lora-2"],
         [("lora-1", 0.5), ("ia3-1", -1.0), ("ia3-2", 0)],
         [("cats-1", 0), "cats-2"],
         [("soft-1", {"*": 0}), "soft-2"],
