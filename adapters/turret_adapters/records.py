@@ -21,6 +21,7 @@ class Record:
         roots: folders that may be read, None for all.
         slot: its place on the device, None while it is not resident.
         pins: running requests that use it.
+        held: it stays resident whoever else needs the room.
         last_used: larger is later.
         forgotten: it goes with its last pin.
         error: why it cannot become resident.
@@ -32,16 +33,23 @@ class Record:
     roots: tuple[StrPath, ...] | None
     slot: int | None = None
     pins: int = 0
+    held: bool = False
     last_used: int = 0
     forgotten: bool = False
     error: AdapterError | None = None
 
 
 class Records:
-    """Records by digest. The caller serialises access."""
+    """Records by digest. The caller serialises access.
+
+    Attributes:
+        num_pins: over all adapters.
+    """
 
     def __init__(self) -> None:
         self._by_digest: dict[str, Record] = {}
+        self._num_held = 0
+        self.num_pins = 0
         self._clock = 0
 
     def __contains__(self, digest: str) -> bool:
@@ -82,7 +90,9 @@ class Records:
 
     def pop(self, digest: str) -> Record:
         """Remove one."""
-        return self._by_digest.pop(digest)
+        record = self._by_digest.pop(digest)
+        self._num_held -= record.held
+        return record
 
     def digests(self) -> list[str]:
         """All digests."""
@@ -95,11 +105,6 @@ class Records:
     def is_resident(self, digest: str) -> bool:
         """Does it have a slot?"""
         return self._by_digest[digest].slot is not None
-
-    @property
-    def num_pins(self) -> int:
-        """Pins over all adapters."""
-        return sum(record.pins for record in self._by_digest.values())
 
     def place(self, record: Record, slot: int) -> None:
         """The adapter is resident in `slot` from now on."""
@@ -115,6 +120,7 @@ class Records:
             return None
         for record in records:
             record.pins += 1
+            self.num_pins += 1
             self._touch(record)
         return slots
 
@@ -124,21 +130,47 @@ class Records:
         if record is None or record.pins == 0:
             raise RuntimeError(f"adapter {digest} was unpinned more often than pinned")
         record.pins -= 1
+        self.num_pins -= 1
         self._touch(record)
         return record
 
+    def hold(self, digests: Collection[str]) -> None:
+        """Hold exactly these."""
+        for digest, record in self._by_digest.items():
+            record.held = digest in digests
+        self._num_held = len(digests)
+
+    def held(self) -> list[str]:
+        """Digests of the held adapters."""
+        if not self._num_held:  # asked at every step, of thousands of records
+            return []
+        return [digest for digest, record in self._by_digest.items() if record.held]
+
     def evict(self, protected: Collection[str]) -> int | None:
-        """Take the slot of the least recently used adapter that is neither pinned nor protected."""
+        """Take the slot of the least recently used adapter that may leave.
+
+        Those that are pinned, held or protected may not.
+        """
         idle = [
             record
             for digest, record in self._by_digest.items()
-            if record.slot is not None and not record.pins and digest not in protected
+            if record.slot is not None and not (record.pins or record.held or digest in protected)
         ]
         if not idle:
             return None
         victim = min(idle, key=lambda record: record.last_used)
         slot, victim.slot = victim.slot, None
         return slot
+
+    def evict_all(self) -> list[int]:
+        """Take every slot, held or not, if no running request uses one."""
+        if self.num_pins:
+            return []
+        residents = [record for record in self._by_digest.values() if record.slot is not None]
+        slots = [record.slot for record in residents if record.slot is not None]
+        for record in residents:
+            record.slot = None
+        return slots
 
     def _touch(self, record: Record) -> None:
         self._clock += 1

@@ -55,6 +55,11 @@ class WantQueue:
         for recipe in [recipe for recipe in self._asked if digest in recipe]:
             del self._asked[recipe]
 
+    def retain(self, is_possible: Callable[[tuple[str, ...]], bool]) -> None:
+        """Forget the recipes that can never run."""
+        for recipe in [recipe for recipe in self._asked if not is_possible(recipe)]:
+            del self._asked[recipe]
+
     def first(self, is_resident: Callable[[str], bool]) -> Want | None:
         """The first recipe that is not complete, None if there is none."""
         protected: set[str] = set()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.adapters.store_lab import Stores
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -183,3 +184,23 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         (path / file).write_bytes((saved / file).read_bytes())
     return path
+
+
+@pytest.fixture(scope="session")
+def folders(lab, tmp_path_factory):
+    """Six adapters on q and v of ranks 2, 4, ... 12."""
+    root = tmp_path_factory.mktemp("store")
+    for i in range(6):
+        path = root / f"a{i}"
+        torch.manual_seed(i)
+        lab.save_lora(path, r=2 * i + 2, target_modules=["q_proj", "v_proj"])
+        lab.edit_tensors(path, lambda t, i=i: {k: v + i for k, v in t.items()})
+    return [root / f"a{i}" for i in range(6)]
+
+
+@pytest.fixture
+def make(shape):
+    """Stores, closed at the end with nothing pinned."""
+    stores = Stores(shape)
+    yield stores
+    stores.close()

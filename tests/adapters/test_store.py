@@ -3,13 +3,12 @@
 import os
 import random
 import shutil
-import threading
 import time
 
 import pytest
 import torch
+from tests.adapters.store_lab import CPU, WAIT_S, assert_slot_holds, load, pin, settle
 
-from turret_adapters.components import LowRank
 from turret_adapters.errors import (
     AdapterError,
     AdapterMalformed,
@@ -18,97 +17,6 @@ from turret_adapters.errors import (
 )
 from turret_adapters.spec import Site
 from turret_adapters.store import AdapterStore, StoreLimits
-from turret_adapters.wants import EXPIRES_S, WantQueue
-
-CPU = torch.device("cpu")
-WAIT_S = 20  # a bound for a busy machine, never reached otherwise
-
-
-@pytest.fixture(scope="module")
-def folders(lab, tmp_path_factory):
-    """Six adapters on q and v of ranks 2, 4, ... 12."""
-    root = tmp_path_factory.mktemp("store")
-    for i in range(6):
-        path = root / f"a{i}"
-        torch.manual_seed(i)
-        lab.save_lora(path, r=2 * i + 2, target_modules=["q_proj", "v_proj"])
-        lab.edit_tensors(path, lambda t, i=i: {k: v + i for k, v in t.items()})
-    return [root / f"a{i}" for i in range(6)]
-
-
-class Woken:
-    """Counts wake-ups and waits for conditions between them."""
-
-    def __init__(self):
-        self._condition = threading.Condition()
-        self.count = 0
-
-    def __call__(self):
-        with self._condition:
-            self.count += 1
-            self._condition.notify_all()
-
-    def wait_until(self, condition):
-        """Wait for a condition that only a wake-up can make true."""
-        began = time.monotonic()
-        with self._condition:
-            assert self._condition.wait_for(condition, WAIT_S)
-        # At its end the wait looks once more, wake-up or not.
-        assert time.monotonic() - began < WAIT_S
-
-
-@pytest.fixture
-def make(shape):
-    """Stores, closed at the end with nothing pinned."""
-    stores = []
-
-    def make(max_resident=4, max_rank_rows=64, dtype=torch.float32, **limits):
-        woken = Woken()
-        limits = StoreLimits(max_resident=max_resident, max_rank_rows=max_rank_rows, **limits)
-        store = AdapterStore(shape, limits, CPU, dtype, on_resident=woken)
-        stores.append(store)
-        return store, woken
-
-    yield make
-    for store in stores:
-        assert store.num_pins == 0
-        store.close()
-
-
-def load(store, path, **kwargs):
-    return store.load(path, **kwargs).result(WAIT_S)
-
-
-def pin(store, woken, *digests):
-    """Ask until it is granted, as the scheduler does at every wake-up."""
-    slots = None
-
-    def ask():
-        nonlocal slots
-        slots = store.try_pin(digests)
-        return slots is not None
-
-    woken.wait_until(ask)
-    return slots
-
-
-def settle(store):
-    """Wait for the loader: a load that fails comes back after everything before it."""
-    with pytest.raises(AdapterNotFound):
-        load(store, "/there/is/no/such/folder")
-
-
-def assert_slot_holds(store, slot, program):
-    """The rows of a slot are the factors of the program."""
-    bank = store.banks.low_rank
-    components = [c for c in program.components if isinstance(c, LowRank)]
-    for component in components:
-        pool = bank._sites[component.site].pool
-        first, count = int(pool.start[slot]), int(pool.count[slot])
-        assert torch.equal(pool.a[first : first + count], component.a)
-        assert torch.equal(pool.b[first : first + count], component.b)
-    held = {site for site, pool in bank._sites.items() if pool.pool.count[slot]}
-    assert held == {c.site for c in components}
 
 
 def test_loading_tells_what_it_is_and_warms_it(lab, shape, folders, make):
@@ -226,8 +134,9 @@ def test_waiting_for_room_is_no_work(folders, make, monkeypatch):
     a, b = load(store, folders[0]).digest, load(store, folders[1]).digest
     pin(store, woken, a)
     calls = []
-    evict = store._records.evict
-    monkeypatch.setattr(store._records, "evict", lambda p: calls.append(p) or evict(p))
+    records = store._residency.records
+    evict = records.evict
+    monkeypatch.setattr(records, "evict", lambda p: calls.append(p) or evict(p))
     assert store.try_pin([b]) is None
     time.sleep(0.1)
     assert store.try_pin([b]) is None  # the engine goes on asking at every step
@@ -255,6 +164,27 @@ def test_an_adapter_that_never_fits_is_refused_at_load(folders, make):
     with pytest.raises(AdapterUnsupported, match="--adapter-rank-rows 12"):
         load(store, folders[5])
     assert store.loaded() == []
+
+
+class TestDigest:
+    def test_the_content_that_is_asked_for(self, folders, make):
+        store, _ = make()
+        digest = load(store, folders[0]).digest
+        store.forget(digest)
+        assert load(store, folders[0], digest=digest).digest == digest
+        assert load(store, folders[0], digest=digest).digest == digest  # it is loaded already
+
+    def test_other_content_is_refused_and_both_digests_are_named(self, folders, make):
+        store, _ = make()
+        wanted, found = (load(store, folders[i]).digest for i in (0, 1))
+        for loaded in (True, False):  # what is there may be loaded under another name
+            if not loaded:
+                store.forget(found)
+            with pytest.raises(AdapterUnsupported) as caught:
+                load(store, folders[1], digest=wanted)
+            assert wanted in caught.value.why
+            assert found in caught.value.why
+        assert store.loaded() == [wanted]
 
 
 class TestForget:
@@ -475,40 +405,6 @@ def test_hostile_files_leave_no_trace(folders, make, tmp_path, case):
     assert store.host_bytes == 0
     assert store.banks.low_rank._sites == {}
     assert len(os.listdir("/proc/self/fd")) == descriptors
-
-
-class TestWantQueue:
-    def test_first_come_first_served(self):
-        queue = WantQueue()
-        queue.ask(("a", "b"), 0)
-        queue.ask(("c",), 0)
-        queue.ask(("a", "b"), 1)
-        want = queue.first({"a"}.__contains__)
-        assert want.missing == ("b",)
-        assert want.protected == {"a", "b"}
-
-    def test_complete_recipes_stay_protected_until_they_run(self):
-        queue = WantQueue()
-        queue.ask(("a", "b"), 0)
-        queue.ask(("c",), 0)
-        want = queue.first({"a", "b"}.__contains__)
-        assert want.missing == ("c",)
-        assert want.protected == {"a", "b", "c"}
-        queue.done(("a", "b"))
-        assert queue.first({"a", "b"}.__contains__).protected == {"c"}
-
-    def test_recipes_nobody_asks_for_expire(self):
-        queue = WantQueue()
-        queue.ask(("a",), 0)
-        assert not queue.ask(("b",), EXPIRES_S)
-        assert queue.ask(("b",), EXPIRES_S + 0.1)
-        assert queue.first(lambda d: False).missing == ("b",)
-
-    def test_a_dropped_adapter_takes_its_recipes_along(self):
-        queue = WantQueue()
-        queue.ask(("a", "b"), 0)
-        queue.drop("b")
-        assert queue.first(lambda d: False) is None
 
 
 def test_sites_of_the_bank_are_those_of_the_adapters(folders, make):

@@ -218,10 +218,8 @@ class _Gate:
         self.unpin = store.unpin
 
     def failure(self, digests: Seq[str]) -> ErrorInfo | None:
-        for digest in digests:
-            if (error := self._store.failed(digest)) is not None:
-                return adapter_error(error)
-        return None
+        error = self._store.obstacle(digests)
+        return None if error is None else adapter_error(error)
 
 
 def _refusal(request: EngineRequest, error: ErrorInfo) -> TokenEvent:

@@ -1,0 +1,37 @@
+"""Recipes that wait for their adapters."""
+
+from turret_adapters.wants import EXPIRES_S, WantQueue
+
+
+class TestWantQueue:
+    def test_first_come_first_served(self):
+        queue = WantQueue()
+        queue.ask(("a", "b"), 0)
+        queue.ask(("c",), 0)
+        queue.ask(("a", "b"), 1)
+        want = queue.first({"a"}.__contains__)
+        assert want.missing == ("b",)
+        assert want.protected == {"a", "b"}
+
+    def test_complete_recipes_stay_protected_until_they_run(self):
+        queue = WantQueue()
+        queue.ask(("a", "b"), 0)
+        queue.ask(("c",), 0)
+        want = queue.first({"a", "b"}.__contains__)
+        assert want.missing == ("c",)
+        assert want.protected == {"a", "b", "c"}
+        queue.done(("a", "b"))
+        assert queue.first({"a", "b"}.__contains__).protected == {"c"}
+
+    def test_recipes_nobody_asks_for_expire(self):
+        queue = WantQueue()
+        queue.ask(("a",), 0)
+        assert not queue.ask(("b",), EXPIRES_S)
+        assert queue.ask(("b",), EXPIRES_S + 0.1)
+        assert queue.first(lambda d: False).missing == ("b",)
+
+    def test_a_dropped_adapter_takes_its_recipes_along(self):
+        queue = WantQueue()
+        queue.ask(("a", "b"), 0)
+        queue.drop("b")
+        assert queue.first(lambda d: False) is None
