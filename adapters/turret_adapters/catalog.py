@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 MAX_NAME_CHARS = 128
 
 # Commas separate names in the routing metric, "+" and ":" build recipes, slashes would hide in
 # URLs. \s and \W are not excluded wholesale: names may be written in any script.
 _FORBIDDEN = re.compile(r"[,+:/\\\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
+
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 
 
 def name_problem(name: str) -> str | None:
@@ -34,6 +36,18 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def parse_digest(text: str) -> str:
+    """A digest as records hold it, from what a person wrote: "sha256:" may precede it.
+
+    Raises:
+        ValueError: it is no digest.
+    """
+    found = _DIGEST.fullmatch(text)
+    if found is None:
+        raise ValueError("a digest is 64 hexadecimal digits, as `turret adapters verify` shows it")
+    return found[1].lower()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterRecord:
     """One served name.
@@ -42,6 +56,7 @@ class AdapterRecord:
         name: what clients send as `model`.
         digest: identity of the content.
         path: the folder it was loaded from; for a derived adapter, what it was made of.
+        source: where that came from: the folder itself, an archive, a repository or a URL.
         kind: the front end that compiled it, such as "lora".
         rank: the largest rank, 0 for kinds without one.
         targets: module names it touches.
@@ -52,6 +67,8 @@ class AdapterRecord:
         loaded_at: Unix time in seconds.
         primitives: what it compiled to.
         num_virtual_tokens: positions that it puts before the prompt.
+        sites: the layers of each target, {"q_proj": "0-29"}.
+        pinned: the operator wants it on the device, whatever else is asked for.
         notes: what a user may want to know.
         roots: folders that may be read for it, None for all.
     """
@@ -69,6 +86,9 @@ class AdapterRecord:
     loaded_at: float
     primitives: tuple[str, ...] = ()
     num_virtual_tokens: int = 0
+    source: str = ""
+    sites: Mapping[str, str] = field(default_factory=dict)
+    pinned: bool = False
     notes: tuple[str, ...] = ()
     roots: tuple[str, ...] | None = None
 

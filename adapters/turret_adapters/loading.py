@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 
 import torch
@@ -32,6 +32,7 @@ class LoadedAdapter:
         kind: name of the kind, "lora".
         rank: the largest, 0 for kinds without one.
         targets: module names it touches, in model order.
+        sites: the layers of each target: {"q_proj": "0-11, 20"}; "" where none are counted.
         num_parameters: elements of its components.
         num_bytes: of the components, in the served dtype.
         base_model: as its own config names it.
@@ -50,6 +51,7 @@ class LoadedAdapter:
     base_model: str | None
     notes: tuple[str, ...]
     primitives: tuple[str, ...]
+    sites: Mapping[str, str] = field(default_factory=dict)
     positions: Positions | None = None
     num_virtual_tokens: int = 0
 
@@ -132,6 +134,7 @@ def describe_program(digest: str, program: Program) -> LoadedAdapter:
         base_model=program.base_model,
         notes=program.notes,
         primitives=tuple(program.primitives),
+        sites=program.sites,
         positions=program.positions,
         num_virtual_tokens=program.num_virtual_tokens,
     )

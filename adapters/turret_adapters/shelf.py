@@ -31,6 +31,15 @@ class AdapterShelf:
                     return folder / name, folder
         return None
 
+    def state(self, folder: Path) -> tuple[tuple[str, int, int], ...] | None:
+        """Name, size and time of change of a folder's files; None where it is gone."""
+        try:
+            with os.scandir(folder) as entries:
+                found = [(entry.name, entry.stat()) for entry in entries]
+        except OSError:
+            return None
+        return tuple(sorted((name, s.st_size, s.st_mtime_ns) for name, s in found))
+
     def names(self) -> list[str]:
         """Every name offered, in order."""
         return sorted({name for folder in self._folders for name in self._names(folder)})

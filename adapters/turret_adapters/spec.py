@@ -7,7 +7,7 @@ components. Kinds know no banks, banks know no kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -170,6 +170,27 @@ class Program:
         """Module names the program touches, in model order."""
         order = list(Module)
         return [str(m) for m in sorted({c.site.module for c in self.components}, key=order.index)]
+
+    @property
+    def sites(self) -> dict[str, str]:
+        """The layers of each target, runs folded: {"q_proj": "0-11, 20"}; "" for the head's."""
+        layers: dict[str, set[int]] = {target: set() for target in self.targets}
+        for component in self.components:
+            layers[component.site.module].add(component.site.layer)
+        return {target: ranges(sorted(found)) for target, found in layers.items()}
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers with runs folded: [0, 1, 2, 5] -> "0-2, 5"; negative ones are left out."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if number < 0:
+            continue
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 @dataclass(frozen=True, slots=True)

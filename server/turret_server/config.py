@@ -17,12 +17,17 @@ from turret_server.errors import StartupError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """Everything `turret serve` was asked for. Lengths are tokens."""
+    """Everything `turret serve` was asked for. Lengths are tokens.
+
+    `adapters` are sources or tables (`sources.settings`), `recipes` expressions or tables
+    (`pipeline.recipe_config`); tables are JSON.
+    """
 
     model: str
     served_names: tuple[str, ...] = ()
     adapters: dict[str, str] = field(default_factory=dict)
     adapter_roots: tuple[Path, ...] = ()
+    adapter_remotes: tuple[str, ...] = ()
     adapter_dirs: tuple[Path, ...] = ()
     recipes: dict[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"

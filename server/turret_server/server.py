@@ -28,7 +28,9 @@ from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe import Stack
 from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
-from turret_server.sources import DEMO, resolve_adapter, resolve_model
+from turret_server.sources import DEMO, resolve_model
+from turret_server.sources.adapter import AdapterSources, LocalAdapter
+from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
 from turret_server.telemetry.logging import configure_logging
 
 _MAX_HEADER_BYTES = 64 << 10
@@ -43,10 +45,14 @@ def run_server(config: ServeConfig) -> None:
     console = Console(stderr=True)
     recipes = parse_recipes(config.recipes)
     folder = resolve_model(config.model, progress=console.is_terminal)
-    adapters = {**_demo_adapters(config.model), **config.adapters}
-    sources = {
-        name: resolve_adapter(source, progress=console.is_terminal)
-        for name, source in adapters.items()
+    check_remotes(config.adapter_remotes)
+    adapters = parse_adapters({**_demo_adapters(config.model), **config.adapters})
+    sources = AdapterSources()
+    local = {
+        name: sources.fetch(
+            sources.locate(adapter.source, confined=False), progress=console.is_terminal
+        )
+        for name, adapter in adapters.items()
     }
     configure_logging(config.log_level)
     if config.is_open and not _is_loopback(config.host):
@@ -56,13 +62,14 @@ def run_server(config: ServeConfig) -> None:
             highlight=False,
         )
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, folder, sources, recipes, console))
+        runner.run(_serve(config, folder, adapters, local, recipes, console))
 
 
 async def _serve(
     config: ServeConfig,
     folder: Path,
-    sources: dict[str, Path],
+    adapters: dict[str, AdapterSetting],
+    local: dict[str, LocalAdapter],
     recipes: NamedRecipes,
     console: Console,
 ) -> None:
@@ -75,8 +82,8 @@ async def _serve(
             ready = await link.start()
         app = create_app(link, tokenizer, _api_settings(config, folder, recipes.stacks))
         service: Service = app.state.service
-        for name, path in sources.items():
-            await service.adapters.load(name, str(path), confined=False)
+        for name, adapter in adapters.items():
+            await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
         await _prepare_recipes(service, recipes, console)
         server = _Server(
             uvicorn.Config(
@@ -90,10 +97,10 @@ async def _serve(
                 server_header=False,
             )
         )
-        adapters = service.catalog.names()
+        names = service.catalog.names()
         server.announcement = (
             f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
-            f"{len(adapters)} adapters ({', '.join(adapters) or 'none'}), {ready.dtype} on "
+            f"{len(names)} adapters ({', '.join(names) or 'none'}), {ready.dtype} on "
             f"{ready.device}, context {ready.max_model_len}"
         )
         server.console, server.service = console, service
@@ -215,6 +222,7 @@ def _api_settings(config: ServeConfig, folder: Path, recipes: Mapping[str, Stack
         base_names=config.served_names or (default_name,),
         model_root=config.model,
         adapter_roots=(*config.adapter_roots, cache_root()),
+        adapter_remotes=config.adapter_remotes,
         adapter_dirs=config.adapter_dirs,
         recipes=recipes,
         keys=tuple(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
+from turret_adapters.catalog import AdapterRecord, Catalog, name_problem, parse_digest
 
 
 def record(name: str, digest: str) -> AdapterRecord:
@@ -82,3 +82,11 @@ def test_the_catalog_imports_no_torch() -> None:
     code = "import sys, turret_adapters.catalog; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_digests_as_people_write_them() -> None:
+    digest = "0123456789abcdef" * 4
+    assert parse_digest(digest) == parse_digest(f"sha256:{digest.upper()}") == digest
+    for text in ("", digest[:-1], f"{digest}0", f"sha512:{digest}", f"{digest}\n"):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            parse_digest(text)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from turret_adapters.base_names import same_model
 from turret_adapters.components import Component
 from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, listing, quote
 from turret_adapters.files import AdapterFiles
@@ -294,7 +295,7 @@ class PeftTensors:
                 f"Export the adapter again{self._with}.",
             )
         trained, served = self._base_model, self.shape.name
-        if trained and served and _last_part(trained) != _last_part(served):
+        if trained and served and not same_model(trained, served):
             self.notes.append(f"trained on {quote(trained)}, served on {quote(served)}")
         if targets is not None and targets.names is None:
             self.notes.append("target_modules is null: the stored tensors say what is adapted")
@@ -409,7 +410,3 @@ def _layer_prefix(sites: dict[Site, SiteTensors]) -> str:
     """What precedes "layers" in most of the stored names."""
     prefixes = Counter(x.path.split("layers.")[0] for site, x in sites.items() if site.layer >= 0)
     return prefixes.most_common(1)[0][0] if prefixes else "model."
-
-
-def _last_part(name: str) -> str:
-    return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].lower()

@@ -6,18 +6,36 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
+from turret_adapters.catalog import AdapterRecord, Catalog, name_problem, parse_digest
 from turret_adapters.derivation import Derivation
 from turret_adapters.shelf import AdapterShelf
+from turret_server.api.threads import in_thread
 from turret_server.engine.client import EngineClient
 from turret_server.engine.messages import AdapterInfo
 from turret_server.errors import BadRequest, Conflict, Forbidden, NotFound, TurretError
 from turret_server.pipeline.recipe import Recipe, RecipeBook
+from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.telemetry.logging import logger
 from turret_server.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class _Shelved:
+    """An adapter that was loaded from the shelf.
+
+    Attributes:
+        state: of its folder when it was read.
+        restarts: of the engine that has it. One that restarted gets back what was loaded by name;
+            a thousand others would keep it away.
+    """
+
+    state: object
+    restarts: int
 
 
 class AdapterLoader:
@@ -34,106 +52,177 @@ class AdapterLoader:
         catalog: Catalog,
         recipes: RecipeBook,
         metrics: Metrics,
-        roots: Sequence[Path],
+        sources: AdapterSources,
         shelf: AdapterShelf | None = None,
     ) -> None:
         self._engine = engine
         self._catalog = catalog
         self._recipes = recipes
         self._metrics = metrics
-        self._roots = [root.expanduser().resolve() for root in roots]
+        self._sources = sources
         self.shelf = shelf or AdapterShelf()
-        # Adapters from the shelf: the load that is under way, and the engine that has them. One
-        # that restarted gets back what was loaded by name; a thousand others would keep it away.
-        self._fetches: dict[str, asyncio.Task[None]] = {}
-        self._fetched: dict[str, int] = {}
+        self._fetches: dict[str, asyncio.Task[None]] = {}  # from the shelf, under way
+        self._shelved: dict[str, _Shelved] = {}
+        self._held: set[str] = set()  # digests that the engine keeps on the device
         # One change at a time: else the same digest could be loaded and forgotten at once.
         self._changing = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
 
     async def load(
-        self, name: str, path: str, *, replace: bool = False, confined: bool = True
+        self,
+        name: str,
+        source: str | LocalAdapter,
+        *,
+        replace: bool = False,
+        confined: bool = True,
+        digest: str | None = None,
+        pin: bool | None = None,
     ) -> tuple[AdapterRecord, bool]:
-        """Load a folder and serve it.
+        """Load an adapter and serve it.
 
         Args:
             name: what clients will call it.
-            path: the folder; a relative one is looked up below each adapter root.
+            source: see `AdapterSources`; a relative path is looked up below each adapter root.
             replace: an adapter of this name may exist and is replaced.
-            confined: the folder must lie below an adapter root (false for the operator's own).
+            confined: the source must be allowed for run-time loads (false for the operator's own).
+            digest: the only content that is accepted, None for any.
+            pin: keep it on the device; None as the name was before.
 
         Returns:
             The record, and whether it replaced another.
 
         Raises:
             BadRequest: the name is not allowed or taken, or the files are malformed.
-            Unprocessable: the adapter does not fit the base model.
-            Forbidden: the path leaves the adapter roots.
-            NotFound: no such folder.
+            Unprocessable: it does not fit the base model, has another digest, or cannot be pinned
+                beside those that are.
+            Forbidden: the source is not allowed.
+            NotFound: there is no adapter.
+            FetchFailed: its remote source cannot be read.
         """
         self._check_name(name)
-        folder = self._confine(path) if confined else Path(path).expanduser().resolve()
-        # Links inside the folder are the engine's to check: it opens the files.
-        roots = [str(root) for root in self._roots] if confined else None
-        return await self._load(name, folder, roots, replace=replace)
+        self._check_free(name, replace)
+        digest = _checked_digest(digest)
+        if isinstance(source, str):
+            located = self._sources.locate(source, confined=confined)
+            # What takes long is done here, in a thread: nobody else's load waits for a download.
+            work = partial(self._sources.fetch, located)
+            source = work() if located.kind == "folder" else await in_thread(work)
+        return await self._load(name, source, replace=replace, digest=digest, pin=pin)
+
+    async def pin(self, name: str, pinned: bool) -> AdapterRecord:
+        """Keep a served adapter on the device whatever else is asked for, or no longer.
+
+        Raises:
+            NotFound: nothing of this name is served.
+            Unprocessable: it does not fit beside those that are pinned.
+        """
+        await self.fetch([name])
+        async with self._changing:
+            record = self._catalog.get(name)
+            if record is None:
+                raise _not_loaded(name)
+            record = replace(record, pinned=pinned)
+            if pinned and name in self._shelved:
+                # An engine that restarts must get it back at once, not with the next request.
+                await self._engine.load_adapter(
+                    name, record.path, record.roots, digest=record.digest
+                )
+            await self._hold(record)
+            self._catalog.put(record)
+        return record
 
     async def fetch(self, names: Iterable[str]) -> None:
         """Load those of the names that the shelf offers and that the engine does not have.
+
+        A folder that changed since is read again, and one that is gone is served no longer.
 
         Raises:
             TurretError: as `load`; the adapter on the shelf cannot be served.
         """
         for name in names:
-            while self._is_missing(name) and (found := self.shelf.find(name)) is not None:
+            while (found := self._to_fetch(name)) is not None:
                 if name not in self._fetches:
                     self._fetches[name] = self._spawn(self._fetch(name, *found))
                 # Shielded: the client that goes away is not the only one that waits.
                 await asyncio.shield(self._fetches[name])
+            if name in self._shelved and self.shelf.find(name) is None:
+                await self.unload(name)
 
-    def _is_missing(self, name: str) -> bool:
-        if self._catalog.get(name) is None:
-            return not self._recipes.served(name)
-        return self._fetched.get(name, self._engine.restarts) != self._engine.restarts
+    async def sweep(self) -> None:
+        """Stop serving what came from the shelf and is gone from it."""
+        if self._shelved:
+            for name in self._shelved.keys() - set(self.shelf.names()):
+                if name in self._shelved:  # another sweep may have been faster
+                    await self.unload(name)
+
+    def _to_fetch(self, name: str) -> tuple[Path, Path] | None:
+        """Folder and shelf of what must be loaded before the name can be used."""
+        known, record = self._shelved.get(name), self._catalog.get(name)
+        if known is None and (record is not None or self._recipes.served(name)):
+            return None
+        found = self.shelf.find(name)
+        if found is None or known is None or record is None:
+            return found
+        is_lost = not record.pinned and known.restarts != self._engine.restarts
+        return found if is_lost or known.state != self.shelf.state(found[0]) else None
 
     async def _fetch(self, name: str, folder: Path, shelf: Path) -> None:
         try:
-            restarts = self._engine.restarts
-            await self._load(name, folder, [str(shelf)], replace=True, keep=False)
-            self._fetched[name] = restarts
+            restarts, state = self._engine.restarts, self.shelf.state(folder)
+            local = LocalAdapter(str(folder), str(folder), (str(shelf),))
+            await self._load(name, local, replace=True, keep=False)
+            self._shelved[name] = _Shelved(state, restarts)
         finally:
             del self._fetches[name]
 
     async def _load(
         self,
         name: str,
-        folder: Path,
-        roots: list[str] | None,
+        local: LocalAdapter,
         *,
         replace: bool,
+        digest: str | None = None,
+        pin: bool | None = None,
         keep: bool = True,
     ) -> tuple[AdapterRecord, bool]:
         async with self._changing:
-            if self._catalog.get(name) is not None and not replace:
-                raise BadRequest(
-                    f"the adapter {name!r} is already loaded",
-                    "loading does not replace unless asked to",
-                    "Set load_inplace to true, or unload it first.",
-                    param="name",
-                )
+            self._check_free(name, replace)
+            pinned = self._pinned(name, pin)
             try:
-                info = await self._engine.load_adapter(name, str(folder), roots, keep=keep)
+                info = await self._engine.load_adapter(
+                    name, local.folder, local.roots, digest=digest, keep=keep or pinned
+                )
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
-            record = _record(name, str(folder), info, roots)
-            old = self._catalog.put(record)
-            self._fetched.pop(name, None)
+            record = _record(name, local.folder, local.source, info, local.roots, pinned)
+            old = await self._serve(record)
         if old is not None:
             await self._drop_unreferenced([old.digest])
         return record, old is not None
 
+    async def _serve(self, record: AdapterRecord) -> AdapterRecord | None:
+        """Let a name mean what was loaded; returns the record that it replaced."""
+        try:
+            await self._hold(record)
+        except TurretError:
+            await self._drop([record.digest])
+            raise
+        self._shelved.pop(record.name, None)
+        return self._catalog.put(record)
+
+    def _pinned(self, name: str, pin: bool | None) -> bool:
+        """What is asked for, else what the name has been."""
+        old = self._catalog.get(name)
+        return (old is not None and old.pinned) if pin is None else pin
+
     async def derive(
-        self, name: str, derivation: Derivation, *, replace: bool = False
+        self,
+        name: str,
+        derivation: Derivation,
+        *,
+        replace: bool = False,
+        pin: bool | None = None,
     ) -> tuple[AdapterRecord, bool]:
         """Make an adapter of served ones and serve it.
 
@@ -143,6 +232,7 @@ class AdapterLoader:
             name: what clients will call it.
             derivation: its sources are names.
             replace: an adapter of this name may exist and is replaced.
+            pin: keep it on the device; None as the name was before.
 
         Returns:
             The record, and whether it replaced another.
@@ -159,9 +249,9 @@ class AdapterLoader:
                 raise Conflict(f"the name {name!r} is taken", "an adapter has it")
             derive = self._recipes.resolve_sources(derivation)
             info = await self._engine.load_adapter(name, "", None, derive)
-            record = _record(name, str(derivation), info, None)
-            old = self._catalog.put(record)
-            self._fetched.pop(name, None)
+            source = str(derivation)
+            record = _record(name, source, source, info, None, self._pinned(name, pin))
+            old = await self._serve(record)
         if old is not None:
             await self._drop_unreferenced([old.digest])
         return record, old is not None
@@ -174,12 +264,8 @@ class AdapterLoader:
         """
         record = self._catalog.remove(name)
         if record is None:
-            raise NotFound(
-                f"the adapter {name[:128]!r} is not loaded",
-                "it was never loaded, or is unloaded already",
-                "GET /v1/adapters lists what is.",
-                param="name",
-            )
+            raise _not_loaded(name)
+        self._shelved.pop(name, None)
         self._metrics.forget(name)
         await self._drop_unreferenced([record.digest])
 
@@ -209,6 +295,15 @@ class AdapterLoader:
                 param="name",
             )
 
+    def _check_free(self, name: str, replace: bool) -> None:
+        if self._catalog.get(name) is not None and not replace:
+            raise BadRequest(
+                f"the adapter {name!r} is already loaded",
+                "loading does not replace unless asked to",
+                "Set load_inplace to true, or unload it first.",
+                param="name",
+            )
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)  # the loop itself keeps weak references only
@@ -217,55 +312,46 @@ class AdapterLoader:
 
     async def _drop_unreferenced(self, digests: Sequence[str]) -> None:
         async with self._changing:
+            await self._drop(digests)
+
+    async def _drop(self, digests: Sequence[str]) -> None:
+        try:
+            await self._hold()
             for digest in digests:
-                if self._catalog.is_referenced(digest):
-                    continue
-                try:
+                if not self._catalog.is_referenced(digest):
                     await self._engine.unload_adapter(digest)
-                except TurretError as error:
-                    # An engine that restarts has forgotten it anyway.
-                    fields = {"digest": digest, "error": type(error).__name__}
-                    logger.warning("adapter_not_unloaded", extra={"fields": fields})
+        except TurretError as error:
+            # An engine that restarts has forgotten it anyway.
+            fields = {"digests": list(digests), "error": type(error).__name__}
+            logger.warning("adapter_not_unloaded", extra={"fields": fields})
 
-    def _confine(self, path: str) -> Path:
-        """The folder behind a path, which must lie below a root after every link is followed."""
-        if not path or "\x00" in path or len(path) > 4096:
-            raise _not_a_path(path, "it is empty or malformed")
-        given = Path(path).expanduser() if path.startswith("~/") else Path(path)
-        tried = [given] if given.is_absolute() else [root / given for root in self._roots]
-        outside = True
-        for candidate in tried:
-            try:
-                folder = candidate.resolve()
-                exists = folder.exists()
-            except (OSError, RuntimeError) as error:  # a loop of links, a name too long
-                raise _not_a_path(path, str(error)) from error
-            if any(folder.is_relative_to(root) for root in self._roots):
-                outside = False
-                if exists:
-                    return folder
-        if outside:
-            # Says nothing about what exists out there.
-            raise Forbidden(
-                f"the path {path[:256]!r} is not allowed",
-                "adapters are loaded from the adapter roots only",
-                "Move the folder there, or restart with --adapter-root.",
-                param="path",
-            )
-        raise NotFound(
-            f"there is no adapter at {path[:256]!r}",
-            "no such folder exists below the adapter roots",
-            "Check the path.",
-            param="path",
-        )
+    async def _hold(self, changed: AdapterRecord | None = None) -> None:
+        """Let the engine hold what the catalog pins, once it has the changed record."""
+        records = {record.name: record for record in self._catalog.records()}
+        if changed is not None:
+            records[changed.name] = changed
+        held = {record.digest for record in records.values() if record.pinned}
+        if held != self._held:
+            await self._engine.hold_adapters(sorted(held))
+            self._held = held
 
 
-def _record(name: str, path: str, info: AdapterInfo, roots: list[str] | None) -> AdapterRecord:
+def _record(
+    name: str,
+    path: str,
+    source: str,
+    info: AdapterInfo,
+    roots: tuple[str, ...] | None,
+    pinned: bool,
+) -> AdapterRecord:
     return AdapterRecord(
         name=name,
         digest=info.digest,
         path=path,
-        roots=None if roots is None else tuple(roots),
+        roots=roots,
+        source=source,
+        pinned=pinned,
+        sites=info.sites,
         kind=info.kind,
         rank=info.rank,
         targets=tuple(info.targets),
@@ -280,5 +366,21 @@ def _record(name: str, path: str, info: AdapterInfo, roots: list[str] | None) ->
     )
 
 
-def _not_a_path(path: str, why: str) -> BadRequest:
-    return BadRequest(f"{path[:256]!r} is not a path", why, "Correct it.", param="path")
+def _checked_digest(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return parse_digest(text)
+    except ValueError as error:
+        raise BadRequest(
+            f"{text[:128]!r} is no digest", str(error), "Correct it.", param="digest"
+        ) from None
+
+
+def _not_loaded(name: str) -> NotFound:
+    return NotFound(
+        f"the adapter {name[:128]!r} is not loaded",
+        "it was never loaded, or is unloaded already",
+        "GET /v1/adapters lists what is.",
+        param="name",
+    )

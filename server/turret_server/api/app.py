@@ -27,6 +27,7 @@ from turret_server.pipeline.constraints import Constraints
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.sources.adapter import AdapterSources
 from turret_server.telemetry.metrics import Metrics
 
 Lifespan = Callable[[Service], AbstractAsyncContextManager[Any]]
@@ -77,7 +78,7 @@ def create_app(
             catalog,
             recipes,
             metrics,
-            settings.adapter_roots,
+            AdapterSources(settings.adapter_roots, settings.adapter_remotes),
             AdapterShelf(settings.adapter_dirs),
         ),
         longest_token=_longest_token(tokenizer),

@@ -9,13 +9,16 @@ from turret_server.errors import TurretError, Unprocessable
 from turret_server.pipeline.recipe_config import parse_derivation
 
 
-async def derive(service: Service, name: str, body: DeriveBody) -> tuple[AdapterRecord, bool]:
+async def derive(
+    service: Service, name: str, body: DeriveBody, *, pin: bool | None = None
+) -> tuple[AdapterRecord, bool]:
     """Make an adapter of others, in the background of what is being served, and serve it.
 
     Args:
         service: of the app.
         name: what clients will call it; an adapter of this name is replaced.
         body: what to make of which adapters.
+        pin: keep it on the device; None as the name was before.
 
     Returns:
         The record, and whether it replaced another.
@@ -35,8 +38,8 @@ async def derive(service: Service, name: str, body: DeriveBody) -> tuple[Adapter
             param="derive",
         ) from None
     try:
-        return await service.adapters.derive(name, wanted, replace=True)
+        return await service.adapters.derive(name, wanted, replace=True, pin=pin)
     except TurretError as error:
-        if error.param != "name":
+        if error.param not in ("name", "pin"):
             error.param = f"derive.{error.param}" if error.param else "derive"
         raise

@@ -23,6 +23,7 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 @router.get("/v1/models", summary="List the base model, recipes and adapters")
 async def list_models(request: Request, service: ServiceDep) -> ModelList:
     """List what can be named as `model`. Where keys are configured, without one: the base only."""
+    await service.adapters.sweep()
     cards = [_base_card(service, name) for name in service.settings.base_names]
     if not service.settings.keys or record_of(request.scope).caller:
         cards += [_recipe_card(service, service.recipes.resolve(n)) for n in _recipes(service)]
@@ -67,7 +68,7 @@ def _adapter_card(service: Service, record: AdapterRecord) -> ModelCard:
     return ModelCard(
         id=record.name,
         created=int(record.loaded_at),
-        root=record.path,
+        root=record.source,
         parent=service.settings.base_names[0],
         kind=record.kind,
         digest=record.digest,

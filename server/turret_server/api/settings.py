@@ -31,6 +31,7 @@ class ApiSettings:
         base_names: names of the base model; the first is canonical.
         model_root: where the base model came from, shown as `root` in /v1/models.
         adapter_roots: folders below which run-time loads may read.
+        adapter_remotes: URL prefixes that run-time loads may fetch from.
         adapter_dirs: folders whose sub-folders are adapters, read when first asked for.
         recipes: named recipes: name -> expression such as "formal:0.7+sql", or pairs.
         keys: API keys; none leaves the server open.
@@ -50,6 +51,7 @@ class ApiSettings:
     base_names: tuple[str, ...]
     model_root: str = ""
     adapter_roots: tuple[Path, ...] = ()
+    adapter_remotes: tuple[str, ...] = ()
     adapter_dirs: tuple[Path, ...] = ()
     recipes: Mapping[str, str | Stack] = field(default_factory=dict)
     keys: tuple[ApiKey, ...] = ()

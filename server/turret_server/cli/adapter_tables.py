@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 from rich.table import Table
 
+from turret_adapters.spec import ranges
 from turret_server.cli.terminal import marked
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def description_tables(report: dict[str, Any]) -> list[Table]:
 
 def served_table(cards: Sequence[dict[str, Any]]) -> Table:
     """A table of the cards of GET /v1/adapters."""
-    table = Table("name", "kind", "rank", "size", "resident", "digest", "path")
+    table = Table("name", "kind", "rank", "size", "tier", "digest", "source")
     for column in table.columns:
         column.no_wrap = True
     table.columns[2].justify = table.columns[3].justify = "right"
@@ -55,11 +56,15 @@ def served_table(cards: Sequence[dict[str, Any]]) -> Table:
             marked(str(card.get("kind", ""))),
             str(card.get("rank") or ""),
             decimal(card.get("num_bytes", 0)),
-            "yes" if card.get("resident") else "no",
+            _tier(card),
             marked(str(card.get("digest", "")))[:12],
-            marked(str(card.get("path", ""))),
+            marked(str(card.get("source", card.get("path", "")))),
         )
     return table
+
+
+def _tier(card: dict[str, Any]) -> str:
+    return f"{card.get('tier', '')}{', pinned' if card.get('pinned') else ''}"
 
 
 def drift_table(drift: Mapping[Site, float]) -> Table:
@@ -73,14 +78,3 @@ def drift_table(drift: Mapping[Site, float]) -> Table:
     for module, values in by_module.items():
         table.add_row(marked(module), f"{sum(values) / len(values):.1%}", f"{max(values):.1%}")
     return table
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers with runs folded: [0, 1, 2, 5] -> "0-2, 5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ", ".join("-".join(map(str, run)) for run in runs)

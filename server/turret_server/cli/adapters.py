@@ -207,24 +207,49 @@ def load(
     path: Annotated[
         str,
         typer.Argument(
-            help="The adapter's folder. Where the server runs on this machine, relative to here; "
-            "else a path that the server looks up below its adapter roots."
+            help="The adapter's folder or archive. Where the server runs on this machine, relative "
+            "to here; else a path that the server looks up below its adapter roots. Or a Hugging "
+            "Face id or URL that its --adapter-remote allows."
         ),
     ],
+    digest: Annotated[str | None, typer.Option(help="Refuse any other content.")] = None,
+    pin: Annotated[
+        bool | None,
+        typer.Option(
+            "--pin/--no-pin",
+            help="Keep it on the device, or not. \\[default: as before]",
+            show_default=False,
+        ),
+    ] = None,
     url: UrlOption = DEFAULT_URL,
     api_key: ApiKeyOption = None,
 ) -> None:
     """Serve an adapter under a name, beside the running requests.
 
     An adapter that had the name is replaced at once; requests in flight finish
-    with the old one. The folder must lie below an adapter root of the server,
-    and a server with keys asks for an admin key.
+    with the old one. A path must lie below an adapter root of the server, and a
+    server with keys asks for an admin key.
     """
-    card = _ask(url, api_key, lambda remote: remote.load_adapter(name, _seen_by(url, path)))
+    fields = {"path": _seen_by(url, path), "digest": digest, "pin": pin}
+    card = _ask(url, api_key, lambda remote: remote.put_adapter(name, **fields))
     kind, modules = card.get("kind", "adapter"), ", ".join(card.get("targets", ()))
     Console().print(
         f"serving [bold]{marked(name)}[/]: {marked(f'{kind} on {modules}')}", highlight=False
     )
+
+
+@app.command()
+def pin(name: NameArgument, url: UrlOption = DEFAULT_URL, api_key: ApiKeyOption = None) -> None:
+    """Keep an adapter on the device, whatever else is asked for."""
+    _ask(url, api_key, lambda remote: remote.put_adapter(name, pin=True))
+    Console().print(f"pinned [bold]{marked(name)}[/]", highlight=False)
+
+
+@app.command()
+def unpin(name: NameArgument, url: UrlOption = DEFAULT_URL, api_key: ApiKeyOption = None) -> None:
+    """Let an adapter leave the device when others need the room."""
+    _ask(url, api_key, lambda remote: remote.put_adapter(name, pin=False))
+    Console().print(f"unpinned [bold]{marked(name)}[/]", highlight=False)
 
 
 @app.command()

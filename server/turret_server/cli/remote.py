@@ -73,13 +73,18 @@ class Remote:
         """
         return _cards(await self.call("GET", "/v1/adapters"), self.url)
 
-    async def load_adapter(self, name: str, path: str) -> dict[str, Any]:
-        """Serve a folder under a name, replacing what had it; returns the adapter's card.
+    async def put_adapter(self, name: str, **fields: str | bool | None) -> dict[str, Any]:
+        """Serve an adapter under a name, replacing what had it, or pin it; returns its card.
+
+        Args:
+            name: what clients send as `model`.
+            fields: `path`, `digest` and `pin` of the route; None leaves one out.
 
         Raises:
             RemoteError: the adapter or its path is refused, or the key grants no loading.
         """
-        return await self.call("PUT", f"/v1/adapters/{quote(name, safe='')}", {"path": path})
+        body = {field: value for field, value in fields.items() if value is not None}
+        return await self.call("PUT", f"/v1/adapters/{quote(name, safe='')}", body)
 
     async def unload_adapter(self, name: str) -> None:
         """Stop serving an adapter.

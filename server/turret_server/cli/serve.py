@@ -23,6 +23,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
             values[flag] = [f"{name}={_as_flag(value)}" for name, value in pairs.items()]
         values["adapter_root"] = values.pop("adapter_roots", [])
         values["adapter_dir"] = values.pop("adapter_dirs", [])
+        values["adapter_remote"] = values.pop("adapter_remotes", [])
         values["served_name"] = values.pop("served_names", [])
         values["api_key"] = values.pop("api_keys", [])
         values["admin_key"] = values.pop("admin_keys", [])
@@ -46,7 +47,8 @@ def serve(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=SOURCE: serve an adapter; a folder or a Hugging Face id. May be repeated.",
+            help="NAME=SOURCE: serve an adapter; a folder, an archive, a Hugging Face id or a URL; "
+            "or a table of turret.toml's adapters, as JSON. May be repeated.",
             rich_help_panel=_ADAPTERS,
         ),
     ] = None,
@@ -64,6 +66,15 @@ def serve(
         list[Path] | None,
         typer.Option(
             help="Folder that run-time loads may read. \\[default: this folder, the cache]",
+            rich_help_panel=_ADAPTERS,
+            show_default=False,
+        ),
+    ] = None,
+    adapter_remote: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="URL prefix that run-time loads may fetch from, such as hf://owner or "
+            "s3://bucket/folder. May be repeated. \\[default: none]",
             rich_help_panel=_ADAPTERS,
             show_default=False,
         ),
@@ -182,6 +193,7 @@ def serve(
             served_names=tuple(served_name or ()),
             adapters=parse_pairs(adapter or (), "--adapter"),
             adapter_roots=tuple(adapter_root or (Path.cwd(),)),
+            adapter_remotes=tuple(adapter_remote or ()),
             adapter_dirs=tuple(adapter_dir or ()),
             recipes=parse_pairs(recipe or (), "--recipe"),
             host=host,

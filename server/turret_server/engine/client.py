@@ -41,6 +41,7 @@ class EngineClient(Protocol):
         roots: Sequence[str] | None = None,
         derive: Derivation | None = None,
         *,
+        digest: str | None = None,
         keep: bool = True,
     ) -> AdapterInfo:
         """Load and validate an adapter folder, or make an adapter of several.
@@ -50,10 +51,20 @@ class EngineClient(Protocol):
             path: the folder; empty for a derived adapter.
             roots: folders that may be read, after links are followed; None for all.
             derive: what to derive it from.
+            digest: the only content that is accepted; None accepts any.
             keep: an engine that restarts gets it again.
 
         Raises:
             BadRequest, Unprocessable, Forbidden, NotFound.
+        """
+        ...
+
+    async def hold_adapters(self, digests: Sequence[str]) -> None:
+        """Keep exactly these adapters on the device from now on, whatever else is asked for.
+
+        Raises:
+            Unprocessable: they do not fit together; nothing has changed.
+            NotFound: one is not loaded.
         """
         ...
 

@@ -54,6 +54,7 @@ class EngineLink:
         self._streams: dict[str, _Stream] = {}
         self._open: dict[str, asyncio.Future[m.AdapterInfo | None]] = {}  # operations
         self._adapters: dict[str, m.LoadAdapter] = {}  # by digest: how each was loaded
+        self._held: tuple[str, ...] = ()  # digests
         self._numbers = itertools.count()
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -198,13 +199,20 @@ class EngineLink:
 
     async def _welcome(self, ready: m.EngineReady) -> None:
         """A new engine: it has its adapters again before requests may name them."""
+        known = dict(self._adapters)
         loads = [
-            self._operate(msgspec.structs.replace(known, operation=self._operation("load")))
-            for known in self._adapters.values()
+            self._operate(msgspec.structs.replace(load, operation=self._operation("load")))
+            for load in known.values()
         ]
-        for result in await asyncio.gather(*loads, return_exceptions=True):
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        for digest, result in zip(known, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("an adapter could not be loaded again: %s", result)
+                del known[digest]
+        try:
+            await self._hold([digest for digest in self._held if digest in known])
+        except errors.TurretError as error:
+            log.error("adapters could not be pinned again: %s", error)
         self.ready = ready
         self._up.set()
 
@@ -277,16 +285,23 @@ class EngineLink:
         roots: Seq[str] | None = None,
         derive: Derivation | None = None,
         *,
+        digest: str | None = None,
         keep: bool = True,
     ) -> m.AdapterInfo:
         """See EngineClient.load_adapter."""
         self._check_ready()
-        operation = self._operation("load")
-        load = m.LoadAdapter(operation=operation, name=name, path=path, roots=roots, derive=derive)
+        load = m.LoadAdapter(
+            operation=self._operation("load"),
+            name=name,
+            path=path,
+            roots=roots,
+            derive=derive,
+            digest=digest,
+        )
         info = await self._operate(load)
         assert info is not None
-        if keep:
-            self._adapters[info.digest] = load
+        if keep:  # what the folder holds later is not what was served under this digest
+            self._adapters[info.digest] = msgspec.structs.replace(load, digest=info.digest)
         return info
 
     async def unload_adapter(self, digest: str) -> None:
@@ -294,6 +309,15 @@ class EngineLink:
         self._adapters.pop(digest, None)
         self._check_ready()
         await self._operate(m.UnloadAdapter(operation=self._operation("unload"), digest=digest))
+
+    async def hold_adapters(self, digests: Seq[str]) -> None:
+        """See EngineClient.hold_adapters."""
+        self._check_ready()
+        await self._hold(digests)
+        self._held = tuple(digests)
+
+    async def _hold(self, digests: Seq[str]) -> None:
+        await self._operate(m.HoldAdapters(operation=self._operation("hold"), digests=digests))
 
     def _operation(self, what: str) -> str:
         return f"{what}-{next(self._numbers)}"

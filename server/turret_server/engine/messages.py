@@ -67,6 +67,7 @@ class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     name: str  # for messages only: the engine identifies adapters by digest
     path: str  # the folder; empty for a derived adapter
     roots: Sequence[str] | None = None  # what links lead to must lie below one; None allows all
+    digest: str | None = None  # the only content that is accepted; None accepts any
     derive: Derivation | None = None  # instead of a folder: make it of others
 
 
@@ -77,6 +78,13 @@ class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag="unload"):
     digest: str
 
 
+class HoldAdapters(msgspec.Struct, frozen=True, kw_only=True, tag="hold"):
+    """Keep exactly these digests on the device from now on; answer OperationDone."""
+
+    operation: str
+    digests: Sequence[str]
+
+
 class InjectFault(msgspec.Struct, frozen=True, tag="fault"):
     """Test only (TURRET_FAULTS=1): `raise` in the step, `exit`, or `hang`."""
 
@@ -85,7 +93,7 @@ class InjectFault(msgspec.Struct, frozen=True, tag="fault"):
 
 Inbound = EngineRequest | CancelRequest | InjectFault
 # These have a socket and a thread of their own: a load begins and ends in the midst of a step.
-Operation = LoadAdapter | UnloadAdapter
+Operation = LoadAdapter | UnloadAdapter | HoldAdapters
 
 
 def operations_endpoint(endpoint: str) -> str:
@@ -143,6 +151,7 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     rank: int  # the largest
     targets: list[str]  # module names, e.g. ["q_proj", "v_proj"]
     num_layers: int  # of the base that it was compiled for
+    sites: dict[str, str] = {}  # the layers of each, e.g. {"q_proj": "0-29"}; "" where none count
     num_parameters: int
     num_bytes: int  # in the served dtype
     base_model: str | None = None  # as the adapter's own config names it
@@ -159,13 +168,13 @@ class AdapterLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
 
 
 class OperationDone(msgspec.Struct, frozen=True, tag="done"):
-    """Answer to UnloadAdapter."""
+    """Answer to UnloadAdapter and HoldAdapters."""
 
     operation: str
 
 
 class OperationFailed(msgspec.Struct, frozen=True, tag="failed"):
-    """A load or unload was refused; nothing of it remains."""
+    """An operation was refused; nothing of it remains."""
 
     operation: str
     error: ErrorInfo

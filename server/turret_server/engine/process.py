@@ -125,26 +125,41 @@ class EngineProcess:
                     self._fault(message.kind)
 
     def _operate(self) -> None:
-        """Load and unload adapters, one after another; in a thread of its own."""
+        """Load, unload and hold adapters, one after another; in a thread of its own."""
         decode = msgspec.msgpack.Decoder(m.Operation).decode
         encode = msgspec.msgpack.Encoder().encode
         try:
             while True:
                 message = decode(self._operations.recv())
-                is_load = isinstance(message, m.LoadAdapter)
-                result = self._load(message) if is_load else self._unload(message)
-                self._operations.send(encode(result))
+                self._operations.send(encode(self._result(message)))
         except BaseException:
             log.exception("operations ended")
             os._exit(1)  # or every later load would wait for ever
+
+    def _result(self, message: m.Operation) -> m.OperationResult:
+        match message:
+            case m.LoadAdapter():
+                return self._load(message)
+            case m.UnloadAdapter():
+                return self._unload(message)
+            case m.HoldAdapters():
+                return self._hold(message)
 
     def _unload(self, request: m.UnloadAdapter) -> m.OperationResult:
         self._engine.store.forget(request.digest)
         return m.OperationDone(request.operation)
 
-    def _load(self, request: m.LoadAdapter) -> m.OperationResult:
+    def _hold(self, request: m.HoldAdapters) -> m.OperationResult:
         try:
-            loaded = self._engine.store.load(request.derive or request.path, request.roots).result()
+            self._engine.store.hold(request.digests)
+        except AdapterError as error:
+            return m.OperationFailed(request.operation, adapter_error(error))
+        return m.OperationDone(request.operation)
+
+    def _load(self, request: m.LoadAdapter) -> m.OperationResult:
+        origin = request.derive or request.path
+        try:
+            loaded = self._engine.store.load(origin, request.roots, request.digest).result()
         except AdapterError as error:
             return m.OperationFailed(request.operation, adapter_error(error))
         except Exception as error:
@@ -161,6 +176,7 @@ class EngineProcess:
             kind=loaded.kind,
             rank=loaded.rank,
             targets=list(loaded.targets),
+            sites=dict(loaded.sites),
             num_layers=self._engine.decoder.shape.num_layers,
             num_parameters=loaded.num_parameters,
             num_bytes=loaded.num_bytes,

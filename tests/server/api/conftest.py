@@ -28,7 +28,7 @@ from turret_server.engine.messages import (
     TokenEvent,
     TokenLogprob,
 )
-from turret_server.errors import NotFound, TurretError
+from turret_server.errors import NotFound, TurretError, Unprocessable
 from turret_server.pipeline.tokenizer import Tokenizer
 
 CANDIDATES = 24
@@ -81,6 +81,9 @@ class FakeEngine:
     finished: list[str] = field(default_factory=list)
     loaded: dict[str, str] = field(default_factory=dict)  # digest -> path
     derived: list[Derivation] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)  # digests
+    kept: list[str] = field(default_factory=list)  # digests that a new engine would get back
+    num_slots: int = 2
     load_error: TurretError | None = None
     restarts: int = 0
     num_virtual_tokens: int = 0  # of adapters that are loaded
@@ -157,6 +160,7 @@ class FakeEngine:
         roots: Sequence[str] | None = None,
         derive: Derivation | None = None,
         *,
+        digest: str | None = None,
         keep: bool = True,
     ) -> AdapterInfo:
         if self.load_gate is not None:
@@ -180,19 +184,31 @@ class FakeEngine:
         file = Path(path) / "adapter_config.json"
         if not file.exists():
             raise NotFound(f"there is no adapter in {path!r}", "it has no adapter_config.json")
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if digest not in (None, found):
+            raise Unprocessable("it was not loaded", f"its digest is {found}, not {digest}")
+        digest = found
         self.loaded[digest] = path
+        if keep:
+            self.kept.append(digest)
         return AdapterInfo(
             digest=digest,
             kind="lora",
             rank=8,
             targets=["q_proj", "v_proj"],
             num_layers=30,
+            sites={"q_proj": "0-29", "v_proj": "0-29"},
             num_parameters=1000,
             num_bytes=2000,
             base_model="demo",
             num_virtual_tokens=self.num_virtual_tokens,
         )
+
+    async def hold_adapters(self, digests: Sequence[str]) -> None:
+        assert set(digests) <= self.loaded.keys()
+        if len(digests) > self.num_slots:
+            raise Unprocessable("they cannot be pinned", f"there are {self.num_slots} slots")
+        self.held = list(digests)
 
     async def unload_adapter(self, digest: str) -> None:
         del self.loaded[digest]

@@ -73,6 +73,12 @@ async def test_loading_a_name_again(client):
         ({"lora_name": "sql", "lora_path": "~/x"}, 403, "lora_path"),
         ({"lora_name": "sql", "lora_path": "sql", "load_inplace": "yes"}, 400, "load_inplace"),
         ({"lora_name": "sql", "lora_path": "sql", "pinned": True}, 400, "pinned"),
+        ({"lora_name": "sql", "lora_path": "sql", "pin": "yes"}, 400, "pin"),
+        ({"lora_name": "sql", "lora_path": "sql", "digest": "abc"}, 400, "digest"),
+        ({"lora_name": "sql", "lora_path": "sql", "digest": "0" * 64}, 422, "lora_path"),
+        ({"lora_name": "sql", "lora_path": "hf://owner/name"}, 403, "lora_path"),
+        ({"lora_name": "sql", "lora_path": "s3://bucket/sql"}, 403, "lora_path"),
+        ({"lora_name": "sql", "lora_path": "file:///etc"}, 403, "lora_path"),
     ],
 )
 async def test_refused_loads(client, engine, body, status, param):
@@ -118,7 +124,10 @@ async def test_the_resource(client, engine, root):
     assert card["path"] == str(root / "sql")
     assert (card["kind"], card["rank"], card["targets"]) == ("lora", 8, ["q_proj", "v_proj"])
     assert card["digest"] in engine.loaded
-    assert card["resident"] is False
+    assert (card["resident"], card["tier"], card["pinned"]) == (False, "disk", False)
+    assert card["source"] == card["path"]
+    assert card["sites"] == {"q_proj": "0-29", "v_proj": "0-29"}
+    assert (card["base_model"], card["served_base"], card["base_match"]) == ("demo", "demo", True)
     answer = await client.post("/v1/adapters/sql", {"path": "json"}, method="PUT")
     assert answer.status == 200
     assert answer.json["digest"] != card["digest"]

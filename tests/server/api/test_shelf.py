@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 
@@ -62,6 +63,26 @@ async def test_a_folder_that_appears_is_served(client, settings):
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
     assert (await client.chat(model="late", max_tokens=1)).status == 200
+
+
+async def test_a_folder_that_changes_is_read_again(client, engine, settings):
+    for text in ("old", "new content"):
+        (settings.adapter_roots[0] / "sql" / "adapter_config.json").write_text(text)
+        assert (await client.chat(model="sql", max_tokens=1)).status == 200
+        assert (await client.chat(model="sql", max_tokens=1)).status == 200
+    first, second = (request.adapters[0].digest for request in engine.requests[1:3])
+    assert first != second
+    assert list(engine.loaded) == [second]
+
+
+async def test_a_folder_that_is_removed_is_served_no_longer(client, engine, settings):
+    for name in ("sql", "json"):
+        assert (await client.chat(model=name, max_tokens=1)).status == 200
+        shutil.rmtree(settings.adapter_roots[0] / name)
+    assert (await client.chat(model="sql", max_tokens=1)).status == 404
+    assert await ids(client) == ["demo", "smollm2", "dates"]
+    assert (await client.get("/v1/adapters/json")).status == 404
+    assert engine.loaded == {}
 
 
 async def test_what_cannot_be_served_is_refused_every_time(client, engine):

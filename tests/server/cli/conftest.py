@@ -126,9 +126,11 @@ def _app(fake: FakeServer) -> web.Application:
 
     async def put(request: web.Request) -> web.Response:
         body = await record(request)
-        if body["path"] == "/etc":
+        if body.get("path") == "/etc":
             return _error(403, "the path '/etc' is not allowed")
-        return web.json_response(_card(request.match_info["name"], body["path"]), status=201)
+        return web.json_response(
+            _card(request.match_info["name"], body.get("path", "")), status=201
+        )
 
     async def delete(request: web.Request) -> web.Response:
         await record(request)
@@ -158,6 +160,9 @@ def _card(name: str, path: str) -> dict[str, Any]:
         "num_parameters": 4096,
         "num_bytes": 8192,
         "resident": True,
+        "tier": "device",
+        "pinned": True,
+        "source": path,
     }
 
 

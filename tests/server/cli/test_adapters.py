@@ -12,7 +12,7 @@ from click.testing import Result
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from turret_server.cli.adapter_tables import ranges
+from turret_adapters.spec import ranges
 from turret_server.cli.main import _typer
 from turret_server.errors import TurretError
 
@@ -125,7 +125,7 @@ def test_list(server: Any) -> None:
         "lora",
         "8",
         "8.2 kB",
-        "yes",
+        "device, pinned",
         "0123456789ab",
         "/adapters/sql",
     ]
@@ -150,6 +150,18 @@ def test_a_folder_that_is_here_is_sent_as_an_absolute_path(
     monkeypatch.chdir(folder.parent)
     adapters("load", "dates", folder.name, "--url", server.url)
     assert server.asked[0].body == {"path": str(folder)}
+
+
+def test_load_with_a_digest_and_a_pin(server: Any) -> None:
+    url = "s3://bucket/dates.zip"
+    adapters("load", "dates", url, "--digest", "ab" * 32, "--pin", "--url", server.url)
+    assert server.asked[0].body == {"path": url, "digest": "ab" * 32, "pin": True}
+
+
+@pytest.mark.parametrize(("command", "pinned"), [("pin", True), ("unpin", False)])
+def test_pin_and_unpin(server: Any, command: str, pinned: bool) -> None:
+    assert adapters(command, "sql", "--url", server.url).stdout == f"{command}ned sql\n"
+    assert server.asked[0].body == {"pin": pinned}
 
 
 def test_a_name_with_odd_characters_stays_one_segment(server: Any) -> None:

@@ -13,14 +13,24 @@ from turret_server.errors import BadRequest
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Path = Annotated[str, Field(min_length=1, max_length=4096)]
+Digest = Annotated[str | None, Field(max_length=128)]
+
+_PATH = (
+    "A folder or archive below an adapter root, or a Hugging Face id or URL that the server's "
+    "--adapter-remote allows."
+)
+_DIGEST = "Refuse any other content: 64 hexadecimal digits, with or without `sha256:`."
+_PIN = "Keep it on the device, whatever else is asked for. By default as it was under this name."
 
 
 class LoadLoraBody(RequestBody):
     """vLLM's body; every kind of adapter is accepted."""
 
     lora_name: Name = Field(description="What clients will send as `model`.")
-    lora_path: Path = Field(description="The adapter's folder, below an adapter root.")
+    lora_path: Path = Field(description=_PATH)
     load_inplace: bool = Field(False, description="Replace an adapter of this name.")
+    digest: Digest = Field(None, description=_DIGEST)
+    pin: bool | None = Field(None, description=_PIN)
 
 
 class UnloadLoraBody(RequestBody):
@@ -31,18 +41,28 @@ class UnloadLoraBody(RequestBody):
 
 
 class PutAdapterBody(RequestBody):
-    """Where an adapter lies, or what to make it of: either `path` or `derive`."""
+    """Where an adapter lies, or what to make it of, and whether it stays on the device."""
 
-    path: Path | None = Field(None, description="Its folder, below an adapter root.")
+    path: Path | None = Field(None, description=f"{_PATH} Without it only `pin` changes.")
     derive: DeriveBody | None = Field(None, description="Make it of other adapters.")
+    digest: Digest = Field(None, description=f"{_DIGEST} With `path`.")
+    pin: bool | None = Field(None, description=_PIN)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> PutAdapterBody:
-        if (self.path is None) == (self.derive is None):
+        if self.path is not None and self.derive is not None:
+            problem = "both are given"
+        elif self.path is None and self.digest is not None:
+            problem = "'digest' is that of a 'path'"
+        elif self.path is None and self.derive is None and self.pin is None:
+            problem = "neither is given, nor 'pin'"
+        else:
+            problem = None
+        if problem is not None:
             raise BadRequest(
                 "'path' and 'derive' are alternatives",
-                "both are given" if self.path is not None else "neither is given",
-                "Send one of them.",
+                problem,
+                "Send one of them; 'pin' goes with either, or alone.",
                 param="path",
             )
         return self

@@ -152,13 +152,25 @@ class AdapterCard(BaseModel):
     object: Literal["adapter"] = "adapter"
     kind: str | None = None
     digest: str | None = None
-    path: str
+    path: str = Field(description="The folder that is read.")
+    source: str = Field(description="Where it comes from: a folder, archive, repository or URL.")
     rank: int | None = None
     targets: list[str] | None = None
+    sites: dict[str, str] | None = Field(
+        default=None,
+        description='The layers of each target, as in `{"q_proj": "0-29"}`; empty where a module '
+        "belongs to no layer.",
+    )
     primitives: list[str] | None = Field(default=None, description="What it compiled to.")
     num_parameters: int | None = None
     num_bytes: int | None = None
     base_model: str | None = Field(default=None, description="As its own configuration names it.")
+    served_base: str = Field(description="The base model of this server.")
+    base_match: bool | None = Field(
+        default=None,
+        description="Are these one name? Null where it names none. Its shapes fit in any case: "
+        "what does not fit is not loaded.",
+    )
     loaded_at: float | None = Field(default=None, description="Unix time in seconds.")
     num_virtual_tokens: int | None = Field(
         default=None,
@@ -170,6 +182,9 @@ class AdapterCard(BaseModel):
     )
     tier: Literal["device", "host", "disk", "shelf"] = Field(
         description="Where it is: ready to run; compiled; to be read again; never read so far."
+    )
+    pinned: bool = Field(
+        default=False, description="It stays on the device, whatever else is asked for."
     )
     requests: int = Field(default=0, description="Requests in flight that use it.")
     last_used: float | None = Field(default=None, description="Unix time in seconds.")
