@@ -5,8 +5,9 @@ from __future__ import annotations
 from turret_adapters.components import Component, Offset
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import PeftConfig
+from turret_adapters.peft.roles import guess_sizes, simple_role
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Module, Program
 
 _REFUSED = {"modules_to_save": "it stores full weights of modules; offsets can be served"}

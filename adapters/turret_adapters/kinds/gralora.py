@@ -11,7 +11,8 @@ import torch
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import PeftConfig
 from turret_adapters.peft.low_rank import Factors, LowRankFormat
-from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft, simple_role
+from turret_adapters.peft.roles import guess_sizes, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Program, Site
 
 _FORMAT = LowRankFormat(

@@ -17,8 +17,9 @@ from turret_adapters.errors import listing
 from turret_adapters.files import AdapterFiles
 from turret_adapters.groups import Group
 from turret_adapters.peft.config import PeftConfig
+from turret_adapters.peft.roles import guess_sizes, simple_role
 from turret_adapters.peft.targets import Targets, full_matcher
-from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
 
 _REFUSED = {"modules_to_save": "it stores full weights of modules; scales can be served"}

@@ -26,7 +26,8 @@ from turret_adapters.files import AdapterFiles
 from turret_adapters.own_format import CONFIG_NAME as OWN_CONFIG_NAME
 from turret_adapters.own_format import WEIGHTS_NAME, OwnConfig, is_own
 from turret_adapters.peft.names import TensorName
-from turret_adapters.peft.tensors import PeftTensors, collect
+from turret_adapters.peft.roles import collect
+from turret_adapters.peft.tensors import PeftTensors
 from turret_adapters.spec import Kind, ModelShape, Module, Positions, Program, Site
 from turret_adapters.tensor_file import is_finite
 

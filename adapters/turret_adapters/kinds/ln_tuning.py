@@ -11,8 +11,9 @@ from turret_adapters.components import Component, Scale
 from turret_adapters.errors import listing, quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import WEIGHTS_NAME, PeftConfig
+from turret_adapters.peft.roles import collect, simple_role
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import PeftTensors, collect, is_peft, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import READERS, Kind, ModelShape, Module, Program, Site
 from turret_adapters.tensor_file import is_finite
 

@@ -13,13 +13,8 @@ from turret_adapters.components import LowRank
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.low_rank import compile_branches
 from turret_adapters.peft.lycoris import LycorisSettings
-from turret_adapters.peft.tensors import (
-    PeftTensors,
-    SiteTensors,
-    guess_sizes,
-    is_peft,
-    simple_role,
-)
+from turret_adapters.peft.roles import SiteTensors, guess_sizes, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Program, Site
 
 _ROLES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")

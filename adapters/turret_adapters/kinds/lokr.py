@@ -16,13 +16,8 @@ from turret_adapters.components import LowRank
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.low_rank import compile_branches
 from turret_adapters.peft.lycoris import LycorisSettings
-from turret_adapters.peft.tensors import (
-    PeftTensors,
-    SiteTensors,
-    guess_sizes,
-    is_peft,
-    simple_role,
-)
+from turret_adapters.peft.roles import SiteTensors, guess_sizes, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Program, Site
 
 _NAMES = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")

@@ -20,8 +20,9 @@ from turret_adapters.peft.factors import block_diagonal, pooled
 from turret_adapters.peft.lora_config import LoraSettings, Taken
 from turret_adapters.peft.low_rank import low_rank, new_bias
 from turret_adapters.peft.names import TensorName
+from turret_adapters.peft.roles import guess_sizes
 from turret_adapters.peft.saved_modules import new_gains, new_rows
-from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
 
 

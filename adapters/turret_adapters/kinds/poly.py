@@ -14,8 +14,9 @@ from torch import Tensor
 from turret_adapters.components import Component, LowRank
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import CONFIG_NAME, PeftConfig
+from turret_adapters.peft.roles import guess_sizes, simple_role
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
 
 _KNOWN = frozenset(

@@ -12,7 +12,8 @@ from turret_adapters.files import AdapterFiles
 from turret_adapters.own_format import CONFIG_NAME as OWN_CONFIG_NAME
 from turret_adapters.peft.config import CONFIG_NAME
 from turret_adapters.peft.names import TensorName
-from turret_adapters.peft.tensors import PeftTensors, collect
+from turret_adapters.peft.roles import collect
+from turret_adapters.peft.tensors import PeftTensors
 from turret_adapters.spec import LINEARS, Kind, ModelShape, Module, Program
 
 _FILE, _PICKLE = "delta_vector.safetensors", "delta_vector.pth"

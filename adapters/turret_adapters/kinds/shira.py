@@ -15,8 +15,9 @@ from turret_adapters.components import Component, SparseDelta
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import WEIGHTS_NAME, PeftConfig
+from turret_adapters.peft.roles import collect, guess_sizes, simple_role
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import PeftTensors, collect, guess_sizes, is_peft, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
 
 _KNOWN = frozenset({"fan_in_fan_out", "init_weights", "mask_type", "r", "random_seed"})

@@ -14,8 +14,9 @@ from turret_adapters.errors import listing, quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import PeftConfig
 from turret_adapters.peft.names import TensorName
+from turret_adapters.peft.roles import guess_sizes
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
 
 _KNOWN = frozenset({"init_weights", "target_modules", "token_indices"})

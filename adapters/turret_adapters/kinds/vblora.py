@@ -16,14 +16,9 @@ from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import PeftConfig
 from turret_adapters.peft.low_rank import FULL_WEIGHTS, compile_branches
+from turret_adapters.peft.roles import SiteTensors, guess_sizes, simple_role
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import (
-    PeftTensors,
-    SiteTensors,
-    guess_sizes,
-    is_peft,
-    simple_role,
-)
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Program, Site
 
 _PREFIX = "vblora_logits_"

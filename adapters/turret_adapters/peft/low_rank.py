@@ -11,8 +11,9 @@ from turret_adapters.components import Component, LowRank, Offset
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import PeftConfig
+from turret_adapters.peft.roles import RoleOf, SiteTensors
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import PeftTensors, RoleOf, SiteTensors
+from turret_adapters.peft.tensors import PeftTensors
 from turret_adapters.spec import ModelShape, Module, Program, Site
 from turret_adapters.tensor_file import is_finite
 
