@@ -9,16 +9,22 @@ import pytest
 from turret_server.engine.link import EngineLink
 from turret_server.engine.messages import AdapterUse, EngineRequest, Sampling
 from turret_server.engine.settings import EngineSettings
-from turret_server.errors import EngineUnavailable
+from turret_server.errors import EngineUnavailable, Unprocessable
 
 pytestmark = pytest.mark.e2e
 
 HANG_S = 3.0
+SLOTS = 3
 
 
 @pytest.fixture
 async def link(demo_folder):
-    settings = EngineSettings(model=str(demo_folder), kv_cache_bytes=256 << 20, faults=True)
+    settings = EngineSettings(
+        model=str(demo_folder),
+        kv_cache_bytes=256 << 20,
+        max_resident_adapters=SLOTS,
+        faults=True,
+    )
     link = EngineLink(settings, hang_s=HANG_S)
     await link.start()
     yield link
@@ -65,6 +71,22 @@ async def test_it_comes_back_with_its_adapters(link, adapters, fault):
     await restarted(link, 1)
     # At once: whoever finds it ready finds the adapters too.
     assert await tokens(link, request(9, **adapted)) == expected
+
+
+async def test_what_was_pinned_is_pinned_again(link, adapters):
+    infos = [await link.load_adapter(name, str(path)) for name, path in adapters.items()]
+    assert len(infos) > SLOTS
+    held = infos[-1].digest  # not the one that a restart would warm first
+    await link.hold_adapters([held])
+    with pytest.raises(Unprocessable, match="cannot be pinned"):
+        await link.hold_adapters([info.digest for info in infos])
+    await link.inject_fault("exit")
+    await restarted(link, 1)
+    for info in infos[:-1]:  # each needs the place of another, and never that one
+        use = {"adapters": (AdapterUse(info.digest),), "max_tokens": 1}
+        assert len(await tokens(link, request(info.digest, **use))) == 1
+    await asyncio.sleep(0.5)  # figures come a few times a second
+    assert held in link.stats.resident_adapters
 
 
 async def test_idleness_is_no_hang(link):

@@ -331,9 +331,14 @@ class AdapterLoader:
         if changed is not None:
             records[changed.name] = changed
         held = {record.digest for record in records.values() if record.pinned}
-        if held != self._held:
+        if held == self._held:
+            return
+        try:
             await self._engine.hold_adapters(sorted(held))
-            self._held = held
+        except TurretError as error:
+            error.param = "pin"
+            raise
+        self._held = held
 
 
 def _record(

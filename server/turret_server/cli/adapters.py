@@ -38,7 +38,7 @@ NameArgument = Annotated[str, typer.Argument(help="What clients send as `model`.
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An adapter's folder, as PEFT writes it.")],
+    path: Annotated[Path, typer.Argument(help="An adapter's folder or archive.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show what an adapter folder holds, and whether Turret can serve it.
@@ -49,7 +49,7 @@ def inspect(
     from turret_adapters.inspect import describe
     from turret_server.cli.adapter_tables import description_tables
 
-    report = describe(path)
+    report = {**describe(_unpacked(path)), "path": str(path)}
     refusal = report["refusal"]
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
@@ -66,7 +66,7 @@ def inspect(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="An adapter's folder.")],
+    path: Annotated[Path, typer.Argument(help="An adapter's folder or archive.")],
     base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -88,7 +88,7 @@ def verify(
 
     folder = resolve_model(base, progress=Console(stderr=True).is_terminal)
     try:
-        facts = check(path, folder)
+        facts = check(_unpacked(path), folder)
     except AdapterError as error:
         _refuse(error)
     if as_json:
@@ -257,6 +257,15 @@ def unload(name: NameArgument, url: UrlOption = DEFAULT_URL, api_key: ApiKeyOpti
     """Stop serving an adapter; requests in flight finish with it."""
     _ask(url, api_key, lambda remote: remote.unload_adapter(name))
     Console().print(f"unloaded [bold]{marked(name)}[/]", highlight=False)
+
+
+def _unpacked(path: Path) -> Path:
+    """The folder itself, or one in the cache with what an archive holds."""
+    from turret_server.sources.archive import is_archive, unpack
+    from turret_server.sources.cached import FetchLimits
+
+    is_packed = is_archive(path.name) and path.is_file()
+    return unpack(path.resolve(), FetchLimits()) if is_packed else path
 
 
 def _refuse(error: AdapterError) -> NoReturn:

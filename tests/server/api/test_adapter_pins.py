@@ -55,7 +55,8 @@ async def test_more_than_fit_are_refused_and_nothing_remains(client, engine):
     assert (await client.get("/v1/adapters/dates")).status == 404
     assert sorted(engine.loaded) == engine.held == before
     await put(client, "dates", path="dates")
-    assert (await put(client, "dates", pin=True)).status == 422
+    answer = await put(client, "dates", pin=True)
+    assert (answer.status, answer.json["error"]["param"]) == (422, "pin")
     assert (await client.get("/v1/adapters/dates")).json["pinned"] is False
     await delete(client, "sql")
     assert (await put(client, "dates", pin=True)).status == 200

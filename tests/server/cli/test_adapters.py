@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,17 @@ def test_compress_says_why_not(tmp_path: Path) -> None:
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["error", "why", "fix"]
+
+
+def test_inspect_reads_archives(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURRET_CACHE", str(tmp_path / "cache"))
+    archive = shutil.make_archive(str(tmp_path / "packed"), "gztar", folder)
+    plain, packed = (
+        json.loads(adapters("inspect", "--json", str(path)).stdout) for path in (folder, archive)
+    )
+    assert packed == {**plain, "path": archive}
 
 
 def test_list(server: Any) -> None:
