@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from turret_adapters.spec import UNLAYERED, Module
+from turret_adapters.sites import UNLAYERED, Module
 
 MAX_KEYS = 1024
 

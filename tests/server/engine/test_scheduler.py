@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -353,3 +355,9 @@ def test_the_last_positions_of_a_prompt_never_alias():
     third = bench.add("d", [*range(12), 12], adapters=["reft"], rules=rules)
     bench.step()
     assert third.num_cached == 12
+
+
+def test_scheduling_imports_no_torch():
+    code = "import sys, turret_server.engine.scheduler; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
