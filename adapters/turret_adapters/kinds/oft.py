@@ -16,8 +16,9 @@ from turret_adapters.components import Component, InputRotation
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import PeftConfig
 from turret_adapters.peft.low_rank import COMMON_FIELDS, new_bias
+from turret_adapters.peft.roles import guess_sizes, simple_role
 from turret_adapters.peft.targets import Targets
-from turret_adapters.peft.tensors import PeftTensors, guess_sizes, is_peft, simple_role
+from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import LINEARS, Kind, ModelShape, Module, Program, Site
 from turret_adapters.tensor_file import is_finite
 

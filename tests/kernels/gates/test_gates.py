@@ -25,8 +25,8 @@ def test_a_kernel_keeps_to_its_limits(gate, target):
 
 
 def test_every_op_has_gates():
-    ops = {p.stem for p in Path(gpu.__file__).parent.glob("*.py")} - {"__init__"}
-    assert set(cases.by_op()) == ops
+    files = Path(gpu.__file__).parent.glob("*.py")
+    assert set(cases.by_op()) == {p.stem for p in files if "@triton.jit" in p.read_text()}
 
 
 def test_the_page_shows_every_gate():
