@@ -77,10 +77,12 @@ def module_of(model: LlamaForCausalLM, site: Site) -> torch.nn.Module:
     return getattr(block, site.module)
 
 
-def reference_delta(component: Component, x: Tensor, bias: Tensor | None) -> Tensor:
+def reference_delta(
+    component: Component, x: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """What a component adds to the output of its module, as the documentation of it says."""
     if isinstance(component, LowRank):
-        a, b = component.a.float(), component.b.float()
+        a, b = component.a.to(dtype), component.b.to(dtype)
         hidden = a.T[x] if component.site.module is Module.EMBED else x @ a.T
         return hidden @ b
     base = 0 if bias is None or not component.absolute else bias
@@ -95,7 +97,8 @@ def adapted_logits(model: LlamaForCausalLM, program: Program) -> Tensor:
         module = module_of(model, component.site)
 
         def hook(module, inputs, output, component=component):
-            return output + reference_delta(component, inputs[0], getattr(module, "bias", None))
+            bias = getattr(module, "bias", None)
+            return output + reference_delta(component, inputs[0], bias, output.dtype)
 
         handles.append(module.register_forward_hook(hook))
     logits = model(TOKENS).logits
@@ -108,7 +111,10 @@ def adapted_logits(model: LlamaForCausalLM, program: Program) -> Tensor:
 def save_lora(
     path: Path, base: dict[str, Any] | None = None, **config: Any
 ) -> tuple[LlamaForCausalLM, Tensor]:
-    """Let PEFT adapt a fresh base, save the adapter and load it; the base, and PEFT's logits."""
+    """Let PEFT adapt a fresh base, save the adapter and load it; the base, and PEFT's logits.
+
+    Both in float64, in which no processor's order of summation shows.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(make_base(**(base or {})), LoraConfig(**config))
@@ -118,9 +124,9 @@ def save_lora(
                 parameter.normal_(0, 0.2)
         model.save_pretrained(path)
         # Loaded anew: what is in the folder counts, and saving sorts the keys of patterns.
-        model = PeftModel.from_pretrained(make_base(**(base or {})), str(path)).eval()
+        model = PeftModel.from_pretrained(make_base(**(base or {})), str(path)).eval().double()
         logits = model(TOKENS).logits
-    return make_base(**(base or {})), logits
+    return make_base(**(base or {})).double(), logits
 
 
 def compile_folder(path: Path, shape: ModelShape) -> Program:
