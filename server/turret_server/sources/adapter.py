@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from turret_server.errors import BadRequest, Forbidden, NotFound
 from turret_server.sources import archive, hub
@@ -83,10 +83,10 @@ class AdapterSources:
             Forbidden: it leaves the roots and the allowed URLs; tells nothing about what is there.
             NotFound: no such folder or archive.
         """
+        if source.startswith("file://"):
+            source = unquote(source.removeprefix("file://"))
         if not source or "\x00" in source or len(source) > 4096:
             raise _malformed(source, "it is empty or malformed")
-        if source.startswith("file://"):
-            source = unquote(urlsplit(source).path)
         if "://" in source:
             return self._remote(source, confined=confined)
         if not confined:
@@ -179,7 +179,7 @@ class AdapterSources:
             try:
                 found = candidate.resolve()
                 exists = found.exists()
-            except (OSError, RuntimeError) as error:  # a loop of links, a name too long
+            except (OSError, ValueError, RuntimeError) as error:  # a loop, a name too long
                 raise _malformed(path, str(error)) from error
             if any(found.is_relative_to(root) for root in self.roots):
                 outside = False

@@ -128,6 +128,8 @@ def test_allowed_prefixes(prefix: str, url: str, allowed: bool):
         "hf://../name",
         "",
         "a\x00b",
+        "file:///a%00b",
+        "file://",
     ],
 )
 def test_malformed_sources(url: str):
