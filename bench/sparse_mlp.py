@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from turret_kernels.activation import silu_mul
+from turret_kernels.activation import act_mul
 from turret_kernels.entries import Entries
 from turret_kernels.linear import linear, pack_linear, slice_linear
 from turret_kernels.native import TILES, lib, set_threads
@@ -31,12 +31,12 @@ def make_layer(hidden: int, inner: int) -> tuple[MlpWeights, torch.Tensor]:
     down = (torch.randn(hidden, inner) / inner**0.5).bfloat16()
     neurons = pack_neurons(gate_up[inner:], down)
     assert neurons is not None, "no CPU kernels here"
-    return MlpWeights(pack_linear(gate_up), None, pack_linear(down), None), neurons
+    return MlpWeights(pack_linear(gate_up), None, pack_linear(down), None, "silu"), neurons
 
 
 def dense_mlp(x: torch.Tensor, weights: MlpWeights) -> torch.Tensor:
     """What the decoder runs without adapters."""
-    return linear(silu_mul(linear(x, weights.gate_up)), weights.down)
+    return linear(act_mul(linear(x, weights.gate_up), "silu"), weights.down)
 
 
 def thresholds_of(x: torch.Tensor, weights: MlpWeights, share: float) -> torch.Tensor:

@@ -120,7 +120,7 @@ class Scale(Component):
 class Threshold(Component):
     """`x = x if |x| > value else 0`: activation sparsity. It has no weight but 0 and 1.
 
-    At ACT it thresholds SiLU(gate), before it meets `up` (CATS). At a linear it thresholds that
+    At ACT it thresholds act(gate), before it meets `up` (CATS). At a linear it thresholds that
     linear's *input* (TEAL), for the base's product alone: deltas read the whole input.
     """
 

@@ -18,11 +18,13 @@ class Group(IntEnum):
     HEAD = 5
     ATTENTION_IN = 6
     HEADS = 7
-    MLP_IN = 8
-    ACT = 9
-    INNER = 10
-    HEAD_IN = 11
-    BLOCK = 12
+    ATTENTION_OUT = 8
+    MLP_IN = 9
+    ACT = 10
+    INNER = 11
+    MLP_OUT = 12
+    HEAD_IN = 13
+    BLOCK = 14
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -44,9 +46,11 @@ _MODULES = {
     Group.HEAD: (Module.HEAD,),
     Group.ATTENTION_IN: (Module.ATTENTION_IN,),
     Group.HEADS: (Module.HEADS,),
+    Group.ATTENTION_OUT: (Module.ATTENTION_OUT,),
     Group.MLP_IN: (Module.MLP_IN,),
     Group.ACT: (Module.ACT,),
     Group.INNER: (Module.INNER,),
+    Group.MLP_OUT: (Module.MLP_OUT,),
     Group.HEAD_IN: (Module.HEAD_IN,),
     Group.BLOCK: (Module.BLOCK,),
 }

@@ -16,12 +16,13 @@ from torch import Tensor
 from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, listing, quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.names import parse_name
-from turret_adapters.spec import READERS, ModelShape, Module, Site
+from turret_adapters.sites import NORMED
+from turret_adapters.spec import ModelShape, Module, Site
 from turret_adapters.tensor_file import TensorFile, sample_ranges
 
 CONFIG_NAME = "config.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_GAINS = (Module.ATTENTION_IN, Module.MLP_IN, Module.HEAD_IN)
+_GAINS = (*NORMED, Module.HEAD_IN)
 # Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
 _FREQUENCIES = ".rotary_emb.inv_freq"
 
@@ -161,7 +162,7 @@ class ModelFolder:
         for key in self.names:
             if key in own or key.endswith(_FREQUENCIES):
                 continue
-            name = parse_name(key)
+            name = parse_name(key, self._shape.has_post_norms)
             if name is None or name.role not in (("weight",), ("bias",)):
                 strangers.append(key)
             elif (place := (name.site, name.role[0])) in found:
@@ -193,8 +194,8 @@ class ModelFolder:
                 sizes[site, "bias"] = (fan_out,)
         for module in _GAINS:
             layers = [-1] if module is Module.HEAD_IN else range(shape.num_layers)
-            if READERS[module] in shape.dims:
-                sizes |= {(Site(x, module), "weight"): (shape.width(module),) for x in layers}
+            sites = [site for x in layers if shape.has(site := Site(x, module))]
+            sizes |= {(site, "weight"): (shape.width(module),) for site in sites}
         return sizes
 
     def _compare(self, key: str, site: Site, role: str, size: tuple[int, ...]) -> None:

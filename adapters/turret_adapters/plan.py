@@ -16,7 +16,7 @@ from turret_adapters.banks.split_linear import split_linear
 from turret_adapters.groups import Group, point
 from turret_adapters.site_weights import SiteWeights
 from turret_adapters.spec import Module
-from turret_kernels.activation import silu_mul
+from turret_kernels.activation import Activation, act_mul
 from turret_kernels.entries import Entries
 from turret_kernels.linear import LinearWeight, linear
 from turret_kernels.rope_kv import KVCache
@@ -56,8 +56,17 @@ class BasePlan:
         """Does anything but the base act in this step?"""
         return False
 
-    def embed(self, hidden: Tensor, token_ids: Tensor) -> None:
-        """Let the adapters act on the embedded tokens `hidden` [T, hidden], in place."""
+    def embed(self, hidden: Tensor, token_ids: Tensor, scale: float = 1.0) -> None:
+        """Let the adapters act on the embedded tokens, and scale them, in place.
+
+        Args:
+            hidden: [T, hidden], rows of the embedding.
+            token_ids: int64 [T].
+            scale: what the model multiplies its embedding by, adapted or not; virtual tokens are
+                not of the embedding.
+        """
+        if scale != 1:
+            hidden *= scale
 
     def store(self, layer: int, places: Tensor, cache: KVCache) -> None:
         """Let prefixes replace what a layer has just written to its cache.
@@ -92,15 +101,15 @@ class BasePlan:
         """
         return linear(x, weight, bias)
 
-    def gate(self, layer: int, gate_up: Tensor) -> Tensor:
-        """`SiLU(gate) * up` [T, I] of [T, 2 I], adapted."""
-        return silu_mul(gate_up)
+    def gate(self, layer: int, gate_up: Tensor, activation: Activation) -> Tensor:
+        """`act(gate) * up` [T, I] of [T, 2 I], adapted."""
+        return act_mul(gate_up, activation)
 
     def mlp(self, layer: int, x: Tensor, weights: MlpWeights) -> Tensor:
         """A whole gated MLP [T, H] of the normed rows `x` [T, H], adapted."""
         self.touch(layer, Group.MLP_IN, x)
         gate_up = self.linear(layer, Group.GATE_UP, x, weights.gate_up, weights.gate_up_bias)
-        x = self.gate(layer, gate_up)
+        x = self.gate(layer, gate_up, weights.activation)
         self.touch(layer, Group.INNER, x)
         return self.linear(layer, Group.DOWN, x, weights.down, weights.down_bias)
 
@@ -207,8 +216,9 @@ class StepPlan(BasePlan):
     def entries(self, entries: Entries) -> None:
         self._entries = entries
 
-    def embed(self, hidden: Tensor, token_ids: Tensor) -> None:  # noqa: D102
+    def embed(self, hidden: Tensor, token_ids: Tensor, scale: float = 1.0) -> None:  # noqa: D102
         self.apply(-1, Group.EMBED, hidden, token_ids)
+        super().embed(hidden, token_ids, scale)
         for start, count, slot, first in self._virtual:
             self._virtual_bank.embed(slot, first, hidden[start : start + count])
 
@@ -241,10 +251,10 @@ class StepPlan(BasePlan):
         self.apply(layer, group, y, x)
         return y
 
-    def gate(self, layer: int, gate_up: Tensor) -> Tensor:  # noqa: D102
+    def gate(self, layer: int, gate_up: Tensor, activation: Activation) -> Tensor:  # noqa: D102
         if self._sparse >> point(layer, Group.ACT) & 1:
-            return self._threshold.gate(layer, gate_up, self._entries)
-        return silu_mul(gate_up)
+            return self._threshold.gate(layer, gate_up, self._entries, activation)
+        return act_mul(gate_up, activation)
 
     def mlp(self, layer: int, x: Tensor, weights: MlpWeights) -> Tensor:  # noqa: D102
         if not self._skips_neurons(layer, x.shape[0]):

@@ -21,24 +21,32 @@ class Module(StrEnum):
     DOWN = "down_proj"
     EMBED = "embed_tokens"
     HEAD = "lm_head"
-    ATTENTION_IN = "input_layernorm"  # what q, k and v read
+    ATTENTION_IN = "attention_in"  # what q, k and v read
     HEADS = "attention"  # the heads' outputs side by side: what o reads
-    MLP_IN = "post_attention_layernorm"  # what gate and up read
-    ACT = "act_fn"  # SiLU(gate), before it meets up
+    ATTENTION_OUT = "attention_out"  # o's output behind its norm, where the model has one (Gemma)
+    MLP_IN = "mlp_in"  # what gate and up read
+    ACT = "act_fn"  # SiLU(gate) or GELU(gate), before it meets up
     INNER = "mlp_inner"  # what down reads
+    MLP_OUT = "mlp_out"  # down's output behind its norm, where the model has one
     HEAD_IN = "norm"  # what the head reads
     BLOCK = "block"  # what comes out of a layer, the residual stream
 
 
 LINEARS = (Module.Q, Module.K, Module.V, Module.O, Module.GATE, Module.UP, Module.DOWN)
+# Behind norms that not every model has.
+POST_NORMED = (Module.ATTENTION_OUT, Module.MLP_OUT)
+# What comes out of a norm whose gain adapters may change, in the order of a layer.
+NORMED = (Module.ATTENTION_IN, Module.ATTENTION_OUT, Module.MLP_IN, Module.MLP_OUT)
 UNLAYERED = frozenset({Module.EMBED, Module.HEAD, Module.HEAD_IN})  # once in a model
 # An activation is as wide as the input of the linear that reads it.
 READERS = {
     Module.ATTENTION_IN: Module.Q,
     Module.HEADS: Module.O,
+    Module.ATTENTION_OUT: Module.GATE,  # past the norm before it
     Module.MLP_IN: Module.GATE,
     Module.ACT: Module.DOWN,
     Module.INNER: Module.DOWN,
+    Module.MLP_OUT: Module.Q,  # of the next layer, past its norm
     Module.HEAD_IN: Module.HEAD,
     Module.BLOCK: Module.Q,  # of the next layer, past its norm
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from turret_adapters.positions import Positions
-from turret_adapters.sites import LINEARS, READERS, UNLAYERED, Module, Site
+from turret_adapters.sites import LINEARS, POST_NORMED, READERS, UNLAYERED, Module, Site
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,10 @@ class ModelShape:
         weight: reads the base's weight at a site ([out, in]; the embedding [vocab, hidden]), for
             formats that repeat it or depend on it; None where no base is at hand.
         bias: reads the base's bias at a linear, [out]; None where it has none.
-        gain: reads the gain of the norm before an activation (ATTENTION_IN, MLP_IN, HEAD_IN), [n].
+        gain: reads the weight of the norm before an activation (NORMED, HEAD_IN), [n], as stored.
+        gain_offset: what those norms add to their weights: 1 in Gemma.
+        has_post_norms: o's and down's outputs are normed, too: the base has POST_NORMED.
+        activation: of the MLP's gate: "silu", or "gelu_tanh".
         head_dim: width of one attention head; 0 where unknown.
         max_rank: rank rows that there are per site. Formats that multiply ranks ask before they
             allocate: a file of some kilobytes may name a branch of gigabytes.
@@ -49,6 +52,9 @@ class ModelShape:
     weight: Callable[[Site], Tensor] | None = None
     bias: Callable[[Site], Tensor | None] | None = None
     gain: Callable[[Site], Tensor] | None = None
+    gain_offset: float = 0.0
+    has_post_norms: bool = False
+    activation: str = "silu"
     head_dim: int = 0
     max_rank: int = 4096
 
@@ -67,6 +73,8 @@ class ModelShape:
         known = READERS.get(site.module, site.module) in self.dims
         if site.module in UNLAYERED:
             return known and site.layer == -1
+        if site.module in POST_NORMED and not self.has_post_norms:
+            return False
         return known and 0 <= site.layer < self.num_layers
 
     def sites(self) -> list[Site]:

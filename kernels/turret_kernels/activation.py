@@ -1,6 +1,10 @@
-"""The gate of a gated MLP: `SiLU(gate) * up`."""
+"""The gate of a gated MLP: `act(gate) * up`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,22 +13,31 @@ from torch.nn import functional as F
 from turret_kernels import gpu, native
 from turret_kernels.native import lib
 
+Activation = Literal["silu", "gelu_tanh"]
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+# In the order of the enumeration in native/common.h.
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
+
+
+def act_mul(gate_up: Tensor, activation: Activation) -> Tensor:
     """[T, 2 I] (gate first) -> [T, I] in the same dtype, contiguous."""
-    if gpu.takes(gate_up):
-        from turret_kernels.gpu import activation
+    if activation == "silu" and gpu.takes(gate_up):
+        from turret_kernels.gpu.activation import silu_mul
 
-        return activation.silu_mul(gate_up)
+        return silu_mul(gate_up)
     if lib is None or gate_up.dtype != torch.bfloat16 or gate_up.device.type != "cpu":
-        return silu_mul_reference(gate_up)
+        return act_mul_reference(gate_up, activation)
     rows, width = gate_up.shape
     out = native.allocate((rows, width // 2), gate_up.dtype)
-    lib.turret_silu_mul(out.data_ptr(), gate_up.data_ptr(), rows, width // 2)
+    lib.turret_act_mul(out.data_ptr(), gate_up.data_ptr(), rows, width // 2, NUMBER[activation])
     return out
 
 
-def silu_mul_reference(gate_up: Tensor) -> Tensor:
-    """Two torch ops; SiLU is rounded to the dtype before the product."""
+def act_mul_reference(gate_up: Tensor, activation: Activation) -> Tensor:
+    """Two torch ops; the activation is rounded to the dtype before the product."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return ACTIVATIONS[activation](gate) * up

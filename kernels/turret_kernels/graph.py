@@ -33,8 +33,8 @@ KERNELS = (
     "rope_and_store",
     "paged_attention",
     "rms_norm",
-    "silu_mul",
-    "silu_threshold_mul",
+    "act_mul",
+    "act_threshold_mul",
     "threshold",
     "offset",
     "scale",
@@ -43,7 +43,7 @@ KERNELS = (
     "sparse_mlp",
     "rotate",
 )
-_MAX_ARGUMENTS = 18
+_MAX_ARGUMENTS = 19
 
 
 class _Call(ctypes.Structure):

@@ -12,20 +12,23 @@ from turret_kernels.native import lib
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; statistics in float32.
 
+    Where the product is rounded is the models' difference, and the weight's dtype says it: a
+    weight in the dtype of `x` multiplies the rounded norm (Llama), a float32 weight beside a
+    narrower `x` the unrounded one (Gemma, whose gains are 1 + w in float32).
+
     Args:
         x: [T, N] or [T, heads, N]; the last dimension is contiguous.
-        weight: [N].
+        weight: [N], in the dtype of `x` or in float32.
         eps: added to the mean square.
     """
-    if gpu.takes(x):
+    if _on_gpu(x, weight):
         from turret_kernels.gpu import norms
 
         return norms.rms_norm(x, weight, eps)
     if not _native(x):
         return rms_norm_reference(x, weight, eps)
-    flat = x.reshape(-1, x.shape[-1])
     out = native.allocate(tuple(x.shape), x.dtype)
-    _launch(out, flat, None, weight, eps)
+    _launch(out, x, None, weight, eps)
     return out
 
 
@@ -35,10 +38,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     Args:
         x: [T, N] output of the previous sub-layer.
         residual: [T, N], updated in place.
-        weight: [N].
+        weight: [N], as for `rms_norm`.
         eps: added to the mean square.
     """
-    if gpu.takes(x):
+    if _on_gpu(x, weight):
         from turret_kernels.gpu import norms
 
         return norms.add_rms_norm(x, residual, weight, eps)
@@ -51,13 +54,19 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """As transformers' LlamaRMSNorm: normalised in float32, rounded, then scaled.
+    """As transformers' LlamaRMSNorm (normalised in float32, rounded, scaled), or Gemma3RMSNorm.
 
     float64 inputs are normalised in float64: the truth for float32.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+    if weight.dtype == x.dtype:
+        return weight * wide.to(x.dtype)
+    return (weight * wide).to(x.dtype)
+
+
+def _on_gpu(x: Tensor, weight: Tensor) -> bool:
+    return gpu.takes(x) and weight.dtype == x.dtype
 
 
 def _native(x: Tensor) -> bool:
@@ -66,13 +75,17 @@ def _native(x: Tensor) -> bool:
 
 def _launch(out: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> None:
     assert lib is not None
+    heads, head_stride = (x.shape[1], x.stride(1)) if x.dim() == 3 else (1, 0)
     lib.turret_rms_norm(
         out.data_ptr(),
         x.data_ptr(),
         None if residual is None else residual.data_ptr(),
         weight.data_ptr(),
-        x.shape[0],
-        x.shape[1],
+        weight.dtype == torch.float32,
+        x.shape[0] * heads,
+        heads,
+        x.shape[-1],
         x.stride(0),
+        head_stride,
         eps,
     )

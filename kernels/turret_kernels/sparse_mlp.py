@@ -1,6 +1,6 @@
 """The gated MLP of rows with a CATS threshold: behind the gate, only live neurons are read.
 
-`y = W_down (g * (W_up x))`, `g = SiLU(W_gate x)` where its magnitude exceeds the row's threshold
+`y = W_down (g * (W_up x))`, `g = act(W_gate x)` where its magnitude exceeds the row's threshold
 and 0 elsewhere (Lee et al., 2024). A neuron is live if any row of the call keeps it.
 """
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from turret_kernels import native
+from turret_kernels.activation import NUMBER, Activation
 from turret_kernels.entries import Entries
 from turret_kernels.linear import LinearWeight, linear
 from turret_kernels.native import TILES, lib
-from turret_kernels.threshold import silu_threshold_mul
+from turret_kernels.threshold import act_threshold_mul
 
 MAX_ROWS = 4
 # By number of rows: the live share of the neurons from which reading all of them in order is as
@@ -32,12 +33,14 @@ class MlpWeights:
         gate_up_bias: [2 I] or None.
         down: [H, I].
         down_bias: [H] or None.
+        activation: of the gate.
     """
 
     gate_up: LinearWeight
     gate_up_bias: Tensor | None
     down: LinearWeight
     down_bias: Tensor | None
+    activation: Activation
 
 
 def pack_neurons(up: Tensor, down: Tensor) -> Tensor | None:
@@ -104,6 +107,7 @@ def sparse_mlp(
         entries.row_start.data_ptr(),
         entries.row_count.data_ptr(),
         entries.count.data_ptr(),
+        NUMBER[weights.activation],
         TILES,
         DENSE_ABOVE[rows - 1] if dense_above is None else dense_above,
     )
@@ -115,5 +119,5 @@ def sparse_mlp_reference(
 ) -> tuple[Tensor, Tensor]:
     """Everything is computed, then masked."""
     gate_up = linear(x, weights.gate_up, weights.gate_up_bias)
-    product = silu_threshold_mul(gate_up, thresholds, entries)
+    product = act_threshold_mul(gate_up, thresholds, entries, weights.activation)
     return linear(product, weights.down, weights.down_bias), product

@@ -10,20 +10,23 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from turret_kernels import native
+from turret_kernels.activation import ACTIVATIONS, NUMBER, Activation
 from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
 
-def silu_threshold_mul(gate_up: Tensor, thresholds: Tensor, entries: Entries) -> Tensor:
-    """`SiLU(gate) * 1[|SiLU(gate)| > t] * up` (CATS, Lee et al., 2024, with its code's strict >).
+def act_threshold_mul(
+    gate_up: Tensor, thresholds: Tensor, entries: Entries, activation: Activation
+) -> Tensor:
+    """`act(gate) * 1[|act(gate)| > t] * up` (CATS, Lee et al., 2024, with its code's strict >).
 
     Args:
         gate_up: [T, 2 I], gate first; contiguous.
         thresholds: float32 [S].
         entries: which slot's threshold holds for which rows; at most one with a threshold per row.
+        activation: of the gate.
 
     Returns:
         [T, I] in the same dtype.
@@ -31,24 +34,25 @@ def silu_threshold_mul(gate_up: Tensor, thresholds: Tensor, entries: Entries) ->
     rows, width = gate_up.shape
     if not _native(gate_up) or lib is None:
         gate, up = gate_up.chunk(2, dim=-1)
-        gate = F.silu(gate)
+        gate = ACTIVATIONS[activation](gate)
         bounds = _row_bounds(thresholds, entries, rows)
         return torch.where(gate.abs() <= bounds, 0, gate) * up
     out = native.allocate((rows, width // 2), gate_up.dtype)
-    _launch(lib.turret_silu_threshold_mul, out, gate_up, rows, width // 2, thresholds, entries)
+    sizes = rows, width // 2, NUMBER[activation]
+    _launch(lib.turret_act_threshold_mul, out, gate_up, sizes, thresholds, entries)
     return out
 
 
 def threshold(x: Tensor, thresholds: Tensor, entries: Entries) -> Tensor:
     """`x * 1[|x| > t]` (TEAL, Liu et al., 2024): a copy of `x` [T, N] with small values zeroed.
 
-    Arguments as in `silu_threshold_mul`.
+    Arguments as in `act_threshold_mul`.
     """
     rows, width = x.shape
     if not _native(x) or lib is None:
         return torch.where(x.abs() <= _row_bounds(thresholds, entries, rows), 0, x)
     out = native.allocate((rows, width), x.dtype)
-    _launch(lib.turret_threshold, out, x, rows, width, thresholds, entries)
+    _launch(lib.turret_threshold, out, x, (rows, width), thresholds, entries)
     return out
 
 
@@ -56,16 +60,14 @@ def _launch(
     kernel: Callable[..., None],
     out: Tensor,
     x: Tensor,
-    rows: int,
-    width: int,
+    sizes: tuple[int, ...],
     thresholds: Tensor,
     entries: Entries,
 ) -> None:
     kernel(
         out.data_ptr(),
         x.data_ptr(),
-        rows,
-        width,
+        *sizes,
         thresholds.data_ptr(),
         entries.slot.data_ptr(),
         entries.row_start.data_ptr(),

@@ -339,7 +339,9 @@ class TestThresholds:
         bank = self.make()
         bank.put(0, [Threshold(Site(0, Module.ACT), 0.5)])
         gate, up = torch.randn(2, TOKENS, 40)
-        y = bank.gate(0, torch.cat([gate, up], dim=1), entries((0, 1.0, 0, 2), (1, 1.0, 3, 1)))
+        y = bank.gate(
+            0, torch.cat([gate, up], dim=1), entries((0, 1.0, 0, 2), (1, 1.0, 3, 1)), "silu"
+        )
         act = torch.nn.functional.silu(gate)
         act[:2] = torch.where(act[:2].abs() > 0.5, act[:2], 0)
         torch.testing.assert_close(y, act * up)
@@ -377,7 +379,7 @@ class TestThresholds:
         bank.clear(0)
         assert bank.touched[0] == 0
         gate_up = torch.randn(3, 80)
-        y = bank.gate(0, gate_up, entries((0, 1.0, 0, 3)))
+        y = bank.gate(0, gate_up, entries((0, 1.0, 0, 3)), "silu")
         assert torch.equal(y, torch.nn.functional.silu(gate_up[:, :40]) * gate_up[:, 40:])
 
     def test_two_at_one_site_are_refused(self):

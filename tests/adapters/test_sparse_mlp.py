@@ -39,7 +39,7 @@ class Model:
         gates = [torch.cat([self.weights[Site(i, m)] for m in GATE_UP]) for i in range(LAYERS)]
         downs = [self.weights[Site(i, Module.DOWN)] for i in range(LAYERS)]
         self.layers = [
-            MlpWeights(pack_linear(gate), None, pack_linear(down), None)
+            MlpWeights(pack_linear(gate), None, pack_linear(down), None, "silu")
             for gate, down in zip(gates, downs, strict=True)
         ]
         self.neurons = self.banks.threshold._neurons

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from turret_kernels import native
-from turret_kernels.activation import silu_mul
+from turret_kernels.activation import act_mul
 from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.linear import linear, pack_linear
@@ -18,7 +18,7 @@ def network():
 
     def run(x, residual):
         for _ in range(3):
-            x = linear(silu_mul(linear(add_rms_norm(x, residual, gain, 1e-5), up)), down)
+            x = linear(act_mul(linear(add_rms_norm(x, residual, gain, 1e-5), up), "silu"), down)
         return x
 
     return run

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from turret_kernels import native
+from turret_kernels.activation import ACTIVATIONS
 from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.linear import pack_linear
@@ -12,14 +13,15 @@ NEVER_DENSE = 2.0
 SIZES = [(64, 96), (96, 256), (160, 800)]
 
 
-def mlp(hidden, inner, bias=False):
+def mlp(hidden, inner, bias=False, activation="silu"):
     """Weights, and the same neuron by neuron."""
     gate, up = torch.randn(2, inner, hidden).bfloat16() / hidden**0.5
     down = torch.randn(hidden, inner).bfloat16() / inner**0.5
     biases = torch.randn(2 * inner).bfloat16() / 4, torch.randn(hidden).bfloat16()
     gate_bias, down_bias = biases if bias else (None, None)
     gate_up = pack_linear(torch.cat([gate, up]))
-    return MlpWeights(gate_up, gate_bias, pack_linear(down), down_bias), pack_neurons(up, down)
+    weights = MlpWeights(gate_up, gate_bias, pack_linear(down), down_bias, activation)
+    return weights, pack_neurons(up, down)
 
 
 def one_each(*slots):
@@ -38,12 +40,12 @@ def assert_close(found, wanted):
 
 
 @needs_native
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("bias", "activation"), [(False, "silu"), (True, "gelu_tanh")])
 @pytest.mark.parametrize("dense_above", [NEVER_DENSE, -1.0], ids=["sparse", "dense"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 @pytest.mark.parametrize(("hidden", "inner"), SIZES)
-def test_it_is_the_dense_mlp_with_a_mask(hidden, inner, rows, dense_above, bias):
-    weights, neurons = mlp(hidden, inner, bias)
+def test_it_is_the_dense_mlp_with_a_mask(hidden, inner, rows, dense_above, bias, activation):
+    weights, neurons = mlp(hidden, inner, bias, activation)
     x = torch.randn(rows, hidden).bfloat16()
     thresholds, entries = torch.tensor([0.1, 0.0, 0.4, 50.0]), one_each(*range(rows))
     wanted, wanted_product = sparse_mlp_reference(x, weights, thresholds, entries)
@@ -120,13 +122,15 @@ def test_a_graph_replays_it():
     assert torch.equal(y, sparse_mlp(x, weights, neurons, thresholds, entries)[0])
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_without_neurons_it_is_the_formula(dtype):
+def test_without_neurons_it_is_the_formula(dtype, activation):
     gate, up, down = torch.randn(3, 40, 40, dtype=dtype) / 40**0.5
-    weights = MlpWeights(pack_linear(torch.cat([gate, up])), None, pack_linear(down), None)
+    gate_up = pack_linear(torch.cat([gate, up]))
+    weights = MlpWeights(gate_up, None, pack_linear(down), None, activation)
     x = torch.randn(6, 40, dtype=dtype)  # more rows than the kernel takes
     entries = Entries(*(torch.tensor([v], dtype=torch.int32) for v in (0, 1, 0, 6)))
     y, _ = sparse_mlp(x, weights, None, torch.tensor([0.3]), entries)
-    act = torch.nn.functional.silu(x @ gate.T)
+    act = ACTIVATIONS[activation](x @ gate.T)
     wanted = (act * (act.abs() > 0.3) * (x @ up.T)) @ down.T
     torch.testing.assert_close(y, wanted)

@@ -1,13 +1,14 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from turret_kernels import native, threshold
-from turret_kernels.activation import silu_mul
+from turret_kernels.activation import ACTIVATIONS, act_mul
 from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
-from turret_kernels.threshold import silu_threshold_mul
+from turret_kernels.threshold import act_threshold_mul
 
 # By slot; -1: none. 0 keeps all but zeros. Not representable in bf16: 0.3, 0.7.
 BOUNDS = torch.tensor([0.3, 0.7, 0.0, -1.0, float("inf")])
@@ -18,6 +19,10 @@ BATCHES = {
     "stacked with none": (6, [(0, 0, 4), (3, 0, 6)]),  # an adapter without thresholds beside
 }
 DTYPES = [torch.bfloat16, torch.float32]
+EXACT = {
+    "silu": lambda g: g / (1 + math.exp(-g)),
+    "gelu_tanh": lambda g: g / (1 + math.exp(-math.sqrt(8 / math.pi) * (g + 0.044715 * g**3))),
+}
 
 
 def entries(rows):
@@ -63,16 +68,18 @@ def test_threshold(batch, width, dtype):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("width", [16, 50, 640])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_silu_threshold_mul(batch, width, dtype):
-    """SiLU is rounded to the dtype, compared, and multiplied."""
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_act_threshold_mul(batch, width, dtype, activation):
+    """The activation is rounded to the dtype, compared, and multiplied."""
     tokens, rows = BATCHES[batch]
     gate, up = (torch.randn(2, tokens, width) * 2).to(dtype)
-    found = silu_threshold_mul(torch.cat([gate, up], dim=1), BOUNDS, entries(rows))
+    gate_up = torch.cat([gate, up], dim=1)
+    found = act_threshold_mul(gate_up, BOUNDS, entries(rows), activation)
     for row, bound in enumerate(bounds_of(tokens, rows)):
         for g, u, value in zip(
             gate[row].tolist(), up[row].tolist(), found[row].tolist(), strict=True
         ):
-            exact = g / (1 + math.exp(-g))
+            exact = EXACT[activation](g)
             ulp = abs(exact) * (2**-7 if dtype == torch.bfloat16 else 2**-20)
             if bound is not None and abs(abs(exact) - bound) <= ulp:
                 continue  # on which side it lies depends on the rounding
@@ -82,31 +89,34 @@ def test_silu_threshold_mul(batch, width, dtype):
 
 
 @pytest.mark.usefixtures("path")
-def test_without_a_threshold_it_is_silu_mul():
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_without_a_threshold_it_is_act_mul(activation):
     gate_up = torch.randn(40, 200).bfloat16()
-    found = silu_threshold_mul(gate_up, BOUNDS, entries([(3, 0, 40)]))
+    found = act_threshold_mul(gate_up, BOUNDS, entries([(3, 0, 40)]), activation)
     if threshold.lib is None:
-        # The torch path rounds SiLU as F.silu does.
-        torch.testing.assert_close(found, silu_mul(gate_up), rtol=2**-6, atol=1e-6)
+        # The torch path rounds the activation as torch does.
+        torch.testing.assert_close(found, act_mul(gate_up, activation), rtol=2**-6, atol=1e-6)
     else:
-        assert torch.equal(found, silu_mul(gate_up))
+        assert torch.equal(found, act_mul(gate_up, activation))
 
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_nan_stays_visible(dtype):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_nan_stays_visible(dtype, activation):
     """With and without a threshold: a damaged row must not look like a sparse one."""
     x = torch.randn(4, 32).to(dtype)
     x[:, 5] = float("nan")
     assert threshold.threshold(x, BOUNDS, entries([(0, 0, 2)]))[:, 5].isnan().all()
-    assert silu_threshold_mul(x, BOUNDS, entries([(0, 0, 2)]))[:, 5].isnan().all()
+    found = act_threshold_mul(x, BOUNDS, entries([(0, 0, 2)]), activation)
+    assert found[:, 5].isnan().all()
 
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_does_not_depend_on_its_batch(dtype):
     x = torch.randn(90, 640).to(dtype)
-    for act in (threshold.threshold, silu_threshold_mul):
+    for act in (threshold.threshold, partial(act_threshold_mul, activation="gelu_tanh")):
         whole = act(x, BOUNDS, entries([(0, 0, 30), (1, 40, 50)]))
         for row, rows in ((7, [(0, 0, 1)]), (88, [(1, 0, 1)]), (35, [(3, 0, 1)])):
             assert torch.equal(act(x[row : row + 1], BOUNDS, entries(rows))[0], whole[row])
@@ -119,7 +129,8 @@ def test_a_replay_reads_the_entries_of_its_time():
     x, bounds = torch.randn(8, 96).bfloat16(), BOUNDS.clone()
 
     def act(x, bounds, entries):
-        return silu_threshold_mul(threshold.threshold(x, bounds, entries), bounds, entries)
+        sparse = threshold.threshold(x, bounds, entries)
+        return act_threshold_mul(sparse, bounds, entries, "gelu_tanh")
 
     with capture(MemoryPool()) as calls:
         out = act(x, bounds, static)

@@ -15,9 +15,10 @@ from turret_adapters.components import Component, Threshold
 from turret_adapters.groups import Group
 from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import native
+from turret_kernels.activation import Activation
 from turret_kernels.entries import Entries
 from turret_kernels.sparse_mlp import MlpWeights, sparse_mlp
-from turret_kernels.threshold import silu_threshold_mul, threshold
+from turret_kernels.threshold import act_threshold_mul, threshold
 
 
 class ThresholdBank:
@@ -95,10 +96,10 @@ class ThresholdBank:
         ((_, table, _),) = self._tables.at(layer, Group.ACT)
         return sparse_mlp(x, weights, self._neurons.at(layer), table, entries)
 
-    def gate(self, layer: int, gate_up: Tensor, entries: Entries) -> Tensor:
-        """`SiLU(gate) * up` [T, I] with the thresholds of a layer; some entry has one."""
+    def gate(self, layer: int, gate_up: Tensor, entries: Entries, activation: Activation) -> Tensor:
+        """`act(gate) * up` [T, I] with the thresholds of a layer; some entry has one."""
         ((_, table, _),) = self._tables.at(layer, Group.ACT)
-        return silu_threshold_mul(gate_up, table, entries)
+        return act_threshold_mul(gate_up, table, entries, activation)
 
     def change_inputs(
         self, layer: int, group: Group, x: Tensor, inputs: dict[Module, Tensor], entries: Entries

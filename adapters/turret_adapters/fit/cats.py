@@ -1,4 +1,4 @@
-"""Fit CATS thresholds (Lee et al., 2024): per layer, the exact quantile of |SiLU(gate)|.
+"""Fit CATS thresholds (Lee et al., 2024): per layer, the exact quantile of |act(gate)|.
 
 The authors' code takes it from a histogram of the signed range [-1, 1] in 999 bins; here it is
 exact, so that layers with small activations reach the sparsity, too. As there, statistics are
@@ -22,7 +22,9 @@ from turret_adapters.fit.text import Step, TextWindows, perplexity
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Called with the layer and SiLU(gate) of some tokens; what it returns goes on.
+_ACTIVATIONS = ("silu", "swish", "gelu_pytorch_tanh")
+
+# Called with the layer and act(gate) of some tokens; what it returns goes on.
 Watch = Callable[[int, Tensor], Tensor]
 
 
@@ -70,7 +72,7 @@ def fit_cats(model: PreTrainedModel, text: TextWindows, sparsity: float, step: S
         step: called after every window of every pass.
 
     Raises:
-        AdapterError: the sparsity makes no sense, or the model has no MLP gated by SiLU.
+        AdapterError: the sparsity makes no sense, or the model has no MLP gated by SiLU or GELU.
     """
     if not 0 < sparsity < 1:
         raise AdapterError(
@@ -129,18 +131,20 @@ def gated_mlps(model: PreTrainedModel) -> list[Any]:
     mlps = [getattr(layer, "mlp", None) for layer in layers]
     wanted = ("gate_proj", "up_proj", "down_proj", "act_fn")
     is_gated = all(hasattr(mlp, name) for mlp in mlps for name in wanted)
-    if not mlps or not is_gated or model.config.hidden_act not in ("silu", "swish"):
+    config = model.config
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    if not mlps or not is_gated or activation not in _ACTIVATIONS:
         raise AdapterError(
             "nothing was fitted",
-            f"{type(model).__name__} has no layers with an MLP gated by SiLU",
-            "Name a model of the Llama family.",
+            f"{type(model).__name__} has no layers with an MLP gated by SiLU or GELU",
+            "Name a model of the Llama family or a Gemma.",
         )
     return mlps
 
 
 @contextmanager
 def watching(model: PreTrainedModel, watch: Watch) -> Iterator[None]:
-    """Let `watch` see, and replace, SiLU(gate) of every layer inside."""
+    """Let `watch` see, and replace, act(gate) of every layer inside."""
     mlps = gated_mlps(model)
     originals = [mlp.act_fn for mlp in mlps]
     for layer, mlp in enumerate(mlps):

@@ -1,6 +1,7 @@
 """CATS: neurons of the MLP that hardly fire are left out (Lee et al., 2024, arXiv 2404.08763).
 
-`y = W_down (a * (W_up x))`, `a = SiLU(W_gate x)` where `|a| > t`, else 0: one threshold per layer.
+`y = W_down (a * (W_up x))`, `a = act(W_gate x)` where `|a| > t`, else 0: one threshold per layer.
+The activation is the base's, SiLU or GELU.
 
 Two formats are read. The authors' code saves a whole model whose config.json has `thresholds`, one
 number per layer; weights beside it must be those of the served base. The compact one (`turret fit
@@ -71,8 +72,8 @@ class _Checkpoint:
             )
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
             raise self._unsupported(
-                f"hidden_act is {quote(config['hidden_act'])}; CATS thresholds SiLU",
-                "Fit the thresholds on a model with SiLU.",
+                f"hidden_act is {quote(config['hidden_act'])}; the authors' models have SiLU",
+                "Fit the thresholds on a model with SiLU, or with `turret fit cats`.",
             )
         for name in _PICKLES:
             if files.has(name):
@@ -87,6 +88,11 @@ class _Checkpoint:
 
     def check_weights(self, shape: ModelShape) -> None:
         """Thresholds say nothing about other weights, and models are often tuned after them."""
+        if shape.activation != "silu":
+            raise self._unsupported(
+                f"it thresholds SiLU, and this base's gate is {shape.activation}",
+                "Load it on the base that it was fitted on.",
+            )
         if is_model_folder(self._files):
             ModelFolder(self._files, shape).check_base(frozenset())
 

@@ -1,6 +1,7 @@
 """LN tuning as PEFT saves it (Zhao et al., 2023, arXiv 2312.11420): gains of norms of its own.
 
-`x_norm * g` becomes `x_norm * g'`, which is the base's activation times `g' / g`.
+`x_norm * g` becomes `x_norm * g'`, which is the base's activation times `g' / g`. In Gemma g is one
+more than what is stored.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from turret_adapters.peft.config import WEIGHTS_NAME, PeftConfig
 from turret_adapters.peft.roles import collect, simple_role
 from turret_adapters.peft.targets import Targets
 from turret_adapters.peft.tensors import PeftTensors, is_peft
+from turret_adapters.sites import NORMED
 from turret_adapters.spec import READERS, Kind, ModelShape, Module, Program, Site
 from turret_adapters.tensor_file import is_finite
 
 _REFUSED = {"modules_to_save": "it stores full weights of modules; gains of norms can be served"}
 _KNOWN = frozenset({"exclude_modules", "target_modules"})
 _ROLE = simple_role({"ln_tuning_layers": "gain"})
-_NORMS = (Module.ATTENTION_IN, Module.MLP_IN)
 
 
 class _Compiler:
@@ -36,7 +37,7 @@ class _Compiler:
 
     def program(self) -> Program:
         shape = self._shape
-        sites = [Site(layer, module) for layer in range(shape.num_layers) for module in _NORMS]
+        sites = [Site(layer, module) for layer in range(shape.num_layers) for module in NORMED]
         components: list[Component] = []
         for site in [*sites, Site(-1, Module.HEAD_IN)]:
             if shape.has(site) and self._tensors.is_adapted(site, ("gain",), self._targets):
@@ -46,13 +47,14 @@ class _Compiler:
     def _ratio(self, site: Site) -> Tensor:
         """The new gain over the base's, float32."""
         key = self._tensors.at(site).keys["gain"]
-        new = self._tensors.read(key, (self._shape.width(site.module),)).float()
+        offset = self._shape.gain_offset
+        new = self._tensors.read(key, (self._shape.width(site.module),)).float() + offset
         if self._shape.gain is None:
             raise self._tensors.unsupported(
                 "it is served as a ratio to the base's gains, and no base is at hand",
                 "Load it into a server of its base.",
             )
-        old = self._shape.gain(site).float().cpu()
+        old = self._shape.gain(site).float().cpu() + offset
         ratio = new / old
         ratio[new == old] = 1  # 0 / 0 where both are zero
         if not is_finite(ratio):
@@ -71,7 +73,7 @@ def _refuse_head_norms(files: AdapterFiles, config: PeftConfig) -> None:
     if found:
         raise config.unsupported(
             f"it changes the norms inside attention ({listing(found)}); those before attention, "
-            "MLP and head can be served",
+            "behind attention, MLP and head can be served",
             "Train it without q_norm and k_norm, or serve the merged model.",
         )
 
@@ -90,7 +92,7 @@ def _guess_shape(files: AdapterFiles) -> ModelShape:
     sizes = [tensors.infos[x.keys["gain"]].shape for x in found.values() if "gain" in x.keys]
     hidden = max((size[0] for size in sizes if size), default=0)
     num_layers = max((site.layer + 1 for site in found), default=0)
-    dims = {READERS[module]: (hidden, 0) for module in (*_NORMS, Module.HEAD_IN)}
+    dims = {READERS[module]: (hidden, 0) for module in (*NORMED, Module.HEAD_IN)}
     return ModelShape(num_layers, dims)
 
 

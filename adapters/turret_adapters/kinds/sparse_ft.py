@@ -68,7 +68,7 @@ class _Compiler:
         strangers: list[str] = []
         for key in self._file.infos:
             name, role = _split(key)
-            parsed = parse_name(name)
+            parsed = parse_name(name, self._shape.has_post_norms)
             if role is None or parsed is None or not self._exists(parsed.site, parsed.role):
                 strangers.append(key)
                 continue
@@ -102,13 +102,14 @@ class _Compiler:
             change = self._read(keys["abs"], tuple(base.shape)).float() - base
         else:
             change = torch.zeros_like(base).index_add_(0, *self._changes(keys, len(base)))
-        if ((base == 0) & (change != 0)).any():
+        gain = base + self._shape.gain_offset
+        if ((gain == 0) & (change != 0)).any():
             raise AdapterUnsupported(
                 self._what,
                 f"it changes gains of {site} that are 0 in the base: what they would scale is lost",
                 "Train it without the norms.",
             )
-        return Scale(site, 1 + change / base.where(base != 0, 1))
+        return Scale(site, 1 + change / gain.where(gain != 0, 1))
 
     def _weight(self, site: Site, keys: dict[str, str]) -> list[Component]:
         """A linear, the head, or the embedding (and with it a head that is tied to it)."""

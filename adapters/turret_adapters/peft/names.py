@@ -22,6 +22,24 @@ _BLOCKS = {
     Module.DOWN: "mlp",
 }
 _MODULES = {str(module): module for module in LINEARS}
+# A layer's norms, by what comes out of them. Where blocks are normed behind as well as before,
+# `post_attention_layernorm` is another norm.
+_NORMS = {
+    False: {
+        "input_layernorm": Module.ATTENTION_IN,
+        "post_attention_layernorm": Module.MLP_IN,
+    },
+    True: {
+        "input_layernorm": Module.ATTENTION_IN,
+        "post_attention_layernorm": Module.ATTENTION_OUT,
+        "pre_feedforward_layernorm": Module.MLP_IN,
+        "post_feedforward_layernorm": Module.MLP_OUT,
+    },
+}
+_NORM_NAMES = {
+    has_post_norms: {module: name for name, module in norms.items()}
+    for has_post_norms, norms in _NORMS.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +62,10 @@ class TensorName:
 
 # Every adapter of a base has the same names, some hundreds of them.
 @lru_cache(maxsize=1 << 14)
-def parse_name(key: str) -> TensorName | None:
+def parse_name(key: str, has_post_norms: bool = False) -> TensorName | None:
     """The parts of a tensor's name, or None where it belongs to no site of a decoder.
+
+    What a norm is called depends on the base (`ModelShape.has_post_norms`).
 
     The forms seen in the wild: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
     (PEFT), without `base_model.model.` (diffusers and converters), with one `model.` less (trained
@@ -57,7 +77,7 @@ def parse_name(key: str) -> TensorName | None:
     if parts[:2] == ["base_model", "model"]:
         parts = parts[2:]
     start = next((i for i, part in enumerate(parts) if part not in _PREFIXES), len(parts))
-    found = _site(parts[start : start + 4])
+    found = _site(parts[start : start + 4], has_post_norms)
     if found is None or start > 3:
         return None
     site, length = found
@@ -67,18 +87,19 @@ def parse_name(key: str) -> TensorName | None:
     return TensorName(key, ".".join(parts[:end]), site, tuple(parts[end:]))
 
 
-def module_path(site: Site, prefix: str = "model.") -> str:
+def module_path(site: Site, prefix: str = "model.", has_post_norms: bool = False) -> str:
     """The usual path of a site; `prefix` is what precedes "layers"."""
     if site.module is Module.HEAD:
         return "lm_head"
     if site.module in (Module.EMBED, Module.HEAD_IN):
         return f"{prefix}{site.module}"
     if site.module not in _BLOCKS:
-        return f"{prefix}layers.{site.layer}.{site.module}"
+        name = _NORM_NAMES[has_post_norms].get(site.module, site.module)
+        return f"{prefix}layers.{site.layer}.{name}"
     return f"{prefix}layers.{site.layer}.{_BLOCKS[site.module]}.{site.module}"
 
 
-def _site(parts: list[str]) -> tuple[Site, int] | None:
+def _site(parts: list[str], has_post_norms: bool) -> tuple[Site, int] | None:
     """The site that `parts` begin with, and how many parts name it."""
     if not parts:
         return None
@@ -91,8 +112,9 @@ def _site(parts: list[str]) -> tuple[Site, int] | None:
     is_number = number.isascii() and number.isdigit() and len(number) < 6
     if not is_number or str(int(number)) != number:
         return None
-    if parts[2] in (Module.ATTENTION_IN, Module.MLP_IN):  # named for the norm they come from
-        return Site(int(number), Module(parts[2])), 3
+    normed = _NORMS[has_post_norms].get(parts[2])
+    if normed is not None:
+        return Site(int(number), normed), 3
     module = _MODULES.get(parts[3])
     if module is None or _BLOCKS[module] != parts[2]:
         return None

@@ -25,8 +25,15 @@ class SiteTensors:
     keys: dict[str, str] = field(default_factory=dict)
 
 
-def collect(tensors: TensorFile, role_of: RoleOf) -> tuple[dict[Site, SiteTensors], list[str]]:
+def collect(
+    tensors: TensorFile, role_of: RoleOf, has_post_norms: bool = False
+) -> tuple[dict[Site, SiteTensors], list[str]]:
     """The tensors by site and role, and the names that belong to no site.
+
+    Args:
+        tensors: the file.
+        role_of: says what a tensor is to its module.
+        has_post_norms: as the base's shape says.
 
     Raises:
         AdapterMalformed: two tensors have one role.
@@ -34,7 +41,7 @@ def collect(tensors: TensorFile, role_of: RoleOf) -> tuple[dict[Site, SiteTensor
     sites: dict[Site, SiteTensors] = {}
     strangers: list[str] = []
     for key in tensors.infos:
-        name = parse_name(key)
+        name = parse_name(key, has_post_norms)
         role = name and role_of(name)
         if name is None or role is None:
             strangers.append(key)

@@ -11,9 +11,9 @@ from turret_adapters.errors import listing, quote
 from turret_adapters.peft.config import PeftConfig
 from turret_adapters.peft.low_rank import FULL_WEIGHTS
 from turret_adapters.peft.tensors import PeftTensors
+from turret_adapters.sites import NORMED
 from turret_adapters.spec import LINEARS, Module, Site
 
-_INNER_NORMS = (Module.ATTENTION_IN, Module.MLP_IN)
 _TABLES = (Module.EMBED, Module.HEAD)
 
 
@@ -39,7 +39,7 @@ def new_gains(tensors: PeftTensors, names: list[str]) -> list[Component]:
             "Train it as LoRA, or serve the merged model.",
         )
     shape = tensors.shape
-    sites = [Site(layer, module) for layer in range(shape.num_layers) for module in _INNER_NORMS]
+    sites = [Site(layer, module) for layer in range(shape.num_layers) for module in NORMED]
     sites += [Site(-1, module) for module in (Module.HEAD_IN, *_TABLES)]
     components: list[Component] = []
     for site in sites:
@@ -57,13 +57,14 @@ def new_gains(tensors: PeftTensors, names: list[str]) -> list[Component]:
 
 
 def _gain(tensors: PeftTensors, site: Site, key: str) -> Scale:
-    new = tensors.read(key, (tensors.shape.width(site.module),)).float()
+    offset = tensors.shape.gain_offset
+    new = tensors.read(key, (tensors.shape.width(site.module),)).float() + offset
     if tensors.shape.gain is None:
         raise tensors.unsupported(
             f"{quote(key)} replaces the gain of a norm, and no base is at hand to compare it with",
             "Load it into a server of its base.",
         )
-    old = tensors.shape.gain(site).float().cpu()
+    old = tensors.shape.gain(site).float().cpu() + offset
     ratio = torch.where(new == old, 1.0, new / old)
     if not torch.isfinite(ratio).all():
         raise tensors.unsupported(

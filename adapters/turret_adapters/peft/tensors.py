@@ -60,7 +60,7 @@ class PeftTensors:
         self._used: set[str] = set()
         self.shape = shape
         self.notes: list[str] = []
-        self.sites, self._strangers = collect(self._file, role_of)
+        self.sites, self._strangers = collect(self._file, role_of, shape.has_post_norms)
         self._prefix = layer_prefix(self.sites)
         foreign = [str(site) for site in sorted(self.sites) if not shape.has(site)]
         if foreign:
@@ -71,7 +71,8 @@ class PeftTensors:
 
     def at(self, site: Site) -> SiteTensors:
         """The tensors of a site, none where nothing is stored for it."""
-        return self.sites.get(site) or SiteTensors(module_path(site, self._prefix))
+        path = module_path(site, self._prefix, self.shape.has_post_norms)
+        return self.sites.get(site) or SiteTensors(path)
 
     def is_adapted(
         self, site: Site, roles: tuple[str, ...], targets: Targets, matched: bool | None = None

@@ -88,9 +88,9 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_low_rank": [p, p, p, n, p, p, p, p, n, n, i, i],
         "turret_rope_and_store": [p, p, p, n, n, n, p, p, p, p, p, n, n, n, n, n],
         "turret_paged_attention": [p, p, n, p, p, p, p, p, n, n, n, n, n, n, f, n, i],
-        "turret_rms_norm": [p, p, p, p, n, n, n, f],
-        "turret_silu_mul": [p, p, n, n],
-        "turret_silu_threshold_mul": [p, p, n, n, p, p, p, p, p],
+        "turret_rms_norm": [p, p, p, p, i, n, n, n, n, n, f],
+        "turret_act_mul": [p, p, n, n, i],
+        "turret_act_threshold_mul": [p, p, n, n, i, p, p, p, p, p],
         "turret_threshold": [p, p, n, n, p, p, p, p, p],
         "turret_offset": [p, n, n, n, p, p, p, p, p, p, p, i],
         "turret_scale": [p, n, n, n, p, p, p, p, p, p, p, p, p, i],
@@ -100,7 +100,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_sparse_delta": [p, n, n, n, p, n, p, p, p, p, p, p, i],
         "turret_row_delta": [p, n, p, n, p, p, p, p, p, p],
         "turret_pack_neurons": [p, p, p, n, n],
-        "turret_sparse_mlp": [p, p, p, n, n, n, p, p, p, p, p, p, p, p, p, p, i, f],
+        "turret_sparse_mlp": [p, p, p, n, n, n, p, p, p, p, p, p, p, p, p, p, i, i, f],
     }
     for name, argtypes in signatures.items():
         function = getattr(library, name)

@@ -70,11 +70,21 @@ static inline __m512 round_to_bf16(__m512 v) {
       _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
 }
 
-// SiLU(g), rounded to bf16 as a tensor of that dtype would be
-static inline __m512 silu_ps(__m512 g) {
-  // g * sigmoid(g) with the exponential of -|g|, which cannot overflow
-  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
-  const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
+// In the order of activation.py's ACTIVATIONS.
+enum Activation : int { kSilu = 0, kGeluTanh = 1 };
+
+// The activation of g, rounded to bf16 as a tensor of that dtype would be
+static inline __m512 act_ps(__m512 g, int activation) {
+  // SiLU is g * sigmoid(g); GELU with tanh is g * sigmoid(2 sqrt(2/pi) (g + 0.044715 g^3)).
+  __m512 x = g;
+  if (activation == kGeluTanh) {
+    const __m512 cubic = _mm512_set1_ps(1.5957691216f * 0.044715f);
+    x = _mm512_mul_ps(
+        g, _mm512_fmadd_ps(_mm512_mul_ps(g, g), cubic, _mm512_set1_ps(1.5957691216f)));
+  }
+  // With the exponential of -|x|, which cannot overflow.
+  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+  const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
   const __m512 top = _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0f), e);
   return round_to_bf16(
       _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(_mm512_set1_ps(1.0f), e)));

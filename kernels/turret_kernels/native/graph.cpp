@@ -14,9 +14,10 @@ DECLARE(rope_and_store, bf16*, const bf16*, const bf16*, int64_t, int64_t, int64
 DECLARE(paged_attention, bf16*, const bf16*, int64_t, const bf16*, const bf16*, const int32_t*,
         const int32_t*, const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float,
         int64_t, int);
-DECLARE(rms_norm, bf16*, const bf16*, bf16*, const bf16*, int64_t, int64_t, int64_t, float);
-DECLARE(silu_mul, bf16*, const bf16*, int64_t, int64_t);
-DECLARE(silu_threshold_mul, bf16*, const bf16*, int64_t, int64_t, const float*, const int32_t*,
+DECLARE(rms_norm, bf16*, const bf16*, bf16*, const void*, int, int64_t, int64_t, int64_t, int64_t,
+        int64_t, float);
+DECLARE(act_mul, bf16*, const bf16*, int64_t, int64_t, int);
+DECLARE(act_threshold_mul, bf16*, const bf16*, int64_t, int64_t, int, const float*, const int32_t*,
         const int32_t*, const int32_t*, const int64_t*);
 DECLARE(threshold, bf16*, const bf16*, int64_t, int64_t, const float*, const int32_t*,
         const int32_t*, const int32_t*, const int64_t*);
@@ -31,14 +32,14 @@ DECLARE(row_delta, float*, int64_t, const bf16*, int64_t, const void*, const int
         const int32_t*, const int32_t*, const int64_t*);
 DECLARE(sparse_mlp, bf16*, bf16*, const bf16*, int64_t, int64_t, int64_t, const bf16*, const bf16*,
         const bf16*, const bf16*, const bf16*, const float*, const int32_t*, const int32_t*,
-        const int32_t*, const int64_t*, int, float);
+        const int32_t*, const int64_t*, int, int, float);
 DECLARE(rotate, bf16*, const bf16*, int64_t, int64_t, const void*, const int32_t*, const float*,
         const int32_t*, const int32_t*, const int64_t*);
 #undef DECLARE
 
 namespace {
 
-constexpr int kMaxArguments = 18;
+constexpr int kMaxArguments = 19;
 
 struct Call {
   int64_t kernel;                   // index in graph.py's KERNELS
@@ -81,8 +82,8 @@ TURRET_API void turret_run(const Call* calls, int64_t count) {
       case 2: invoke(turret_rope_and_store, a); break;
       case 3: invoke(turret_paged_attention, a); break;
       case 4: invoke(turret_rms_norm, a); break;
-      case 5: invoke(turret_silu_mul, a); break;
-      case 6: invoke(turret_silu_threshold_mul, a); break;
+      case 5: invoke(turret_act_mul, a); break;
+      case 6: invoke(turret_act_threshold_mul, a); break;
       case 7: invoke(turret_threshold, a); break;
       case 8: invoke(turret_offset, a); break;
       case 9: invoke(turret_scale, a); break;

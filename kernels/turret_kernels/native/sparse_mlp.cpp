@@ -1,5 +1,5 @@
 // The gated MLP of a few rows whose gate has a threshold (CATS): W_down (g * (W_up x)) with
-// g = SiLU(W_gate x) where |g| exceeds it. Behind the gate only live neurons are read: those that
+// g = act(W_gate x) where |g| exceeds it. Behind the gate only live neurons are read: those that
 // any row keeps. For that up and down lie side by side per neuron: [I][2][H], the second half
 // being the neuron's column of W_down. Where too many live, the packed weights are read instead.
 #include <algorithm>
@@ -21,8 +21,9 @@ constexpr int kMaxRows = 4;
 
 struct Mlp {
   int64_t rows, hidden, inner;
+  int activation;
   const bf16 *x, *neurons, *up_bias;
-  float* act;        // [rows][I], SiLU(gate), 0 where dead
+  float* act;        // [rows][I], act(gate), 0 where dead
   int32_t* live;     // per part, the neurons that some row keeps
   int64_t* count;    // per part, how many
   float* sums;       // [parts][rows][H]; inside 32 columns even ones first
@@ -36,7 +37,7 @@ void find_live(const Mlp& mlp, const bf16* gate, const float* bounds, int64_t pa
   for (int64_t j = part * kPart; j < last; j += 16) {
     __mmask16 any = 0;
     for (int64_t r = 0; r < mlp.rows; ++r) {
-      const __m512 act = silu_ps(load_bf16(gate + r * mlp.inner + j));
+      const __m512 act = act_ps(load_bf16(gate + r * mlp.inner + j), mlp.activation);
       const __mmask16 live =
           _mm512_cmp_ps_mask(_mm512_abs_ps(act), _mm512_set1_ps(bounds[r]), _CMP_NLE_UQ);
       _mm512_storeu_ps(mlp.act + r * mlp.inner + j, _mm512_maskz_mov_ps(live, act));
@@ -175,8 +176,8 @@ TURRET_API void turret_sparse_mlp(bf16* y, bf16* product, const bf16* x, int64_t
                                   const bf16* down, const bf16* neurons, const bf16* gate_up_bias,
                                   const bf16* down_bias, const float* thresholds,
                                   const int32_t* slot, const int32_t* row_start,
-                                  const int32_t* row_count, const int64_t* count, int tiles,
-                                  float dense_above) {
+                                  const int32_t* row_count, const int64_t* count,
+                                  int activation, int tiles, float dense_above) {
   float bounds[kMaxRows];
   std::fill_n(bounds, kMaxRows, -1.0f);
   for (int64_t i = 0; i < *count; ++i)
@@ -192,8 +193,8 @@ TURRET_API void turret_sparse_mlp(bf16* y, bf16* product, const bf16* x, int64_t
   live.resize(parts * kPart);
   counts.resize(parts);
   const bf16* up_bias = gate_up_bias ? gate_up_bias + inner : nullptr;
-  const Mlp mlp{rows,        hidden,        inner,       x,       neurons, up_bias,
-                act.data(), live.data(), counts.data(), sums.data(), product};
+  const Mlp mlp{rows,    hidden,  inner,      activation,  x,             neurons,
+                up_bias, act.data(), live.data(), counts.data(), sums.data(), product};
   turret::Pool& pool = turret::Pool::get();
 
   turret_linear(product, inner, x, gate_up, gate_up_bias, rows, inner, hidden, tiles, 0);

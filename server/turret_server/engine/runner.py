@@ -106,14 +106,12 @@ class Runner:
 
     def _fill(self, batch: Batch, entries: Entries | None) -> None:
         """Put the embedded tokens and the adapters' entries where the graphs look for them."""
-        residual = self._residual[: batch.token_ids.shape[0]]
-        torch.index_select(self._decoder.weights.embed, 0, batch.token_ids, out=residual)
-        if not isinstance(batch.adapters, StepPlan) or entries is None:
-            return
-        batch.adapters.entries = entries.to(residual.device)
-        batch.adapters.embed(residual, batch.token_ids)
-        self._entries.assign(entries)
-        batch.adapters.entries = self._entries
+        if isinstance(batch.adapters, StepPlan) and entries is not None:
+            batch.adapters.entries = entries.to(self._residual.device)
+        self._decoder.embed(batch, out=self._residual[: batch.token_ids.shape[0]])
+        if isinstance(batch.adapters, StepPlan) and entries is not None:
+            self._entries.assign(entries)
+            batch.adapters.entries = self._entries
 
     def _record(
         self, recorder: Recorder, key: object, batch: Batch, entries: Entries | None

@@ -8,13 +8,14 @@ are those of transformers' configuration classes. Imports no torch.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from turret_server.errors import StartupError
 from turret_server.models.config_fields import Fields
-from turret_server.models.rope_config import RopeConfig, read_rope
+from turret_server.models.rope_config import RopeConfig, read_rope, read_two_ropes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,42 +23,62 @@ class _Family:
     """How one architecture of transformers deviates from the others."""
 
     model_type: str
-    default_kv_heads: int | None  # None: as many as there are heads
-    default_head_dim: int | None = None  # None: hidden_size / heads
+    # Sizes that a file may leave out; without one here, there are as many KV heads as heads, and
+    # they share hidden_size.
+    defaults: Mapping[str, int] = field(default_factory=dict)
     qkv_bias: bool | None  # None: `attention_bias` decides, and decides for o_proj too
     mlp_bias: bool | None = False  # None: `mlp_bias` decides
     qk_norm: bool = False
-    windows: Literal["no layer", "every layer", "some layers"]
+    windows: Literal["no layer", "every layer", "some layers", "five of six"]
+    is_gemma: bool = False
 
 
 _FAMILIES = {
     "LlamaForCausalLM": _Family(
         model_type="llama",
-        default_kv_heads=None,
         qkv_bias=None,
         mlp_bias=None,
         windows="no layer",
     ),
     "MistralForCausalLM": _Family(
-        model_type="mistral", default_kv_heads=8, qkv_bias=False, windows="every layer"
+        model_type="mistral",
+        defaults={"num_key_value_heads": 8},
+        qkv_bias=False,
+        windows="every layer",
     ),
     "Qwen2ForCausalLM": _Family(
-        model_type="qwen2", default_kv_heads=32, qkv_bias=True, windows="some layers"
+        model_type="qwen2",
+        defaults={"num_key_value_heads": 32},
+        qkv_bias=True,
+        windows="some layers",
     ),
     "Qwen3ForCausalLM": _Family(
         model_type="qwen3",
-        default_kv_heads=32,
-        default_head_dim=128,
+        defaults={"num_key_value_heads": 32, "head_dim": 128},
         qkv_bias=None,
         qk_norm=True,
         windows="some layers",
+    ),
+    "Gemma3ForCausalLM": _Family(
+        model_type="gemma3_text",
+        defaults={
+            "vocab_size": 262_208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 131_072,
+        },
+        qkv_bias=None,
+        qk_norm=True,
+        windows="five of six",
+        is_gemma=True,
     ),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """A Llama-family decoder: pre-norm, rotary, grouped queries, gated SiLU MLP.
+    """A decoder of the Llama family: pre-norm, rotary, grouped queries, gated MLP.
 
     Attributes:
         architecture: transformers' class, such as "LlamaForCausalLM".
@@ -71,10 +92,16 @@ class DecoderConfig:
         rms_norm_eps: added to the mean square of every norm.
         max_position_embeddings: the context length, in tokens, that the checkpoint states.
         rope: rotary embedding.
+        local_rope: of layers with a window (Gemma; elsewhere the same).
+        attention_scale: multiplies the scores.
         qkv_bias: q_proj, k_proj and v_proj carry a bias.
         o_bias: o_proj carries a bias.
         mlp_bias: gate_proj, up_proj and down_proj carry a bias.
-        qk_norm: every head of q and k is RMS-normalised before the rotation (Qwen3).
+        qk_norm: every head of q and k is RMS-normalised before the rotation (Qwen3, Gemma).
+        post_norms: the outputs of attention and MLP are normalised before they are added (Gemma).
+        norm_offset: what every norm adds to its weight (1 in Gemma).
+        embed_scale: multiplies the embedded tokens, rounded to the served dtype (Gemma).
+        activation: of the MLP's gate.
         tie_word_embeddings: the head is the embedding.
         windows: per layer, the sliding window in tokens, the query's own included; 0 = none.
     """
@@ -90,10 +117,16 @@ class DecoderConfig:
     rms_norm_eps: float
     max_position_embeddings: int
     rope: RopeConfig
+    local_rope: RopeConfig
+    attention_scale: float
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    post_norms: bool
+    norm_offset: float
+    embed_scale: float
+    activation: Literal["silu", "gelu_tanh"]
     tie_word_embeddings: bool
     windows: tuple[int, ...]
 
@@ -104,6 +137,8 @@ class DecoderConfig:
         Where the frequencies are stretched by a factor, `max_position_embeddings` may be the
         length before (vicuna-16k, Qwen2.5 with YaRN) or after stretching (deepseek-coder).
         """
+        if self.local_rope != self.rope:  # Gemma states it after stretching
+            return self.max_position_embeddings
         stretched = 0
         if self.rope.type == "linear":
             stretched = int(self.max_position_embeddings * self.rope.factor)
@@ -124,35 +159,52 @@ class DecoderConfig:
         family = _FAMILIES[architecture]
         fields.refuse_foreign_code_and_quantization()
 
-        num_heads = fields.count("num_attention_heads")
-        num_kv_heads = fields.count("num_key_value_heads", family.default_kv_heads or num_heads)
+        def count(name: str, default: int | None = None) -> int:
+            default = family.defaults.get(name, default)
+            return fields.count(name) if default is None else fields.count(name, default)
+
+        num_heads = count("num_attention_heads")
+        num_kv_heads = count("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
             fields.refuse("num_key_value_heads", f"it must divide num_attention_heads, {num_heads}")
-        hidden_size = fields.count("hidden_size")
-        head_dim = fields.count("head_dim", family.default_head_dim or hidden_size // num_heads)
+        hidden_size = count("hidden_size")
+        head_dim = count("head_dim", hidden_size // num_heads)
         if head_dim % 2:
             fields.refuse("head_dim", f"rotary embedding needs an even width, not {head_dim}")
-        fields.neutral("hidden_act", "silu")
-        num_layers = fields.count("num_hidden_layers")
-        max_positions = fields.count("max_position_embeddings")
+        num_layers = count("num_hidden_layers")
+        max_positions = count("max_position_embeddings")
         qkv_bias, o_bias, mlp_bias = _biases(fields, family)
+        if family.is_gemma:
+            _refuse_what_gemma_could_be(fields)
+            rope, local_rope = read_two_ropes(fields, max_positions)
+            attention_scale = fields.number("query_pre_attn_scalar", 256) ** -0.5
+        else:
+            fields.neutral("hidden_act", "silu")
+            rope = local_rope = read_rope(fields, max_positions)
+            attention_scale = head_dim**-0.5
         config = cls(
             architecture=architecture,
-            vocab_size=fields.count("vocab_size"),
+            vocab_size=count("vocab_size"),
             hidden_size=hidden_size,
-            intermediate_size=fields.count("intermediate_size"),
+            intermediate_size=count("intermediate_size"),
             num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
             max_position_embeddings=max_positions,
-            rope=read_rope(fields, max_positions),
+            rope=rope,
+            local_rope=local_rope,
+            attention_scale=attention_scale,
             qkv_bias=qkv_bias,
             o_bias=o_bias,
             mlp_bias=mlp_bias,
             qk_norm=family.qk_norm,
-            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+            post_norms=family.is_gemma,
+            norm_offset=1.0 if family.is_gemma else 0.0,
+            embed_scale=hidden_size**0.5 if family.is_gemma else 1.0,
+            activation="gelu_tanh" if family.is_gemma else "silu",
+            tie_word_embeddings=fields.flag("tie_word_embeddings", family.is_gemma),
             windows=_windows(fields, family, num_layers),
         )
         fields.refuse_unread()
@@ -204,8 +256,16 @@ def _biases(fields: Fields, family: _Family) -> tuple[bool, bool, bool]:
     return qkv, o, family.mlp_bias
 
 
+def _refuse_what_gemma_could_be(fields: Fields) -> None:
+    """Options of Gemma's configuration that no published Gemma 3 uses."""
+    fields.neutral("hidden_activation", "gelu_pytorch_tanh")
+    fields.neutral("attn_logit_softcapping")
+    fields.neutral("final_logit_softcapping")
+    fields.neutral("use_bidirectional_attention", False)
+
+
 def _windows(fields: Fields, family: _Family, num_layers: int) -> tuple[int, ...]:
-    window, first = 0, 0
+    window, first, pattern = 0, 0, 0
     match family.windows:
         case "no layer":
             fields.neutral("sliding_window")
@@ -219,7 +279,16 @@ def _windows(fields: Fields, family: _Family, num_layers: int) -> tuple[int, ...
             first = fields.take("max_window_layers", 28)
             if not isinstance(first, int):
                 fields.refuse("max_window_layers", "it must be a number of layers")
-    slides = [window > 0 and layer >= first for layer in range(num_layers)]
+        case "five of six":
+            window = fields.count("sliding_window", 4096)
+            pattern = fields.count("sliding_window_pattern", 6)
+            if fields.take("layer_types") is None:
+                fields.neutral("_sliding_window_pattern", pattern)
+            fields.take("_sliding_window_pattern")  # a note of transformers 4.5x
+    slides = [
+        window > 0 and layer >= first and not (pattern and (layer + 1) % pattern == 0)
+        for layer in range(num_layers)
+    ]
 
     names = fields.take("layer_types")
     if names is not None:
@@ -229,7 +298,8 @@ def _windows(fields: Fields, family: _Family, num_layers: int) -> tuple[int, ...
         listed = [kinds[name] for name in names]
         if len(listed) != num_layers:
             fields.refuse("layer_types", f"it must name each of the {num_layers} layers")
-        if (any(listed) and not window) or (family.windows != "some layers" and listed != slides):
+        is_free = family.windows in ("some layers", "five of six")
+        if (any(listed) and not window) or (listed != slides and not is_free):
             fields.refuse("layer_types", "it contradicts the other sliding-window fields")
         slides = listed
     return tuple(window if slide else 0 for slide in slides)

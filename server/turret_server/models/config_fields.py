@@ -41,6 +41,7 @@ HARMLESS = frozenset(
         "decoder_start_token_id",
         # what transformers returns, and for which task
         "use_cache",
+        "cache_implementation",
         "return_dict",
         "output_attentions",
         "output_hidden_states",

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from turret_adapters.plan import Group
 from turret_adapters.spec import LINEARS, ModelShape, Module, Site
@@ -19,11 +18,11 @@ from turret_server.errors import StartupError
 from turret_server.models.batch import Batch
 from turret_server.models.config import DecoderConfig
 from turret_server.models.rope import rope_table
-from turret_server.models.weights import DecoderWeights, LayerWeights, Progress, load_weights
+from turret_server.models.weights import DecoderWeights, LayerWeights, Norm, Progress, load_weights
 
 
 class Decoder:
-    """Llama 2/3, SmolLM, Yi, Mistral, Qwen2 and Qwen3 in one forward pass.
+    """Llama 2/3, SmolLM, Yi, Mistral, Qwen2, Qwen3 and Gemma 3 in one forward pass.
 
     Args:
         config: sizes and options.
@@ -37,9 +36,15 @@ class Decoder:
     ) -> None:
         self.config, self.weights, self.name = config, weights, name
         self.dtype, self.device = weights.embed.dtype, weights.embed.device
-        self._cos_sin = rope_table(config.rope, config.head_dim, max_model_len).to(self.device)
+        ropes = [config.local_rope if window else config.rope for window in config.windows]
+        tables = {
+            rope: rope_table(rope, config.head_dim, max_model_len).to(self.device)
+            for rope in dict.fromkeys(ropes)
+        }
+        self._cos_sin = [tables[rope] for rope in ropes]  # by layer
         self._heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        self._scale = config.head_dim**-0.5
+        # Rounded as transformers rounds it: Gemma 3 was trained with 25.25 for sqrt(640).
+        self._embed_scale = float(torch.tensor(config.embed_scale, dtype=self.dtype))
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         hidden, inner = config.hidden_size, config.intermediate_size
         self._linear_rows = {
@@ -92,9 +97,13 @@ class Decoder:
         Returns:
             float32 [L, vocab], in the order of `batch.logit_rows`.
         """
-        residual = F.embedding(batch.token_ids, self.weights.embed)
-        batch.adapters.embed(residual, batch.token_ids)
-        return self.run(residual, batch, kv)
+        return self.run(self.embed(batch), batch, kv)
+
+    def embed(self, batch: Batch, out: Tensor | None = None) -> Tensor:
+        """The embedded tokens [T, hidden], adapted; in `out` where it is given."""
+        residual = torch.index_select(self.weights.embed, 0, batch.token_ids, out=out)
+        batch.adapters.embed(residual, batch.token_ids, self._embed_scale)
+        return residual
 
     def run(self, residual: Tensor, batch: Batch, kv: list[KVCache]) -> Tensor:
         """Everything behind the embedding; the part that a graph can hold.
@@ -109,10 +118,10 @@ class Decoder:
         for index, (layer, cache) in enumerate(zip(weights.layers, kv, strict=True)):
             x = self._join(x, residual, layer.input_norm)
             x = self._attention(x, index, layer, cache, batch)
-            x = add_rms_norm(x, residual, layer.post_norm, eps)
+            x = add_rms_norm(x, residual, layer.mlp_norm.gain, eps)
             x = self._mlp(x, index, layer, batch)
             if batch.adapters.touches(index, Group.BLOCK):
-                add_rms_norm(x, residual, layer.post_norm, eps)  # for the sum alone
+                add_rms_norm(x, residual, layer.mlp_norm.gain, eps)  # for the sum alone
                 batch.adapters.touch(index, Group.BLOCK, residual)
                 x = None
         if batch.logit_rows is not None:
@@ -126,12 +135,12 @@ class Decoder:
         batch.adapters.touch(-1, Group.HEAD_IN, x)
         return batch.adapters.head(x, weights.head)
 
-    def _join(self, x: Tensor | None, residual: Tensor, gain: Tensor) -> Tensor:
+    def _join(self, x: Tensor | None, residual: Tensor, norm: Norm) -> Tensor:
         """Add what a block computed, if that is still to be done, and normalise."""
         eps = self.config.rms_norm_eps
         if x is None:
-            return rms_norm(residual, gain, eps)
-        return add_rms_norm(x, residual, gain, eps)
+            return rms_norm(residual, norm.gain, eps)
+        return add_rms_norm(x, residual, norm.gain, eps)
 
     def _attention(
         self, x: Tensor, index: int, layer: LayerWeights, cache: KVCache, batch: Batch
@@ -142,24 +151,36 @@ class Decoder:
         # Views of the fused rows: [T, heads, head_dim] each.
         q, k, v = qkv.view(-1, sum(self._heads), config.head_dim).split_with_sizes(self._heads, 1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = rms_norm(q, layer.q_norm, config.rms_norm_eps)
-            k = rms_norm(k, layer.k_norm, config.rms_norm_eps)
-        rope_and_store(q, k, v, self._cos_sin, batch.positions, batch.slots, cache)
+            q = rms_norm(q, layer.q_norm.gain, config.rms_norm_eps)
+            k = rms_norm(k, layer.k_norm.gain, config.rms_norm_eps)
+        rope_and_store(q, k, v, self._cos_sin[index], batch.positions, batch.slots, cache)
         adapters.store(index, batch.slots, cache)
-        x = paged_attention(q, cache, batch.attention, self._scale, config.windows[index])
+        window = config.windows[index]
+        x = paged_attention(q, cache, batch.attention, config.attention_scale, window)
         adapters.touch(index, Group.HEADS, x)
-        return adapters.linear(index, Group.O, x, layer.o, layer.o_bias)
+        x = adapters.linear(index, Group.O, x, layer.o, layer.o_bias)
+        if layer.attention_out_norm is not None:
+            x = rms_norm(x, layer.attention_out_norm.gain, config.rms_norm_eps)
+            adapters.touch(index, Group.ATTENTION_OUT, x)
+        return x
 
     def _mlp(self, x: Tensor, index: int, layer: LayerWeights, batch: Batch) -> Tensor:
-        weights = MlpWeights(layer.gate_up, layer.gate_up_bias, layer.down, layer.down_bias)
-        return batch.adapters.mlp(index, x, weights)
+        config, adapters = self.config, batch.adapters
+        weights = MlpWeights(
+            layer.gate_up, layer.gate_up_bias, layer.down, layer.down_bias, config.activation
+        )
+        x = adapters.mlp(index, x, weights)
+        if layer.mlp_out_norm is not None:
+            x = rms_norm(x, layer.mlp_out_norm.gain, config.rms_norm_eps)
+            adapters.touch(index, Group.MLP_OUT, x)
+        return x
 
     @property
     def has_graphs(self) -> bool:
         """Do all but its caches launch native kernels alone, so that graphs can hold `run`?"""
         layer = self.weights.layers[0]
         linears = (self.weights.head, layer.qkv, layer.o, layer.gate_up, layer.down)
-        return all(weight.packed for weight in linears) and layer.q_norm is None
+        return all(weight.packed for weight in linears)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -205,6 +226,9 @@ class Decoder:
             weight=self.weight,
             bias=self.bias,
             gain=self.gain,
+            gain_offset=config.norm_offset,
+            has_post_norms=config.post_norms,
+            activation=config.activation,
             head_dim=config.head_dim,
         )
 
@@ -224,11 +248,19 @@ class Decoder:
         return unpack_linear(fused)[part]
 
     def gain(self, site: Site) -> Tensor:
-        """The gain [hidden] of the norm before ATTENTION_IN, MLP_IN or HEAD_IN."""
+        """The weight [hidden] of the norm before one of NORMED or HEAD_IN, as it is stored."""
         if site.module is Module.HEAD_IN:
-            return self.weights.norm
+            return self.weights.norm.weight
         layer = self.weights.layers[site.layer]
-        return layer.input_norm if site.module is Module.ATTENTION_IN else layer.post_norm
+        norm = {
+            Module.ATTENTION_IN: layer.input_norm,
+            Module.ATTENTION_OUT: layer.attention_out_norm,
+            Module.MLP_IN: layer.mlp_norm,
+            Module.MLP_OUT: layer.mlp_out_norm,
+        }[site.module]
+        if norm is None:
+            raise ValueError(f"no norm makes {site.module} in this model")
+        return norm.weight
 
     def bias(self, site: Site) -> Tensor | None:
         """The base's own bias at a linear: [out_features], a view; None where it has none."""

@@ -1,7 +1,8 @@
 """Rotary embedding as a configuration: transformers' old and new spelling of the same thing.
 
 Up to transformers 4 a `config.json` has `rope_theta` and `rope_scaling` {type or rope_type, ...};
-from 5 on it has `rope_parameters` {rope_type, rope_theta, ...}. Imports no torch.
+from 5 on it has `rope_parameters` {rope_type, rope_theta, ...}. Gemma 3 has two of them. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -51,16 +52,46 @@ def read_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
     theta = fields.number("rope_theta", 10000.0)
     fields.neutral("partial_rotary_factor", 1.0)
     # Phi's place for it; transformers lets it go before the one among the RoPE parameters.
-    original = fields.take("original_max_position_embeddings")
+    original = None
+    if fields.take("original_max_position_embeddings") is not None:
+        original = fields.count("original_max_position_embeddings")
+    old, new = _either(fields)
+    return _read_parameters(old or new, theta, max_position_embeddings, original)
+
+
+def read_two_ropes(fields: Fields, max_position_embeddings: int) -> tuple[RopeConfig, RopeConfig]:
+    """Gemma 3's two rotary embeddings: of layers that see everything, and of those with a window.
+
+    Raises:
+        StartupError: as `read_rope`.
+    """
+    theta = fields.number("rope_theta", 1_000_000.0)
+    local_theta = fields.number("rope_local_base_freq", 10_000.0)
+    old, new = _either(fields)
+    everything, windowed = old, None  # the old spelling scales the first of them
+    if new is not None:
+        everything, windowed = new.nested("full_attention"), new.nested("sliding_attention")
+        new.refuse_unread()
+    return (
+        _read_parameters(everything, theta, max_position_embeddings),
+        _read_parameters(windowed, local_theta, max_position_embeddings),
+    )
+
+
+def _either(fields: Fields) -> tuple[Fields | None, Fields | None]:
+    """The old and the new object; at most one is there."""
     old, new = fields.nested("rope_scaling"), fields.nested("rope_parameters")
     if old and new:
         fields.refuse("rope_scaling", "rope_parameters are given too, and say the same thing")
-    rope = old or new
-    if rope is None:
-        return RopeConfig(
-            type="default", theta=theta, original_max_positions=max_position_embeddings
-        )
+    return old, new
 
+
+def _read_parameters(
+    rope: Fields | None, theta: float, max_positions: int, outer_original: int | None = None
+) -> RopeConfig:
+    """One rotary embedding from the object that describes it, if there is one."""
+    if rope is None:
+        return RopeConfig(type="default", theta=theta, original_max_positions=max_positions)
     legacy = rope.take("type")
     kind = rope.take("rope_type", legacy or "default")
     if legacy not in (None, kind):
@@ -69,12 +100,12 @@ def read_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
     rope.neutral("partial_rotary_factor", 1.0)
     rope.take("finetuned")  # a note in old YaRN checkpoints
     if kind in ("llama3", "yarn"):
-        inner = rope.count("original_max_position_embeddings", max_position_embeddings)
-        original = inner if original is None else fields.count("original_max_position_embeddings")
+        original = rope.count("original_max_position_embeddings", max_positions)
+        original = original if outer_original is None else outer_original
     else:
-        original = max_position_embeddings
+        original = max_positions
     if theta <= 1:
-        fields.refuse("rope_theta", f"the base of the wavelengths must exceed 1, not {theta}")
+        rope.refuse("rope_theta", f"the base of the wavelengths must exceed 1, not {theta}")
     base = RopeConfig(type=kind, theta=theta, original_max_positions=original)
     match kind:
         case "default":
@@ -91,7 +122,7 @@ def read_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
             if config.high_freq_factor <= config.low_freq_factor:
                 rope.refuse("high_freq_factor", "it must exceed low_freq_factor")
         case "yarn":
-            factor = rope.number("factor", max_position_embeddings / original)
+            factor = rope.number("factor", max_positions / original)
             config = replace(
                 base,
                 factor=factor,

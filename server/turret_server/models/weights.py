@@ -23,22 +23,37 @@ _EMBED, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_hea
 _IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm.
+
+    Attributes:
+        weight: [n], as it is stored, in the served dtype.
+        gain: [n], what the norm multiplies by: the same, or `1 + weight` in float32 (Gemma).
+    """
+
+    weight: Tensor
+    gain: Tensor
+
+
+@dataclass(slots=True, kw_only=True)
 class LayerWeights:
     """One decoder layer; q, k, v are one matrix, gate and up another (rows in this order)."""
 
-    input_norm: Tensor
+    input_norm: Norm
     qkv: LinearWeight
     qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
     o: LinearWeight
     o_bias: Tensor | None
-    post_norm: Tensor
+    attention_out_norm: Norm | None = None
+    mlp_norm: Norm
     gate_up: LinearWeight
     gate_up_bias: Tensor | None
     down: LinearWeight
     down_bias: Tensor | None
+    mlp_out_norm: Norm | None = None
 
 
 @dataclass(slots=True)
@@ -48,7 +63,7 @@ class DecoderWeights:
     Attributes:
         embed: [vocab, hidden].
         layers: in order.
-        norm: [hidden], the last norm.
+        norm: the last norm.
         head: [vocab, hidden], packed.
         digest: identity of the model: SHA-256, in hex, over its configuration and a sample of its
             tensors (see Checkpoint.digest), the same for every served dtype.
@@ -56,7 +71,7 @@ class DecoderWeights:
 
     embed: Tensor
     layers: list[LayerWeights]
-    norm: Tensor
+    norm: Norm
     head: LinearWeight
     digest: str
 
@@ -83,12 +98,24 @@ def expected_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{prefix}{name}.weight"] = (out_features, in_features)
             if bias:
                 shapes[f"{prefix}{name}.bias"] = (out_features,)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{prefix}{name}.weight"] = (hidden,)
-        if config.qk_norm:
-            for name in ("q_norm", "k_norm"):
-                shapes[f"{prefix}self_attn.{name}.weight"] = (config.head_dim,)
+        for field, name in _norm_names(config).items():
+            width = config.head_dim if field in ("q_norm", "k_norm") else hidden
+            shapes[f"{prefix}{name}.weight"] = (width,)
     return shapes
+
+
+def _norm_names(config: DecoderConfig) -> dict[str, str]:
+    """The norms of a layer, by their field in `LayerWeights`."""
+    names = {"input_norm": "input_layernorm"}
+    if config.qk_norm:
+        names |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+    if not config.post_norms:
+        return names | {"mlp_norm": "post_attention_layernorm"}
+    return names | {
+        "attention_out_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_out_norm": "post_feedforward_layernorm",
+    }
 
 
 def load_weights(
@@ -129,11 +156,14 @@ def load_weights(
                 progress(done, total)
         return out
 
+    norms, offset = _norm_names(config), config.norm_offset
+
+    def norm(name: str) -> Norm:
+        weight = stacked([name])
+        return Norm(weight, weight.float() + offset if offset else weight)
+
     def layer_weights(layer: int) -> LayerWeights:
         prefix = f"model.layers.{layer}."
-
-        def norm(name: str) -> Tensor:
-            return stacked([f"{prefix}{name}.weight"])
 
         def fused(*names: str) -> LinearWeight:
             return pack_linear(stacked([f"{prefix}{name}.weight" for name in names]))
@@ -144,26 +174,23 @@ def load_weights(
 
         qkv = [f"self_attn.{name}_proj" for name in "qkv"]
         return LayerWeights(
-            input_norm=norm("input_layernorm"),
             qkv=fused(*qkv),
             qkv_bias=bias(*qkv),
-            q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
-            k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
             o=fused("self_attn.o_proj"),
             o_bias=bias("self_attn.o_proj"),
-            post_norm=norm("post_attention_layernorm"),
             gate_up=fused("mlp.gate_proj", "mlp.up_proj"),
             gate_up_bias=bias("mlp.gate_proj", "mlp.up_proj"),
             down=fused("mlp.down_proj"),
             down_bias=bias("mlp.down_proj"),
+            **{field: norm(f"{prefix}{name}.weight") for field, name in norms.items()},
         )
 
     embed = stacked([_EMBED])
     layers = [layer_weights(layer) for layer in range(config.num_layers)]
-    norm = stacked([_NORM])
+    last = norm(_NORM)
     head = pack_linear(embed if config.tie_word_embeddings else stacked([_HEAD]))
     identity = f"{asdict(config)} {checkpoint.digest()}"
-    return DecoderWeights(embed, layers, norm, head, hashlib.sha256(identity.encode()).hexdigest())
+    return DecoderWeights(embed, layers, last, head, hashlib.sha256(identity.encode()).hexdigest())
 
 
 def _check(

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from turret_adapters.plan import BASE, StepPlan
 from turret_kernels.paged_attention import AttentionMetadata
@@ -49,7 +54,9 @@ def save_tiny(tmp_path: Path) -> Callable[..., tuple[Path, PreTrainedModel]]:
                 scale = {"q_proj": 2.0, "k_proj": 2.0}.get(name.split(".")[-2], 1.0)
                 values *= scale if "embed" in name else scale * parameter.shape[1] ** -0.5
             else:
-                values = 0.3 * values + (1.0 if "norm" in name else 0.0)
+                # Gemma's norms add 1 themselves.
+                is_gain = "norm" in name and config_class is not Gemma3TextConfig
+                values = 0.3 * values + (1.0 if is_gain else 0.0)
             parameter.data.copy_(values)
         model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
         return tmp_path, model

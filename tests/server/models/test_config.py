@@ -27,6 +27,16 @@ QWEN2 = LLAMA | {
     "num_key_value_heads": 2,
 }
 QWEN3 = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+# As Google wrote the one of gemma-3-4b-it: what is missing are transformers' defaults.
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 7,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 1024,
+}
 WINDOWED = QWEN2 | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 
 
@@ -79,6 +89,40 @@ def test_the_old_and_the_new_spelling_of_rope_agree(read):
     )
     assert old.rope == new.rope
     assert (old.rope.type, old.rope.factor, old.rope.theta) == ("linear", 2.0, 5e5)
+
+
+def test_gemma_is_not_a_llama(read):
+    config = read(GEMMA)
+    assert (config.vocab_size, config.num_heads, config.num_kv_heads) == (262_208, 8, 4)
+    assert (config.head_dim, config.attention_scale) == (256, 1 / 16)
+    assert (config.norm_offset, config.embed_scale) == (1.0, 2560**0.5)
+    assert config.post_norms
+    assert config.qk_norm
+    assert config.activation == "gelu_tanh"
+    assert config.tie_word_embeddings
+    assert config.max_context == 131_072  # what it states is the length after stretching
+    assert read(GEMMA | {"query_pre_attn_scalar": 64}).attention_scale == 1 / 8
+
+
+def test_every_sixth_layer_of_gemma_sees_everything(read):
+    assert read(GEMMA).windows == (1024,) * 5 + (0, 1024)
+    assert read(GEMMA | {"sliding_window_pattern": 3}).windows[:4] == (1024, 1024, 0, 1024)
+    types = ["full_attention"] + ["sliding_attention"] * 6
+    noted = {"layer_types": types, "_sliding_window_pattern": 3}
+    assert read(GEMMA | noted).windows == (0,) + (1024,) * 6
+
+
+def test_gemma_has_two_ropes_in_either_spelling(read):
+    old = read(GEMMA | {"rope_theta": 2e6, "rope_local_base_freq": 3e4})
+    both = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+    }
+    new = read(GEMMA | {"rope_scaling": None, "rope_parameters": both})
+    assert (old.rope, old.local_rope) == (new.rope, new.local_rope)
+    assert (old.rope.type, old.rope.factor, old.rope.theta) == ("linear", 8.0, 2e6)
+    assert (old.local_rope.type, old.local_rope.theta) == ("default", 3e4)
+    assert (read(GEMMA).rope.theta, read(GEMMA).local_rope.theta) == (1e6, 1e4)
 
 
 def test_original_context_of_yarn(read):
@@ -176,8 +220,36 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_are_accepted(read, name):
-    assert read(PUBLISHED[name]).num_layers == 3
+    assert read(PUBLISHED[name]).num_layers == PUBLISHED[name]["num_hidden_layers"]
 
+
+for name in ("gemma-3-270m", "gemma-3-1b-it"):
+    PUBLISHED[name] = GEMMA | {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": None,
+        "bos_token_id": 2,
+        "eos_token_id": [1, 106],
+        "final_logit_softcapping": None,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 32768,
+        "pad_token_id": 0,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": 512,
+        "vocab_size": 262144,
+    }
+PUBLISHED["gemma-3-270m"] |= {
+    "_sliding_window_pattern": 6,
+    "layer_types": ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"],
+    "use_bidirectional_attention": False,
+}
+PUBLISHED["gemma-3-1b-it"] |= {"cache_implementation": "hybrid", "sliding_window_pattern": 6}
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": (LLAMA | {"architectures": ["GPT2LMHeadModel"]}, "architectures"),
@@ -242,7 +314,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}},
         "rope_scaling.beta",
     ),
-    "theta of one": (LLAMA | {"rope_parameters": {"rope_theta": 1.0}}, "rope_theta"),
+    "gemma's other activation": (
+        GEMMA | {"hidden_activation": "gelu"},
+        "hidden_activation",
+    ),
+    "capped scores": (GEMMA | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    "capped logits": (GEMMA | {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    "both directions": (
+        GEMMA | {"use_bidirectional_attention": True},
+        "use_bidirectional_attention",
+    ),
+    "window of none": (GEMMA | {"sliding_window": 0}, "sliding_window"),
+    "a third rope": (
+        GEMMA | {"rope_scaling": None, "rope_parameters": {"rope_theta": 1e4}},
+        "rope_parameters.rope_theta",
+    ),
+    "theta of one": (
+        LLAMA | {"rope_parameters": {"rope_theta": 1.0}},
+        "rope_parameters.rope_theta",
+    ),
     "llama3 without a ramp": (
         LLAMA
         | {

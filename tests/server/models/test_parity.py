@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -22,6 +23,19 @@ from transformers import (
 from turret_server.models.decoder import Decoder
 
 LENGTHS = (23, 1, 40, 9, 6)
+
+# Layers with a window and without, their own two RoPEs, and a scale that is not head_dim ** -0.5.
+GEMMA: dict[str, Any] = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 7,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+STRETCHED = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
 
 ARCHITECTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "llama, grouped queries": (LlamaConfig, {}),
@@ -49,6 +63,13 @@ ARCHITECTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     ),
     "qwen3": (Qwen3Config, {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3, biases": (Qwen3Config, {"head_dim": 16, "attention_bias": True}),
+    "gemma3": (Gemma3TextConfig, GEMMA),
+    "gemma3, wide heads and biases": (
+        Gemma3TextConfig,
+        GEMMA | {"head_dim": 40, "attention_bias": True, "sliding_window": 1},
+    ),
+    "gemma3, stretched": (Gemma3TextConfig, GEMMA | {"rope_parameters": STRETCHED}),
+    "gemma3, untied": (Gemma3TextConfig, GEMMA | {"tie_word_embeddings": False}),
 }
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -104,12 +125,13 @@ def test_sharded_weights(save_tiny, ragged_logits):
         (MistralConfig, {"sliding_window": 7}),
         (Qwen2Config, {}),
         (Qwen3Config, {}),
+        (Gemma3TextConfig, GEMMA),
     ],
-    ids=["llama", "mistral", "qwen2", "qwen3"],
+    ids=["llama", "mistral", "qwen2", "qwen3", "gemma3"],
 )
 def test_bfloat16_errs_no_more_than_transformers(config_class, options, save_tiny, ragged_logits):
     """Heads of 32 and blocks of 32 take the native kernels where the processor has them."""
-    folder, _ = save_tiny(config_class, head_dim=32, **options)
+    folder, _ = save_tiny(config_class, **{"head_dim": 32} | options)
     decoder = Decoder.load(folder, torch.bfloat16, torch.device("cpu"), max_model_len=64)
     sequences = _sequences()
     ours = torch.cat(ragged_logits(decoder, sequences, block_tokens=32))

@@ -41,7 +41,7 @@ def test_weights_are_converted_to_the_served_dtype(save_tiny):
     folder, model = save_tiny(LlamaConfig)
     weights = _load(folder, torch.bfloat16)
     assert torch.equal(weights.embed, model.model.embed_tokens.weight.bfloat16())
-    assert weights.layers[0].input_norm.dtype == torch.bfloat16
+    assert weights.layers[0].input_norm.gain.dtype == torch.bfloat16
 
 
 def test_progress_counts_bytes_up_to_the_whole(save_tiny):
