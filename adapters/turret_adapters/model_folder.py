@@ -6,6 +6,7 @@ every tensor, and a sample of 290 tensors is read in a fraction of a second wher
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
@@ -23,6 +24,10 @@ from turret_adapters.tensor_file import TensorFile, sample_ranges
 CONFIG_NAME = "config.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _GAINS = (*NORMED, Module.HEAD_IN)
+_HEAD_NORM = re.compile(
+    r"model\.layers\.(0|[1-9]\d{0,4})\.self_attn\.([qk])_norm\.weight", re.ASCII
+)
+_NORM = "norm.weight"  # of q's or k's heads
 # Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
 _FREQUENCIES = ".rotary_emb.inv_freq"
 
@@ -103,6 +108,16 @@ def _weight_map(files: AdapterFiles) -> dict[str, str]:
     return found
 
 
+def _place(key: str, shape: ModelShape) -> tuple[Site, str] | None:
+    """The site of a weight, bias or head norm, and which of them it is."""
+    if match := _HEAD_NORM.fullmatch(key):
+        return Site(int(match[1]), Module(f"{match[2]}_proj")), _NORM
+    name = parse_name(key, shape.has_post_norms)
+    if name is None or name.role not in (("weight",), ("bias",)):
+        return None
+    return name.site, name.role[0]
+
+
 def _is_shard(name: object) -> bool:
     return isinstance(name, str) and name == PurePath(name).name and name.endswith(".safetensors")
 
@@ -162,10 +177,10 @@ class ModelFolder:
         for key in self.names:
             if key in own or key.endswith(_FREQUENCIES):
                 continue
-            name = parse_name(key, self._shape.has_post_norms)
-            if name is None or name.role not in (("weight",), ("bias",)):
+            place = _place(key, self._shape)
+            if place is None:
                 strangers.append(key)
-            elif (place := (name.site, name.role[0])) in found:
+            elif place in found:
                 raise self.malformed(f"{quote(found[place])} and {quote(key)} are one tensor")
             else:
                 found[place] = key
@@ -196,6 +211,9 @@ class ModelFolder:
             layers = [-1] if module is Module.HEAD_IN else range(shape.num_layers)
             sites = [site for x in layers if shape.has(site := Site(x, module))]
             sizes |= {(site, "weight"): (shape.width(module),) for site in sites}
+        if shape.has_qk_norms:
+            heads = [Site(x, m) for x in range(shape.num_layers) for m in (Module.Q, Module.K)]
+            sizes |= {(site, _NORM): (shape.head_dim,) for site in heads}
         return sizes
 
     def _compare(self, key: str, site: Site, role: str, size: tuple[int, ...]) -> None:
@@ -206,7 +224,8 @@ class ModelFolder:
         if role == "bias":
             base = shape.bias(site)
         else:
-            base = shape.gain(site) if site.module in _GAINS else shape.weight(site)
+            is_gain = site.module in _GAINS or role == _NORM
+            base = shape.gain(site) if is_gain else shape.weight(site)
         assert base is not None, "the shape says that it is there"
         flat, copy = base.reshape(-1), self._files[key].sample(key)
         base = torch.cat([flat[first:last] for first, last in sample_ranges(len(flat))]).cpu()

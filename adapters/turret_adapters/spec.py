@@ -35,10 +35,13 @@ class ModelShape:
         weight: reads the base's weight at a site ([out, in]; the embedding [vocab, hidden]), for
             formats that repeat it or depend on it; None where no base is at hand.
         bias: reads the base's bias at a linear, [out]; None where it has none.
-        gain: reads the weight of the norm before an activation (NORMED, HEAD_IN), [n], as stored.
-        gain_offset: what those norms add to their weights: 1 in Gemma.
+        gain: reads the weight of the norm before an activation (NORMED, HEAD_IN), [n], or of that
+            behind q or k, [head_dim], as it is stored.
+        gain_offset: what the norms add to their weights: 1 in Gemma.
+        has_qk_norms: the heads of q and k are normed.
         has_post_norms: o's and down's outputs are normed, too: the base has POST_NORMED.
         activation: of the MLP's gate: "silu", or "gelu_tanh".
+        embed_scale: what the embedded tokens are multiplied by, behind the site EMBED.
         head_dim: width of one attention head; 0 where unknown.
         max_rank: rank rows that there are per site. Formats that multiply ranks ask before they
             allocate: a file of some kilobytes may name a branch of gigabytes.
@@ -53,8 +56,10 @@ class ModelShape:
     bias: Callable[[Site], Tensor | None] | None = None
     gain: Callable[[Site], Tensor] | None = None
     gain_offset: float = 0.0
+    has_qk_norms: bool = False
     has_post_norms: bool = False
     activation: str = "silu"
+    embed_scale: float = 1.0
     head_dim: int = 0
     max_rank: int = 4096
 

@@ -14,7 +14,13 @@ import torch
 from tests.kinds import cases
 from tests.kinds.case import Case, Reference
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from turret_adapters.loading import LoadedAdapter
 from turret_server.engine.core import Engine
@@ -37,6 +43,9 @@ BASES = {
     "qwen": lambda: Qwen2Config(**SIZES, tie_word_embeddings=False),  # biases at q, k and v
     "llama-biased": lambda: LlamaConfig(  # biases at every linear
         **SIZES, tie_word_embeddings=False, attention_bias=True, mlp_bias=True
+    ),
+    "gemma": lambda: Gemma3TextConfig(  # tied; GELU, four norms a layer, two of three windowed
+        **SIZES, head_dim=16, query_pre_attn_scalar=20, sliding_window=16, sliding_window_pattern=2
     ),
 }
 PROMPTS = [
@@ -78,8 +87,10 @@ class Lab:
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(BASES[name]()).eval().float()
         for key, parameter in model.named_parameters():
-            # Large enough for every error to show; norms with gains of their own.
-            parameter.data.normal_(1.0 if "norm" in key else 0.0, 0.2)
+            # Large enough for every error to show; norms with gains of their own, of which
+            # Gemma stores what they are above 1.
+            is_gain = "norm" in key and name != "gemma"
+            parameter.data.normal_(1.0 if is_gain else 0.0, 0.2)
         model.save_pretrained(folder)
         return cls(folder, name, kv_cache_bytes=16 << 20, max_step_tokens=24)
 

@@ -16,7 +16,13 @@ from turret_adapters.registry import detect
 from turret_server.engine.messages import AdapterUse
 
 EVERY = [pytest.param(c, base, id=f"{c.name}-{base}") for c in CASES for base in c.bases]
-STORED = [param for param in EVERY if param.values[0].stores_tensors]
+# What a file must hold is asked on one base for Gemma's sake; its norms change nothing about it.
+STORED = [
+    param
+    for param in EVERY
+    if (case := param.values[0]).stores_tensors
+    and (param.values[1] != "gemma" or case.bases == ("gemma",))
+]
 
 
 @pytest.fixture

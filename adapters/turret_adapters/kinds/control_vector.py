@@ -2,7 +2,7 @@
 
 A GGUF file of the architecture `controlvector` with tensors `direction.{l}` [hidden]. Both programs
 add direction l to what block l (counted from 0) puts out, at every position; an offset of that
-block's down_proj is the same, because the residual addition follows it.
+block's down_proj, or of the norm behind it, is the same: the residual addition follows.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def _compile(files: AdapterFiles, shape: ModelShape) -> Program:
             f"it sets {listing(unknown)}, which may change what it does", "Export it without them."
         )
     components: list[Component] = []
+    last = Module.MLP_OUT if shape.has_post_norms else Module.DOWN
     for layer, key in _directions(files).items():
-        site = Site(layer, Module.DOWN)
+        site = Site(layer, last)
         if layer == 0:
             raise tensors.unsupported(
                 f"it holds {quote(key)}, which llama.cpp refuses: nothing steers the output of "
@@ -49,7 +50,7 @@ def _compile(files: AdapterFiles, shape: ModelShape) -> Program:
             raise tensors.wrong_base(
                 f"it holds {quote(key)}, and this base's last block is {shape.num_layers - 1}"
             )
-        vector = tensors.read(key, (shape.width(Module.DOWN),))
+        vector = tensors.read(key, (shape.width(last),))
         components.append(Offset(site, vector.float()))
     if hint := fields.get("controlvector.model_hint"):
         tensors.notes.append(f"made for models of the type {quote(hint)}")

@@ -61,7 +61,8 @@ def _compile(files: AdapterFiles, shape: ModelShape) -> Program:
         a = tensors.read(keys["A"], (rank, columns), rank_dim=0).float()
         b = tensors.read(keys["B"], (rows, rank), rank_dim=1).float()
         if is_embedding:
-            return b.T, middle @ a
+            # Added to the embedded tokens as they are, where our site lies before their scale.
+            return b.T, middle @ a / tensors.shape.embed_scale
         return a, (b @ middle).T
 
     return _FORMAT.compile(files, shape, config, read)

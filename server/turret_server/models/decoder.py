@@ -227,8 +227,10 @@ class Decoder:
             bias=self.bias,
             gain=self.gain,
             gain_offset=config.norm_offset,
+            has_qk_norms=config.qk_norm,
             has_post_norms=config.post_norms,
             activation=config.activation,
+            embed_scale=self._embed_scale,
             head_dim=config.head_dim,
         )
 
@@ -248,18 +250,20 @@ class Decoder:
         return unpack_linear(fused)[part]
 
     def gain(self, site: Site) -> Tensor:
-        """The weight [hidden] of the norm before one of NORMED or HEAD_IN, as it is stored."""
+        """The weight of a norm as it is stored: see `ModelShape.gain`."""
         if site.module is Module.HEAD_IN:
             return self.weights.norm.weight
         layer = self.weights.layers[site.layer]
         norm = {
             Module.ATTENTION_IN: layer.input_norm,
+            Module.Q: layer.q_norm,
+            Module.K: layer.k_norm,
             Module.ATTENTION_OUT: layer.attention_out_norm,
             Module.MLP_IN: layer.mlp_norm,
             Module.MLP_OUT: layer.mlp_out_norm,
         }[site.module]
         if norm is None:
-            raise ValueError(f"no norm makes {site.module} in this model")
+            raise ValueError(f"this model has no norm at {site.module}")
         return norm.weight
 
     def bias(self, site: Site) -> Tensor | None:

@@ -51,7 +51,7 @@ def quantiles(model: PreTrainedModel, modules: Sequence[nn.Module], share: float
 
 
 def cats_thresholds(model: PreTrainedModel, share: float) -> list[float]:
-    """Of |SiLU(gate)|, in every layer."""
+    """Of |act(gate)|, in every layer."""
     probes = []
     for layer in model.model.layers:
         probe = nn.Identity()
@@ -119,7 +119,7 @@ def checkpoint(folder: Path, base: PreTrainedModel) -> Reference:
 # On or off, and nothing but numbers in the configuration.
 NUMBERS = {"weighted": False, "stores_tensors": False}
 CASES = [
-    Case("cats", "cats", own, ("llama", "qwen"), **NUMBERS),
+    Case("cats", "cats", own, ("llama", "qwen", "gemma"), **NUMBERS),
     Case("cats-some-layers", "cats", some_layers, **NUMBERS),
     Case("cats-config", "cats", config_only, **NUMBERS),
     Case(

@@ -45,7 +45,7 @@ CASES = [
         "control_vector",
         "control_vector",
         make(np.float32),
-        bases=("llama", "llama-biased"),
+        bases=("llama", "llama-biased", "gemma"),
         stores_tensors=False,
     ),
     Case("control_vector-f16", "control_vector", make(np.float16), stores_tensors=False),

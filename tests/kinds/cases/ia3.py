@@ -25,7 +25,7 @@ CASES = [
         "ia3",
         "ia3",
         config(["k_proj", "v_proj", "down_proj"], ["down_proj"]),
-        bases=("llama", "qwen"),
+        bases=("llama", "qwen", "gemma"),
     ),
     peft_case(
         "ia3-outputs",

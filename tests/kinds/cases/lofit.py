@@ -97,6 +97,12 @@ def whole_model(folder: Path, base: PreTrainedModel) -> Reference:
 
 CASES = [
     Case("lofit", "lofit", compact(scaled=False)),
-    Case("lofit-scaled", "lofit", compact(scaled=True), bases=("llama", "qwen"), may_lack=("A",)),
-    Case("lofit-whole", "lofit", whole_model, bases=("llama", "tied", "qwen")),
+    Case(
+        "lofit-scaled",
+        "lofit",
+        compact(scaled=True),
+        bases=("llama", "qwen", "gemma"),
+        may_lack=("A",),
+    ),
+    Case("lofit-whole", "lofit", whole_model, bases=("llama", "tied", "qwen", "gemma")),
 ]

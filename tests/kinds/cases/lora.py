@@ -55,7 +55,9 @@ QALORA = peft_case(
 )
 
 CASES = [
-    peft_case("lora", "lora", lambda: LoraConfig(r=4, target_modules=LINEARS), bases=("llama",)),
+    peft_case(
+        "lora", "lora", lambda: LoraConfig(r=4, target_modules=LINEARS), bases=("llama", "gemma")
+    ),
     peft_case(
         "lora-bias",
         "lora",
@@ -93,7 +95,7 @@ CASES = [
         "lora",
         lambda: LoraConfig(r=4, use_dora=True, target_modules=["embed_tokens", "k_proj"]),
         std=0.05,
-        bases=("tied",),
+        bases=("tied", "gemma"),
         may_lack=COPIES,
     ),
     qalora(QALORA),

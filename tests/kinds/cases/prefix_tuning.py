@@ -15,7 +15,7 @@ CASES = [
         "prefix_tuning",
         lambda: PrefixTuningConfig(task_type=TASK, num_virtual_tokens=6),
         change=fill,
-        bases=("llama", "qwen"),
+        bases=("llama", "qwen", "gemma"),
         weighted=False,
     ),
     peft_case(  # more than a KV block and than a step

@@ -17,7 +17,7 @@ CASES = [
         "prompt_tuning",
         "prompt_tuning",
         lambda: PromptTuningConfig(task_type=TASK, num_virtual_tokens=5),
-        bases=("llama", "tied", "qwen"),
+        bases=("llama", "tied", "qwen", "gemma"),
         weighted=False,
     ),
     peft_case(  # more than a KV block and than a step

@@ -46,12 +46,13 @@ def make(diffs, absolutes=()):
 CASES = [
     Case("sparse_ft", "sparse_ft", make(("_proj.weight", "lm_head.weight"))),
     Case("sparse_ft-norms", "sparse_ft", make(("norm.weight",))),
+    Case("sparse_ft-layer-norms", "sparse_ft", make(("layernorm.weight",)), bases=("gemma",)),
     Case("sparse_ft-biases", "sparse_ft", make(("q_proj.bias", "v_proj.weight")), bases=("qwen",)),
     Case(
         "sparse_ft-embedding",
         "sparse_ft",
         make(("embed_tokens.weight", "o_proj.weight")),
-        bases=("llama", "tied"),
+        bases=("llama", "tied", "gemma"),
     ),
     Case(
         "sparse_ft-abs",

@@ -45,6 +45,6 @@ def case(name: str, modules: Sequence[str], share: float, bases: tuple[str, ...]
 
 
 CASES = [
-    case("teal", LINEARS, 0.4, ("llama", "qwen")),
+    case("teal", LINEARS, 0.4, ("llama", "qwen", "gemma")),
     case("teal-some-linears", ("k_proj", "up_proj", "down_proj"), 0.6, ("llama",)),
 ]

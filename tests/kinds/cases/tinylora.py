@@ -11,7 +11,7 @@ CASES = [
         lambda: TinyLoraConfig(
             r=3, u=4, weight_tying=0.6, target_modules=["embed_tokens", "v_proj", "down_proj"]
         ),
-        bases=("llama", "tied"),
+        bases=("llama", "tied", "gemma"),
         may_lack=("embed_tokens.weight", "base_layer.weight"),
     ),
     peft_case(

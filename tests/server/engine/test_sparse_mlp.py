@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from turret_adapters.banks.threshold import ThresholdBank
 from turret_kernels import native
@@ -19,18 +19,26 @@ pytestmark = pytest.mark.skipif(native.lib is None, reason="no CPU kernels here"
 NEW_TOKENS = 12
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model, and beside it an adapter that leaves out most neurons of two layers."""
+@pytest.fixture(
+    scope="module", params=[(LlamaConfig, 0.4), (Gemma3TextConfig, 2.0)], ids=["llama", "gemma"]
+)
+def folder(request, tmp_path_factory):
+    """A tiny model, and beside it an adapter that leaves out most neurons of two layers.
+
+    Gemma's gate is a GELU, and its q and k have norms.
+    """
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(1)
-    config = LlamaConfig(
+    config_class, threshold = request.param
+    config = config_class(
         vocab_size=128,
         hidden_size=128,
         intermediate_size=544,
         num_hidden_layers=3,
         num_attention_heads=2,
         num_key_value_heads=1,
+        head_dim=64,
+        tie_word_embeddings=False,  # tied, so small a Gemma repeats what it reads
         max_position_embeddings=128,
     )
     model = AutoModelForCausalLM.from_config(config)
@@ -38,7 +46,7 @@ def folder(tmp_path_factory):
         parameter.data.normal_(0, 0.2)
     model.save_pretrained(folder / "base")
     (folder / "cats").mkdir()
-    adapter = {"kind": "cats", "version": 1, "thresholds": [0.3, 0, 0.4]}
+    adapter = {"kind": "cats", "version": 1, "thresholds": [0.75 * threshold, 0, threshold]}
     (folder / "cats" / "turret_adapter.json").write_text(json.dumps(adapter))
     return folder
 
