@@ -74,11 +74,11 @@ class Answer:
 class Lab:
     """One base, served."""
 
-    def __init__(self, folder: Path, name: str, **settings: Any) -> None:
+    def __init__(self, folder: Path, name: str, dtype: str = "float32", **settings: Any) -> None:
         self.folder, self.name = folder, name
         self._wake = threading.Event()
         self.engine = Engine(
-            EngineSettings(model=str(folder), dtype="float32", **settings), wake=self._wake.set
+            EngineSettings(model=str(folder), dtype=dtype, **settings), wake=self._wake.set
         )
 
     @classmethod
