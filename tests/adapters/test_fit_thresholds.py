@@ -21,10 +21,10 @@ from turret_adapters.registry import detect
 from turret_adapters.spec import ModelShape
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=["llama", "gemma"])  # SiLU and GELU
+def model(request):
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(BASES["llama"]()).eval()
+    model = AutoModelForCausalLM.from_config(BASES[request.param]()).eval()
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.2)
     return model

@@ -66,7 +66,7 @@ def fit_cats(model: PreTrainedModel, text: TextWindows, sparsity: float, step: S
     """Fit one threshold per layer.
 
     Args:
-        model: of the Llama family, in eval mode.
+        model: of the Llama family or a Gemma, in eval mode.
         text: calibration and held-out windows.
         sparsity: share of the neurons that a token leaves dead, between 0 and 1.
         step: called after every window of every pass.

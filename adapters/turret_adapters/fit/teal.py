@@ -72,7 +72,7 @@ def fit_teal(
     """Fit one threshold per layer and linear.
 
     Args:
-        model: of the Llama family, in eval mode.
+        model: of the Llama family or a Gemma, in eval mode.
         text: calibration and held-out windows.
         sparsity: share of every block's weights that need not be read, between 0 and 1.
         step: called after every window of every pass, and after every block.

@@ -28,6 +28,13 @@ _DTYPES = {
     "BF16": torch.bfloat16,
 }
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+# Where the language model lies in a model that also sees (both spellings are transformers' own).
+_TEXT_PARTS = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+_VISION_PARTS = ("vision_tower.", "multi_modal_projector.")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -47,13 +54,15 @@ class Checkpoint:
 
     Args:
         folder: the model folder.
+        has_vision: its language model is one part, whose tensors get the names they have alone;
+            those of the vision tower are left out.
 
     Raises:
         StartupError: a file is missing, truncated or not safetensors.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, has_vision: bool = False) -> None:
+        self._folder, self._has_vision = folder, has_vision
         self._stored: dict[str, _Stored] = {}
         self._samples: dict[str, bytes] = {}
         for path in self._files():
@@ -156,7 +165,10 @@ class Checkpoint:
                 raise ValueError(f"the header claims {header_bytes} bytes")
             header = json.loads(mapping[8 : 8 + header_bytes])
             header.pop("__metadata__", None)
-            for name, entry in header.items():
+            for stored_name, entry in header.items():
+                name = _text_name(stored_name) if self._has_vision else stored_name
+                if name is None:
+                    continue
                 if name in self._stored:
                     raise ValueError(f"tensor {name!r} occurs twice")
                 self._stored[name] = _stored(mapping, 8 + header_bytes, name, entry)
@@ -172,6 +184,16 @@ def _stored(mapping: mmap.mmap, data: int, name: str, entry: dict[str, Any]) -> 
     if known is not None and math.prod(shape) * known.itemsize != last - first:
         raise ValueError(f"tensor {name!r} has {last - first} bytes, which is not its shape")
     return _Stored(mapping, dtype, shape, data + first, last - first)
+
+
+def _text_name(name: str) -> str | None:
+    """The name of a tensor of the language model alone; None for the vision tower's."""
+    if name.removeprefix("model.").startswith(_VISION_PARTS):
+        return None
+    for stored, alone in _TEXT_PARTS.items():
+        if name.startswith(stored):
+            return alone + name.removeprefix(stored)
+    return name
 
 
 def _sample(at: _Stored) -> bytes:

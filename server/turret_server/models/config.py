@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,23 @@ class _Family:
     qk_norm: bool = False
     windows: Literal["no layer", "every layer", "some layers", "five of six"]
     is_gemma: bool = False
+    has_vision: bool = False  # the language model is one part of it, and what is served
 
+
+_GEMMA3 = _Family(
+    model_type="gemma3_text",
+    defaults={
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+    },
+    qkv_bias=None,
+    qk_norm=True,
+    windows="five of six",
+    is_gemma=True,
+)
 
 _FAMILIES = {
     "LlamaForCausalLM": _Family(
@@ -59,20 +75,8 @@ _FAMILIES = {
         qk_norm=True,
         windows="some layers",
     ),
-    "Gemma3ForCausalLM": _Family(
-        model_type="gemma3_text",
-        defaults={
-            "vocab_size": 262_208,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "max_position_embeddings": 131_072,
-        },
-        qkv_bias=None,
-        qk_norm=True,
-        windows="five of six",
-        is_gemma=True,
-    ),
+    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma3ForConditionalGeneration": replace(_GEMMA3, model_type="gemma3", has_vision=True),
 }
 
 
@@ -82,6 +86,7 @@ class DecoderConfig:
 
     Attributes:
         architecture: transformers' class, such as "LlamaForCausalLM".
+        has_vision: the checkpoint holds a vision tower, too, which is left out.
         vocab_size: rows of the embedding and of the head.
         hidden_size: width of the residual stream.
         intermediate_size: width of the gated MLP.
@@ -107,6 +112,7 @@ class DecoderConfig:
     """
 
     architecture: str
+    has_vision: bool
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -158,6 +164,9 @@ class DecoderConfig:
         architecture = _architecture(fields)
         family = _FAMILIES[architecture]
         fields.refuse_foreign_code_and_quantization()
+        is_tied = fields.flag("tie_word_embeddings", family.is_gemma)
+        if family.has_vision:
+            fields = _text_part(fields, is_tied)
 
         def count(name: str, default: int | None = None) -> int:
             default = family.defaults.get(name, default)
@@ -184,6 +193,7 @@ class DecoderConfig:
             attention_scale = head_dim**-0.5
         config = cls(
             architecture=architecture,
+            has_vision=family.has_vision,
             vocab_size=count("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=count("intermediate_size"),
@@ -204,7 +214,7 @@ class DecoderConfig:
             norm_offset=1.0 if family.is_gemma else 0.0,
             embed_scale=hidden_size**0.5 if family.is_gemma else 1.0,
             activation="gelu_tanh" if family.is_gemma else "silu",
-            tie_word_embeddings=fields.flag("tie_word_embeddings", family.is_gemma),
+            tie_word_embeddings=is_tied,
             windows=_windows(fields, family, num_layers),
         )
         fields.refuse_unread()
@@ -241,6 +251,27 @@ def _architecture(fields: Fields) -> str:
     if model_type not in (None, _FAMILIES[named[0]].model_type):
         fields.refuse("model_type", f"it contradicts architectures = {named!r}")
     return named[0]
+
+
+def _text_part(fields: Fields, is_tied: bool) -> Fields:
+    """The language model's fields in the configuration of a model that also sees."""
+    for name in (
+        "vision_config",
+        "mm_tokens_per_image",
+        "boi_token_index",
+        "eoi_token_index",
+        "image_token_index",
+    ):
+        fields.take(name)
+    text = fields.nested("text_config")
+    if text is None:
+        fields.refuse("text_config", "the language model's sizes are there")
+    fields.refuse_unread()
+    text.neutral("model_type", "gemma3_text")
+    text.neutral("architectures", ["Gemma3ForCausalLM"])
+    text.neutral("tie_word_embeddings", is_tied)
+    text.refuse_foreign_code_and_quantization()
+    return text
 
 
 def _biases(fields: Fields, family: _Family) -> tuple[bool, bool, bool]:

@@ -139,7 +139,7 @@ def load_weights(
     Raises:
         StartupError: the files are damaged, or tensors are missing, unexpected or of other shapes.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, config.has_vision)
     shapes = expected_tensors(config)
     _check(checkpoint, config, shapes)
     total, done = sum(checkpoint.num_bytes(name) for name in shapes), 0

@@ -46,6 +46,21 @@ def test_a_tensor_lands_in_a_view_in_its_dtype(tmp_path):
     assert whole.tolist() == [[0, 0, 0], [0, 1, 2], [3, 4, 5], [0, 0, 0]]
 
 
+def test_the_language_model_in_a_model_that_also_sees(tmp_path):
+    names = [
+        "language_model.model.norm.weight",
+        "model.language_model.layers.0.x",
+        "language_model.lm_head.weight",
+        "vision_tower.head.probe",
+        "model.multi_modal_projector.y",
+        "stranger",
+    ]
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "model.safetensors")
+    assert Checkpoint(tmp_path).names() == set(names)
+    text = {"model.norm.weight", "model.layers.0.x", "lm_head.weight", "stranger"}
+    assert Checkpoint(tmp_path, has_vision=True).names() == text
+
+
 def test_digest_sees_the_first_and_the_last_tensor_and_the_shape(tmp_path):
     def digest(tensors: dict[str, torch.Tensor]) -> str:
         save_file(tensors, tmp_path / "model.safetensors")

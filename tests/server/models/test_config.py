@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -110,6 +111,29 @@ def test_every_sixth_layer_of_gemma_sees_everything(read):
     types = ["full_attention"] + ["sliding_attention"] * 6
     noted = {"layer_types": types, "_sliding_window_pattern": 3}
     assert read(GEMMA | noted).windows == (0,) + (1024,) * 6
+
+
+def test_a_model_that_also_sees_is_served_as_its_text_part(read):
+    text = {name: GEMMA[name] for name in GEMMA if name != "architectures"}
+    seeing = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "text_config": text,
+        "vision_config": {"model_type": "siglip_vision_model"},
+    }
+    found = asdict(read(seeing))
+    differing = {"architecture": "Gemma3ForConditionalGeneration", "has_vision": True}
+    assert found == asdict(read(GEMMA)) | differing
+    assert not read(seeing | {"tie_word_embeddings": False}).tie_word_embeddings
+    with pytest.raises(StartupError, match=r"text_config\.logit_scale"):
+        read(seeing | {"text_config": text | {"logit_scale": 2.0}})
+    with pytest.raises(StartupError, match="text_config is missing"):
+        read({name: value for name, value in seeing.items() if name != "text_config"})
 
 
 def test_gemma_has_two_ropes_in_either_spelling(read):

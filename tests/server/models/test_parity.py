@@ -12,16 +12,27 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SiglipVisionConfig,
 )
 
 from turret_server.models.decoder import Decoder
 
+TINY = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 LENGTHS = (23, 1, 40, 9, 6)
 
 # Layers with a window and without, their own two RoPEs, and a scale that is not head_dim ** -0.5.
@@ -110,6 +121,31 @@ def test_architecture(case, save_tiny, ragged_logits):
 @pytest.mark.parametrize("case", ROPES)
 def test_rope_scaling(case, save_tiny, ragged_logits):
     _assert_parity(*save_tiny(LlamaConfig, rope_parameters=ROPES[case]), ragged_logits)
+
+
+def test_the_text_part_of_a_model_that_also_sees(tmp_path, ragged_logits):
+    vision = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+    )
+    text = Gemma3TextConfig(**(TINY | GEMMA))
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=127
+    )
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.2)
+    model.save_pretrained(tmp_path)
+    sequences = [[token % 127 for token in sequence] for sequence in _sequences()]  # no image
+    decoder = Decoder.load(tmp_path, torch.float32, torch.device("cpu"), max_model_len=64)
+    results = ragged_logits(decoder, sequences)
+    for logits, expected in zip(results, _reference(model, sequences), strict=True):
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
 def test_sharded_weights(save_tiny, ragged_logits):
