@@ -25,10 +25,10 @@ NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 def act_mul(gate_up: Tensor, activation: Activation) -> Tensor:
     """[T, 2 I] (gate first) -> [T, I] in the same dtype, contiguous."""
-    if activation == "silu" and gpu.takes(gate_up):
-        from turret_kernels.gpu.activation import silu_mul
+    if gpu.takes(gate_up):
+        from turret_kernels.gpu import activation as kernels
 
-        return silu_mul(gate_up)
+        return kernels.act_mul(gate_up, activation)
     if lib is None or gate_up.dtype != torch.bfloat16 or gate_up.device.type != "cpu":
         return act_mul_reference(gate_up, activation)
     rows, width = gate_up.shape

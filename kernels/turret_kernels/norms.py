@@ -21,7 +21,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         weight: [N], in the dtype of `x` or in float32.
         eps: added to the mean square.
     """
-    if _on_gpu(x, weight):
+    if gpu.takes(x):
         from turret_kernels.gpu import norms
 
         return norms.rms_norm(x, weight, eps)
@@ -41,7 +41,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
         weight: [N], as for `rms_norm`.
         eps: added to the mean square.
     """
-    if _on_gpu(x, weight):
+    if gpu.takes(x):
         from turret_kernels.gpu import norms
 
         return norms.add_rms_norm(x, residual, weight, eps)
@@ -63,10 +63,6 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if weight.dtype == x.dtype:
         return weight * wide.to(x.dtype)
     return (weight * wide).to(x.dtype)
-
-
-def _on_gpu(x: Tensor, weight: Tensor) -> bool:
-    return gpu.takes(x) and weight.dtype == x.dtype
 
 
 def _native(x: Tensor) -> bool:

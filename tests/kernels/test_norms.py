@@ -71,16 +71,22 @@ class TestGemma:
         assert (y != theirs(x)).float().mean() < 0.01
         assert torch.equal(rms_norm_reference(x, gain, 1e-6), theirs(x))
 
-    def test_heads_of_a_fused_projection(self):
-        fused, w = torch.randn(5, 4 * 64 + 32).bfloat16(), torch.randn(64)
+    @pytest.mark.triton
+    def test_heads_of_a_fused_projection(self, dtype, assert_parity):
+        fused, w = torch.randn(5, 4 * 64 + 32).to(dtype), torch.randn(64)
         x = fused[:, : 4 * 64].view(5, 4, 64)
-        expected = rms_norm_reference(x, w, 1e-5)
-        torch.testing.assert_close(rms_norm(x, w, 1e-5), expected, rtol=2**-7, atol=1e-6)
+        assert_parity(rms_norm(x, w, 1e-5), rms_norm_reference(exact(x), exact(w), 1e-5))
 
-    def test_add_rms_norm_updates_the_residual(self):
-        x, residual = torch.randn(2, 9, 100).bfloat16()
+    @pytest.mark.triton
+    def test_add_rms_norm_updates_the_residual(self, dtype, assert_parity):
+        x, residual = torch.randn(2, 9, 100).to(dtype)
         w, total = torch.randn(100), x + residual
         y = add_rms_norm(x, residual, w, 1e-6)
         assert torch.equal(residual, total)
-        expected = rms_norm_reference(total, w, 1e-6)
-        torch.testing.assert_close(y, expected, rtol=2**-7, atol=1e-6)
+        assert_parity(y, rms_norm_reference(exact(total), exact(w), 1e-6))
+
+    @pytest.mark.triton
+    def test_only_the_product_is_rounded(self):
+        x, w = torch.randn(4, 64).half(), torch.randn(64)
+        truth = rms_norm_reference(x.double(), w.double(), 1e-6).half()
+        assert torch.equal(rms_norm(x, w, 1e-6), truth)

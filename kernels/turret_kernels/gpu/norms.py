@@ -24,7 +24,7 @@ def rms_norm_kernel(
     out_ptr,  # [rows, N], contiguous
     x_ptr,  # [rows / HEADS, HEADS, N]
     residual_ptr,  # [rows, N], updated in place; None without
-    weight_ptr,  # [N]
+    weight_ptr,  # [N]; float32 where it multiplies unrounded
     rows,
     x_stride,
     x_head_stride,
@@ -52,7 +52,9 @@ def rms_norm_kernel(
         tl.store(residual, x, mask=mask)
         wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=1) / N + eps)
-    normal = (wide * scale[:, None]).to(x.dtype).to(tl.float32)  # rounded, then scaled
+    normal = wide * scale[:, None]
+    if weight_ptr.dtype == x_ptr.dtype:  # known when compiling
+        normal = normal.to(x.dtype).to(tl.float32)
     y = (normal * weight.to(tl.float32)[None, :]).to(x.dtype)
     tl.store(out_ptr + row[:, None] * N + column[None, :], y, mask=mask)
 
