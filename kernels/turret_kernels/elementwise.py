@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from turret_kernels import gpu
 from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
@@ -22,7 +23,7 @@ class OffsetTable:
 
     Attributes:
         vectors: float32 [S, N].
-        present: uint8 [S] on the host; 0 = the slot has none here.
+        present: uint8 [S] beside the vectors; 0 = the slot has none here.
     """
 
     vectors: Tensor
@@ -36,10 +37,10 @@ class ScaleTable:
     Attributes:
         gain: float32 [S, N], the scale minus one.
         turn: float32 [S, N], what comes in from a feature's partner.
-        distance: int32 [S] on the host: 0 = no partner, else `turn` is read, and the partner of a
-            feature is so much further on in the first half of its group of 2 * distance features,
-            or so much before in the second half.
-        present: uint8 [S] on the host; 0 = the slot has none here.
+        distance: int32 [S] beside the gain: 0 = no partner, else `turn` is read, and the partner
+            of a feature is so much further on in the first half of its group of 2 * distance
+            features, or so much before in the second half.
+        present: uint8 [S] beside the gain; 0 = the slot has none here.
     """
 
     gain: Tensor
@@ -64,6 +65,13 @@ def add_offset(
         column: where the site's features begin.
         weight: float32 [E], where it differs from `entries.weight`.
     """
+    if gpu.takes(y):
+        from turret_kernels.gpu import elementwise
+
+        elementwise.add_offset(
+            y, table, entries, column, entries.weight if weight is None else weight
+        )
+        return
     size = table.vectors.shape[1]
     if not _native(y) or lib is None:
         for slot, w, rows in _present(table.present, entries, weight):
@@ -91,8 +99,13 @@ def scale(
 ) -> None:
     """`y += w * (gain * y + turn * partner(y))` for the rows of each entry, in place.
 
-    Arguments as in `add_offset`.
+    Arguments as in `add_offset`. Entries that act on the same row have at most one distance.
     """
+    if gpu.takes(y):
+        from turret_kernels.gpu import elementwise
+
+        elementwise.scale(y, table, entries, column, entries.weight if weight is None else weight)
+        return
     size = table.gain.shape[1]
     if not _native(y) or lib is None:
         for slot, w, rows in _present(table.present, entries, weight):

@@ -39,6 +39,7 @@ class Entries:
     _max_tiles: int = field(init=False, default=0)
     _all_sites: Tensor | None = field(init=False, default=None)
     _tiles: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _of_rows: dict[int, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.count = torch.tensor([self.slot.shape[0]], device="cpu")
@@ -69,6 +70,8 @@ class Entries:
             self.by_site[:, :count].copy_(other.by_site, non_blocking=True)
         for block, tiles in self._tiles.items():
             tiles.copy_(torch.from_numpy(self._cut(block)), non_blocking=True)
+        for num_rows, pairs in self._of_rows.items():
+            pairs.copy_(torch.from_numpy(self._by_row(num_rows)), non_blocking=True)
 
     def to(self, device: torch.device) -> Entries:
         """The same for kernels on another device."""
@@ -109,11 +112,29 @@ class Entries:
             self._tiles[block] = tiles.to(self.slot.device, non_blocking=True)
         return self._tiles[block]
 
+    def of_rows(self, num_rows: int) -> Tensor:
+        """What acts on every row, for GPU programs that write all rows of a batch.
+
+        Returns:
+            int32 [num_rows, 2] beside `slot`: first entry, entries (0: nothing acts).
+        """
+        if num_rows not in self._of_rows:
+            pairs = torch.from_numpy(self._by_row(num_rows))
+            self._of_rows[num_rows] = pairs.to(self.slot.device, non_blocking=True)
+        return self._of_rows[num_rows]
+
     def _cut(self, block: int) -> np.ndarray:
         count = len(self)
         tiles = cut_tiles(self.row_start.numpy()[:count], self.row_count.numpy()[:count], block)
         missing = max(0, self._max_tiles - len(tiles))
         return np.pad(tiles, ((0, missing), (0, 0))) if missing else tiles
+
+    def _by_row(self, num_rows: int) -> np.ndarray:
+        count = len(self)
+        rows = cut_tiles(self.row_start.numpy()[:count], self.row_count.numpy()[:count], 1)
+        pairs = np.zeros((num_rows, 2), dtype=np.int32)
+        pairs[rows[:, 0]] = rows[:, 2:]
+        return pairs
 
 
 def cut_tiles(row_start: np.ndarray, row_count: np.ndarray, block: int) -> np.ndarray:

@@ -41,7 +41,7 @@ class OffsetBank:
         def make(site: Site) -> OffsetTable:
             # empty: the system gives memory to a row when it is first written.
             vectors = torch.empty(num_slots, shape.width(site.module), device=device)
-            return OffsetTable(vectors, torch.zeros(num_slots, dtype=torch.uint8))
+            return OffsetTable(vectors, torch.zeros(num_slots, dtype=torch.uint8, device=device))
 
         self._tables = SlotTables(shape, num_slots, make, _forget)
         self.touched = self._tables.touched

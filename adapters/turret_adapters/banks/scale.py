@@ -41,8 +41,8 @@ class ScaleBank:
             return ScaleTable(
                 gain=torch.empty(size, device=device),
                 turn=torch.empty(size, device=device),
-                distance=torch.zeros(num_slots, dtype=torch.int32),
-                present=torch.zeros(num_slots, dtype=torch.uint8),
+                distance=torch.zeros(num_slots, dtype=torch.int32, device=device),
+                present=torch.zeros(num_slots, dtype=torch.uint8, device=device),
             )
 
         self._tables = SlotTables(shape, num_slots, make, _forget)
