@@ -39,7 +39,7 @@ class Entries:
     _max_tiles: int = field(init=False, default=0)
     _all_sites: Tensor | None = field(init=False, default=None)
     _tiles: dict[int, Tensor] = field(init=False, default_factory=dict)
-    _of_rows: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _of_rows: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.count = torch.tensor([self.slot.shape[0]], device="cpu")
@@ -70,8 +70,9 @@ class Entries:
             self.by_site[:, :count].copy_(other.by_site, non_blocking=True)
         for block, tiles in self._tiles.items():
             tiles.copy_(torch.from_numpy(self._cut(block)), non_blocking=True)
-        for num_rows, pairs in self._of_rows.items():
-            pairs.copy_(torch.from_numpy(self._by_row(num_rows)), non_blocking=True)
+        if self._of_rows is not None:
+            pairs = torch.from_numpy(self._by_row(len(self._of_rows)))
+            self._of_rows.copy_(pairs, non_blocking=True)
 
     def to(self, device: torch.device) -> Entries:
         """The same for kernels on another device."""
@@ -118,10 +119,10 @@ class Entries:
         Returns:
             int32 [num_rows, 2] beside `slot`: first entry, entries (0: nothing acts).
         """
-        if num_rows not in self._of_rows:
-            pairs = torch.from_numpy(self._by_row(num_rows))
-            self._of_rows[num_rows] = pairs.to(self.slot.device, non_blocking=True)
-        return self._of_rows[num_rows]
+        if self._of_rows is None or len(self._of_rows) < num_rows:
+            pairs = torch.from_numpy(self._by_row(max(num_rows, self._max_tiles)))
+            self._of_rows = pairs.to(self.slot.device, non_blocking=True)
+        return self._of_rows[:num_rows]
 
     def _cut(self, block: int) -> np.ndarray:
         count = len(self)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.activation import ACTIVATIONS, NUMBER, Activation
 from turret_kernels.entries import Entries
 from turret_kernels.native import lib
@@ -31,6 +31,10 @@ def act_threshold_mul(
     Returns:
         [T, I] in the same dtype.
     """
+    if gpu.takes(gate_up):
+        from turret_kernels.gpu import threshold
+
+        return threshold.act_threshold_mul(gate_up, thresholds, entries, activation)
     rows, width = gate_up.shape
     if not _native(gate_up) or lib is None:
         gate, up = gate_up.chunk(2, dim=-1)
@@ -48,6 +52,10 @@ def threshold(x: Tensor, thresholds: Tensor, entries: Entries) -> Tensor:
 
     Arguments as in `act_threshold_mul`.
     """
+    if gpu.takes(x):
+        from turret_kernels.gpu import threshold as gpu_threshold
+
+        return gpu_threshold.threshold(x, thresholds, entries)
     rows, width = x.shape
     if not _native(x) or lib is None:
         return torch.where(x.abs() <= _row_bounds(thresholds, entries, rows), 0, x)

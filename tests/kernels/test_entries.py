@@ -84,3 +84,20 @@ def test_buffers_hold_other_entries_at_the_same_place():
     assert tiles.tolist() == [[1, 1, 0, 1], *[[0, 0, 0, 0]] * 3]
     assert buffers.by_site is None
     assert buffers.weight[0] == 2
+
+
+def test_what_acts_on_every_row():
+    start, count = (torch.tensor(x, dtype=torch.int32) for x in ((5, 1, 1), (2, 3, 3)))
+    found = Entries(torch.zeros(3, dtype=torch.int32), torch.zeros(3), start, count).of_rows(8)
+    assert found.tolist() == [[0, 0], [1, 2], [1, 2], [1, 2], [0, 0], [0, 1], [0, 1], [0, 0]]
+
+
+def test_buffers_tell_what_acts_on_every_row_at_the_same_place():
+    buffers = Entries.buffers(6, max_tiles=4, num_sites=2, device=torch.device("cpu"))
+    rows = buffers.of_rows(2)
+    assert rows.tolist() == [[0, 0], [0, 0]]
+    start, count = torch.tensor([0, 2]).int(), torch.tensor([1, 2]).int()
+    buffers.assign(Entries(count, torch.ones(2), start, count))
+    assert rows.tolist() == [[0, 1], [0, 0]]
+    assert buffers.of_rows(4).tolist() == [[0, 1], [0, 0], [1, 1], [1, 1]]
+    assert buffers.of_rows(4).data_ptr() == rows.data_ptr()

@@ -3,31 +3,40 @@ from functools import partial
 
 import pytest
 import torch
+from tests.kernels import conftest
 
-from turret_kernels import native, threshold
+from turret_kernels import gpu, native, threshold
 from turret_kernels.activation import ACTIVATIONS, act_mul
 from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
 from turret_kernels.threshold import act_threshold_mul
 
 # By slot; -1: none. 0 keeps all but zeros. Not representable in bf16: 0.3, 0.7.
-BOUNDS = torch.tensor([0.3, 0.7, 0.0, -1.0, float("inf")])
+BOUNDS = torch.tensor(
+    [0.3, 0.7, 0.0, -1.0, float("inf")], device="cuda" if conftest.ON_GPU else "cpu"
+)
 BATCHES = {
     "decode": (9, [(0, 0, 1), (1, 1, 1), (2, 2, 3), (4, 7, 1)]),
-    "prefill": (90, [(0, 0, 7), (1, 7, 60), (2, 70, 20)]),
+    "prefill": (40, [(0, 0, 7), (1, 7, 23), (2, 32, 8)]),
     "none": (6, [(3, 0, 6)]),
-    "stacked with none": (6, [(0, 0, 4), (3, 0, 6)]),  # an adapter without thresholds beside
+    "stacked with none": (6, [(0, 0, 4), (3, 0, 4)]),  # an adapter without thresholds beside
 }
-DTYPES = [torch.bfloat16, torch.float32]
 EXACT = {
     "silu": lambda g: g / (1 + math.exp(-g)),
     "gelu_tanh": lambda g: g / (1 + math.exp(-math.sqrt(8 / math.pi) * (g + 0.044715 * g**3))),
 }
 
 
+@pytest.fixture(params=dict.fromkeys([*conftest.DTYPES, torch.float32]), ids=str)
+def dtype(request):
+    """float32 on every path."""
+    return request.param
+
+
 def entries(rows):
-    slot, start, count = (torch.tensor(v, dtype=torch.int32) for v in zip(*rows, strict=True))
-    return Entries(slot, torch.ones(len(rows)), start, count)
+    slot, start, count = zip(*rows, strict=True)
+    host = [torch.tensor(v, dtype=torch.int32, device="cpu") for v in (start, count)]
+    return Entries(torch.tensor(slot, dtype=torch.int32), torch.ones(len(rows)), *host)
 
 
 def bounds_of(tokens, rows):
@@ -39,19 +48,9 @@ def bounds_of(tokens, rows):
     return bounds
 
 
-@pytest.fixture(params=["native", "torch"])
-def path(request, monkeypatch):
-    """Both paths compute the same."""
-    if request.param == "torch":
-        monkeypatch.setattr(threshold, "lib", None)
-    elif native.lib is None:
-        pytest.skip("this processor has no native kernels")
-
-
-@pytest.mark.usefixtures("path")
+@pytest.mark.triton
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("width", [16, 50, 640])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [16, 50, 1040])
 def test_threshold(batch, width, dtype):
     tokens, rows = BATCHES[batch]
     x = torch.randn(tokens, width).to(dtype)
@@ -64,10 +63,9 @@ def test_threshold(batch, width, dtype):
     assert torch.equal(threshold.threshold(x, BOUNDS, entries(rows)), want)
 
 
-@pytest.mark.usefixtures("path")
+@pytest.mark.triton
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("width", [16, 50, 640])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [16, 50, 1040])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_act_threshold_mul(batch, width, dtype, activation):
     """The activation is rounded to the dtype, compared, and multiplied."""
@@ -80,7 +78,7 @@ def test_act_threshold_mul(batch, width, dtype, activation):
             gate[row].tolist(), up[row].tolist(), found[row].tolist(), strict=True
         ):
             exact = EXACT[activation](g)
-            ulp = abs(exact) * (2**-7 if dtype == torch.bfloat16 else 2**-20)
+            ulp = abs(exact) * max(torch.finfo(dtype).eps, 2**-20)
             if bound is not None and abs(abs(exact) - bound) <= ulp:
                 continue  # on which side it lies depends on the rounding
             live = bound is None or abs(exact) > bound
@@ -88,20 +86,19 @@ def test_act_threshold_mul(batch, width, dtype, activation):
             assert abs(value - want) <= 2 * ulp * abs(u) * live + 1e-6
 
 
-@pytest.mark.usefixtures("path")
+@pytest.mark.triton
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_without_a_threshold_it_is_act_mul(activation):
-    gate_up = torch.randn(40, 200).bfloat16()
-    found = act_threshold_mul(gate_up, BOUNDS, entries([(3, 0, 40)]), activation)
-    if threshold.lib is None:
+def test_without_a_threshold_it_is_act_mul(dtype, activation):
+    gate_up = torch.randn(20, 200).to(dtype)
+    found = act_threshold_mul(gate_up, BOUNDS, entries([(3, 0, 20)]), activation)
+    if threshold.lib is None and not gpu.takes(gate_up):
         # The torch path rounds the activation as torch does.
         torch.testing.assert_close(found, act_mul(gate_up, activation), rtol=2**-6, atol=1e-6)
     else:
         assert torch.equal(found, act_mul(gate_up, activation))
 
 
-@pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.triton
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_nan_stays_visible(dtype, activation):
     """With and without a threshold: a damaged row must not look like a sparse one."""
@@ -112,13 +109,12 @@ def test_a_nan_stays_visible(dtype, activation):
     assert found[:, 5].isnan().all()
 
 
-@pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.triton
 def test_a_row_does_not_depend_on_its_batch(dtype):
-    x = torch.randn(90, 640).to(dtype)
+    x = torch.randn(40, 640).to(dtype)
     for act in (threshold.threshold, partial(act_threshold_mul, activation="gelu_tanh")):
-        whole = act(x, BOUNDS, entries([(0, 0, 30), (1, 40, 50)]))
-        for row, rows in ((7, [(0, 0, 1)]), (88, [(1, 0, 1)]), (35, [(3, 0, 1)])):
+        whole = act(x, BOUNDS, entries([(0, 0, 15), (1, 20, 20)]))
+        for row, rows in ((7, [(0, 0, 1)]), (38, [(1, 0, 1)]), (17, [(3, 0, 1)])):
             assert torch.equal(act(x[row : row + 1], BOUNDS, entries(rows))[0], whole[row])
 
 

@@ -89,8 +89,8 @@ def scale_kernel(
         return
     distance = tl.where(distance > 0, distance, HALF)
     y_ptr += start * stride + first_column
-    # Two copies of the code: nearly always 8 divides the distance, and 8 pairs are 16 bytes twice.
-    if distance % 8 == 0:
+    pair = tl.program_id(1) * BLOCK
+    if distance % 8 == 0:  # nearly always: 8 pairs are 16 bytes twice
         _scale_tile(
             y_ptr,
             stride,
@@ -104,30 +104,33 @@ def scale_kernel(
             first,
             entries,
             distance,
+            pair,
             N=N,
             ROWS=ROWS,
             BLOCK=BLOCK,
             WIDE=True,
         )
     else:
-        _scale_tile(
-            y_ptr,
-            stride,
-            gain_ptr,
-            turn_ptr,
-            distance_ptr,
-            present_ptr,
-            slot_ptr,
-            weight_ptr,
-            rows,
-            first,
-            entries,
-            distance,
-            N=N,
-            ROWS=ROWS,
-            BLOCK=BLOCK,
-            WIDE=False,
-        )
+        for part in range(pair, pair + BLOCK, BLOCK // 8):
+            _scale_tile(
+                y_ptr,
+                stride,
+                gain_ptr,
+                turn_ptr,
+                distance_ptr,
+                present_ptr,
+                slot_ptr,
+                weight_ptr,
+                rows,
+                first,
+                entries,
+                distance,
+                part,
+                N=N,
+                ROWS=ROWS,
+                BLOCK=BLOCK // 8,
+                WIDE=False,
+            )
 
 
 @triton.jit
@@ -144,6 +147,7 @@ def _scale_tile(
     first,
     entries,
     distance,
+    first_pair,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -151,30 +155,30 @@ def _scale_tile(
 ):
     """Entry after entry; `distance` is that of the pairs, or any where there are none."""
     row = tl.arange(0, ROWS)[:, None]
-    pair = tl.broadcast_to((tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :], (ROWS, BLOCK))
-    a = pair // distance * (2 * distance) + pair % distance
-    b = a + distance
+    pair = tl.broadcast_to((first_pair + tl.arange(0, BLOCK))[None, :], (ROWS, BLOCK))
+    column = pair // distance * (2 * distance) + pair % distance
     if WIDE:
-        a = tl.max_contiguous(tl.multiple_of(a, [1, 8]), [1, 8])
-        b = tl.max_contiguous(tl.multiple_of(b, [1, 8]), [1, 8])
-    has_a, has_b = (row < rows) & (a < N), (row < rows) & (b < N)
-    y_ptr += row.to(tl.int64) * stride
-    y_a = tl.load(y_ptr + a, mask=has_a, other=0.0)
-    y_b = tl.load(y_ptr + b, mask=has_b, other=0.0)
+        column = tl.max_contiguous(tl.multiple_of(column, [1, 8]), [1, 8])
+        distance = distance // 8 * 8  # for the compiler, which so knows that 8 divides it
+    has_a, has_b = (row < rows) & (column < N), (row < rows) & (column + distance < N)
+    place = y_ptr + row * stride + column
+    y_a = tl.load(place, mask=has_a, other=0.0).to(tl.float32)
+    y_b = tl.load(place + distance, mask=has_b, other=0.0).to(tl.float32)
     for entry in range(first, first + entries):
         slot = tl.load(slot_ptr + entry).to(tl.int64)
         if tl.load(present_ptr + slot) != 0:
             weight = tl.load(weight_ptr + entry)
-            wide_a, wide_b = y_a.to(tl.float32), y_b.to(tl.float32)
-            change_a = tl.load(gain_ptr + slot * N + a, mask=has_a, other=0.0) * wide_a
-            change_b = tl.load(gain_ptr + slot * N + b, mask=has_b, other=0.0) * wide_b
+            gain = gain_ptr + slot * N + column
+            change_a = tl.load(gain, mask=has_a, other=0.0) * y_a
+            change_b = tl.load(gain + distance, mask=has_b, other=0.0) * y_b
             if tl.load(distance_ptr + slot) != 0:
-                change_a += tl.load(turn_ptr + slot * N + a, mask=has_a, other=0.0) * wide_b
-                change_b += tl.load(turn_ptr + slot * N + b, mask=has_b, other=0.0) * wide_a
-            y_a = (wide_a + weight * change_a).to(y_a.dtype)
-            y_b = (wide_b + weight * change_b).to(y_b.dtype)
-    tl.store(y_ptr + a, y_a, mask=has_a)
-    tl.store(y_ptr + b, y_b, mask=has_b)
+                turn = turn_ptr + slot * N + column
+                change_a += tl.load(turn, mask=has_a, other=0.0) * y_b
+                change_b += tl.load(turn + distance, mask=has_b, other=0.0) * y_a
+            y_a = (y_a + weight * change_a).to(y_ptr.dtype.element_ty).to(tl.float32)
+            y_b = (y_b + weight * change_b).to(y_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(place, y_a, mask=has_a)
+    tl.store(place + distance, y_b, mask=has_b)
 
 
 def add_offset(

@@ -32,12 +32,14 @@ def _scale(width: int, n: int, column: int = 0) -> None:
 
 
 # Narrow: four numbers of the tile, and slot, presence and weight of an entry; scales read slot,
-# presence and distance once more. Where 8 does not divide the distance of the pairs, they go one by
-# one: in the code of scales 96 accesses, which the others never run.
+# presence and distance once more. Their last twelve are the code for pairs whose distance 8 does
+# not divide, one by one.
 GATES = [
-    Gate("4096", lambda: _offset(4096, 4096), registers=64, narrow=7),
-    Gate("1024 at 4096 of 6144", lambda: _offset(6144, 1024, 4096), registers=64, narrow=7),
-    Gate("152064 logits", lambda: _offset(152064, 152064, 0, torch.float32), 64, narrow=7),
-    Gate("3584 scaled", lambda: _scale(3584, 3584), registers=96, narrow=107),
-    Gate("14336 scaled", lambda: _scale(14336, 14336), registers=96, narrow=107),
+    Gate("4096", lambda: _offset(4096, 4096), registers=50, narrow=7),
+    Gate("1024 at 4096 of 6144", lambda: _offset(6144, 1024, 4096), registers=50, narrow=7),
+    Gate(
+        "152064 logits", lambda: _offset(152064, 152064, 0, torch.float32), registers=50, narrow=7
+    ),
+    Gate("3584 scaled", lambda: _scale(3584, 3584), registers=80, narrow=23),
+    Gate("14336 scaled", lambda: _scale(14336, 14336), registers=80, narrow=23),
 ]
