@@ -11,14 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.activation import NUMBER, Activation
 from turret_kernels.entries import Entries
-from turret_kernels.linear import LinearWeight, linear
+from turret_kernels.linear import LinearWeight, linear, slice_linear, unpack_linear
 from turret_kernels.native import TILES, lib
 from turret_kernels.threshold import act_threshold_mul
 
+# More rows keep nearly every neuron alive, and their sums no longer fit a GPU's registers.
 MAX_ROWS = 4
+# Widest hidden state whose sums do.
+_MAX_HIDDEN = 8192
 # By number of rows: the live share of the neurons from which reading all of them in order is as
 # fast (bench/sparse_mlp.py). Four rows' sums no longer fit the first cache beside the weights.
 DENSE_ABOVE = (0.9, 0.9, 0.9, 0.75)
@@ -44,13 +47,20 @@ class MlpWeights:
 
 
 def pack_neurons(up: Tensor, down: Tensor) -> Tensor | None:
-    """The weights behind the gate, neuron by neuron: [I, 2, H]; None where it would not help.
+    """What `sparse_mlp` reads neuron by neuron; None where it would not help.
 
     Args:
         up: [I, H].
         down: [H, I].
+
+    Returns:
+        [I, 2, H], the weights behind the gate; on a GPU [I, H], those of down: the others are read
+        where they are.
     """
     inner, hidden = up.shape
+    if gpu.takes(up):
+        is_wide = hidden % (16 // up.itemsize) == 0 and hidden <= _MAX_HIDDEN
+        return down.t().contiguous() if is_wide else None
     if lib is None or up.dtype != torch.bfloat16 or up.device.type != "cpu":
         return None
     if inner % 32 or hidden % 32:
@@ -77,17 +87,36 @@ def sparse_mlp(
         neurons: the same weights from `pack_neurons`.
         thresholds: float32 [S], negative where a slot has none.
         entries: which slot's threshold holds for which rows; at most one with a threshold per row.
-        dense_above: live share of the neurons above which all are read, None for the measured one.
+        dense_above: live share of the neurons above which all are read, None for the measured one;
+            a GPU reads the live ones whatever their share.
 
     Returns:
         The output [T, H] and the product [T, I] that down read, in the dtype of `x`.
     """
-    if neurons is None or lib is None:
+    if neurons is None:
         return sparse_mlp_reference(x, weights, thresholds, entries)
     rows, hidden = x.shape
     if rows > MAX_ROWS:
         raise ValueError(f"{rows} rows; the kernel takes {MAX_ROWS}")
     inner = weights.down.in_features
+    if gpu.takes(x):
+        from turret_kernels.gpu import sparse_mlp as gpu_sparse_mlp
+
+        bias = weights.gate_up_bias
+        gate_bias, up_bias = (None, None) if bias is None else (bias[:inner], bias[inner:])
+        return gpu_sparse_mlp.sparse_mlp(
+            x,
+            linear(x, slice_linear(weights.gate_up, 0, inner), gate_bias),
+            unpack_linear(slice_linear(weights.gate_up, inner, 2 * inner)),
+            up_bias,
+            neurons,
+            weights.down_bias,
+            thresholds,
+            entries,
+            weights.activation,
+        )
+    if lib is None:
+        return sparse_mlp_reference(x, weights, thresholds, entries)
     y = native.allocate((rows, hidden), x.dtype)
     product = native.allocate((rows, inner), x.dtype)
     lib.turret_sparse_mlp(

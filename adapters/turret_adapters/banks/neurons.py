@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-import torch
 from torch import Tensor
 
 from turret_adapters.spec import ModelShape, Module, Site
-from turret_kernels import native
 from turret_kernels.sparse_mlp import pack_neurons
 
 log = logging.getLogger(__name__)
@@ -18,26 +16,26 @@ log = logging.getLogger(__name__)
 class NeuronCopies:
     """What `sparse_mlp` reads beside the packed weights, as long as an adapter needs it.
 
-    A copy takes as much memory as the layer's up and down. One thread acquires and releases,
-    another reads `at`: a layer that is read was acquired before and is released after.
+    A copy takes as much memory as the layer's up and down, on a GPU as its down. One thread
+    acquires and releases, another reads `at`: a layer that is read was acquired before and is
+    released after.
 
     Args:
-        shape: the base model; without its weights, or on a device without the kernel, there are no
+        shape: the base model; without its weights, or where the kernel would not help, there are no
             copies.
-        dtype: the served dtype.
 
     Attributes:
         layout: counts the copies ever made; a graph recorded before a new one is stale.
     """
 
-    def __init__(self, shape: ModelShape, dtype: torch.dtype):
+    def __init__(self, shape: ModelShape):
         self.layout = 0
-        self._weight = shape.weight if native.lib and dtype == torch.bfloat16 else None
+        self._weight = shape.weight
         self._uses: Counter[int] = Counter()
         self._copies: dict[int, Tensor] = {}
 
     def at(self, layer: int) -> Tensor | None:
-        """The copy of a layer, [I, 2, H]; None where there is none."""
+        """The copy of a layer, as `pack_neurons` made it; None where there is none."""
         return self._copies.get(layer)
 
     @property

@@ -41,7 +41,7 @@ class ThresholdBank:
 
         self._tables = SlotTables(shape, num_slots, make, _forget)
         self.touched = self._tables.touched
-        self._neurons = NeuronCopies(shape, dtype)
+        self._neurons = NeuronCopies(shape)
         self._gated: list[list[int]] = [[] for _ in range(num_slots)]  # layers with a copy, by slot
 
     @property

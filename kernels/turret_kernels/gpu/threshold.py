@@ -30,6 +30,19 @@ def row_bound(row, of_rows_ptr, slot_ptr, thresholds_ptr):
 
 
 @triton.jit
+def row_bounds(row, mask, of_rows_ptr, slot_ptr, thresholds_ptr):
+    """The same of several rows."""
+    first = tl.load(of_rows_ptr + row * 2, mask=mask, other=0)
+    entries = tl.load(of_rows_ptr + row * 2 + 1, mask=mask, other=0)
+    bound = tl.full(row.shape, -1.0, tl.float32)
+    for i in range(0, tl.max(entries)):
+        slot = tl.load(slot_ptr + first + i, mask=i < entries, other=0)
+        value = tl.load(thresholds_ptr + slot, mask=i < entries, other=-1.0)
+        bound = tl.maximum(bound, value)
+    return bound
+
+
+@triton.jit
 def cut(x, bound):
     """0 where the magnitude does not exceed `bound`; NaN stays."""
     return tl.where(tl.abs(x.to(tl.float32)) <= bound, 0.0, x)
