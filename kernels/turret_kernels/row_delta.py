@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from turret_kernels import gpu
 from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
@@ -18,7 +19,7 @@ class ChangedRows:
 
     Attributes:
         ids: int64 [r], ascending, without repetition.
-        delta: float32 [r, K].
+        delta: float32 [r, K]; on a GPU it begins at a multiple of 16 bytes.
     """
 
     ids: Tensor
@@ -31,17 +32,19 @@ class RowTable:
 
     Attributes:
         num_slots: S.
+        device: where the rows lie; None means torch's default.
         rows: one per slot, or None.
-        pointers: int64 [S, 3] on the host: where ids and delta lie, and r; for the native kernel.
+        pointers: int64 [S, 3] beside them: where ids and delta lie, and r; for the kernels.
     """
 
     num_slots: int
+    device: torch.device | None = None
     rows: list[ChangedRows | None] = field(init=False)
     pointers: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = [None] * self.num_slots
-        self.pointers = torch.zeros(self.num_slots, 3, dtype=torch.int64)
+        self.pointers = torch.zeros(self.num_slots, 3, dtype=torch.int64, device=self.device)
 
     def set(self, slot: int, rows: ChangedRows | None) -> None:
         """Give a slot its rows, or none; no step may be using the slot."""
@@ -49,6 +52,7 @@ class RowTable:
         if rows is not None:
             assert rows.ids.is_contiguous()
             assert rows.delta.is_contiguous()
+            assert rows.delta.device.type == "cpu" or rows.delta.data_ptr() % 16 == 0
             places = rows.ids.data_ptr(), rows.delta.data_ptr(), rows.ids.shape[0]
         self.pointers[slot] = torch.tensor(places)
         self.rows[slot] = rows
@@ -65,11 +69,17 @@ def embed_row_delta(
 
     Args:
         y: [T, K], the embedded tokens.
-        token_ids: int64 [T]; negative ones are virtual tokens and match nothing.
+        token_ids: int64 [T], contiguous; negative ones are virtual tokens and match nothing.
         table: the changed rows.
         entries: what acts where.
         weight: float32 [E], where it differs from `entries.weight`.
     """
+    if gpu.takes(y):
+        from turret_kernels.gpu import row_delta
+
+        weight = entries.weight if weight is None else weight
+        row_delta.embed_row_delta(y, token_ids, table, entries, weight)
+        return
     for changed, w, rows in _present(table, entries, weight):
         tokens = token_ids[rows]
         place = torch.searchsorted(changed.ids, tokens).clamp_(max=changed.ids.shape[0] - 1)
@@ -95,6 +105,12 @@ def head_row_delta(
         entries: what acts where.
         weight: float32 [E], where it differs from `entries.weight`.
     """
+    if gpu.takes(x):
+        from turret_kernels.gpu import row_delta
+
+        weight = entries.weight if weight is None else weight
+        row_delta.head_row_delta(y, x, table, entries, weight)
+        return
     if lib is None or x.dtype != torch.bfloat16 or x.device.type != "cpu":
         for changed, w, rows in _present(table, entries, weight):
             delta = x[rows].float() @ changed.delta.T

@@ -1,6 +1,6 @@
 """Sparse changes of linears by slot: `y[rows] += w * x[rows] @ S.T`, S in CSR.
 
-A host table holds where every slot's matrix lies, so that what is recorded once (graph.py) serves
+A table holds where every slot's matrix lies, so that what is recorded once (graph.py) serves
 whatever is resident later. Slots that have nothing in a table are skipped.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from turret_kernels import gpu
 from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
@@ -39,19 +40,21 @@ class SparseTable:
         num_slots: S.
         in_features: K.
         out_features: N.
+        device: where the matrices lie; None means torch's default.
         matrices: one per slot, or None.
-        pointers: int64 [S, 3] on the host, where they lie; the native kernel reads it.
+        pointers: int64 [S, 3] beside them, where they lie; the kernels read it.
     """
 
     num_slots: int
     in_features: int
     out_features: int
+    device: torch.device | None = None
     matrices: list[SparseMatrix | None] = field(init=False)
     pointers: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.matrices = [None] * self.num_slots
-        self.pointers = torch.zeros(self.num_slots, 3, dtype=torch.int64)
+        self.pointers = torch.zeros(self.num_slots, 3, dtype=torch.int64, device=self.device)
 
     def set(self, slot: int, matrix: SparseMatrix | None) -> None:
         """Give a slot a matrix, or none; no step may be using the slot."""
@@ -82,6 +85,12 @@ def sparse_delta(
         column: where the linear's outputs begin.
         weight: float32 [E], where it differs from `entries.weight`.
     """
+    if gpu.takes(x):
+        from turret_kernels.gpu import sparse_delta as gpu_sparse_delta
+
+        weight = entries.weight if weight is None else weight
+        gpu_sparse_delta.sparse_delta(y, x, table, entries, column, weight)
+        return
     is_native = (
         lib is not None
         and x.dtype == torch.bfloat16

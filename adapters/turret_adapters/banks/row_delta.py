@@ -45,7 +45,9 @@ class RowDeltaBank:
         self.capturable = native.lib is not None and dtype == torch.bfloat16
         self.budget = ByteBudget(num_slots, max_bytes, "changed rows")
         self._device = device
-        self._tables = SlotTables(shape, num_slots, lambda site: RowTable(num_slots), _forget)
+        self._tables = SlotTables(
+            shape, num_slots, lambda site: RowTable(num_slots, device), _forget
+        )
         self.touched = self._tables.touched
 
     @property

@@ -51,7 +51,7 @@ class SparseDeltaBank:
         self._device, self._dtype = device, dtype
 
         def make(site: Site) -> SparseTable:
-            return SparseTable(num_slots, *shape.dims[site.module])
+            return SparseTable(num_slots, *shape.dims[site.module], device)
 
         self._tables = SlotTables(shape, num_slots, make, _forget)
         self.touched = self._tables.touched
