@@ -30,7 +30,7 @@ class Bank(Protocol):
     """Device residency of one primitive. One thread puts and clears, another applies."""
 
     touched: list[int]  # per slot, the bits `point(layer, group)` of the groups it acts on
-    capturable: bool  # what it launches are native kernels alone
+    capturable: bool  # what it launches are native kernels alone, or Triton's
 
     @property
     def layout(self) -> int:

@@ -12,7 +12,7 @@ from turret_adapters.components import Component, Offset
 from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Site
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.elementwise import OffsetTable, add_offset
 from turret_kernels.entries import Entries
 
@@ -35,7 +35,7 @@ class OffsetBank:
         device: torch.device,
         base_bias: Callable[[Site], Tensor | None],
     ):
-        self.capturable = native.lib is not None
+        self.capturable = native.lib is not None or gpu.serves(device)
         self._base_bias = base_bias
 
         def make(site: Site) -> OffsetTable:

@@ -14,7 +14,7 @@ from turret_adapters.components import Component, RowDelta
 from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Site
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.entries import Entries
 from turret_kernels.row_delta import ChangedRows, RowTable, embed_row_delta, head_row_delta
 
@@ -42,7 +42,8 @@ class RowDeltaBank:
         dtype: torch.dtype,
     ):
         # At the head; graphs begin behind the embedding.
-        self.capturable = native.lib is not None and dtype == torch.bfloat16
+        is_native = native.lib is not None and dtype == torch.bfloat16
+        self.capturable = is_native or gpu.serves(device)
         self.budget = ByteBudget(num_slots, max_bytes, "changed rows")
         self._device = device
         self._tables = SlotTables(

@@ -13,7 +13,7 @@ from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Site
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.elementwise import ScaleTable, scale
 from turret_kernels.entries import Entries
 
@@ -33,7 +33,7 @@ class ScaleBank:
     def __init__(
         self, shape: ModelShape, num_slots: int, device: torch.device, before_deltas: bool
     ):
-        self.capturable = native.lib is not None
+        self.capturable = native.lib is not None or gpu.serves(device)
         self._before_deltas = before_deltas
 
         def make(site: Site) -> ScaleTable:

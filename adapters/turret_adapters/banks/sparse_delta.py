@@ -14,7 +14,7 @@ from turret_adapters.components import Component, SparseDelta
 from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Site
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.entries import Entries
 from turret_kernels.sparse_delta import SparseMatrix, SparseTable, sparse_delta
 
@@ -46,7 +46,8 @@ class SparseDeltaBank:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        self.capturable = native.lib is not None and dtype == torch.bfloat16
+        is_native = native.lib is not None and dtype == torch.bfloat16
+        self.capturable = is_native or gpu.serves(device)
         self.budget = ByteBudget(num_slots, max_bytes, "sparse deltas")
         self._device, self._dtype = device, dtype
 

@@ -14,7 +14,7 @@ from turret_adapters.banks.split_linear import splits_natively
 from turret_adapters.components import Component, Threshold
 from turret_adapters.groups import Group
 from turret_adapters.spec import ModelShape, Module, Site
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.activation import Activation
 from turret_kernels.entries import Entries
 from turret_kernels.sparse_mlp import MlpWeights, sparse_mlp
@@ -33,7 +33,7 @@ class ThresholdBank:
 
     def __init__(self, shape: ModelShape, num_slots: int, device: torch.device, dtype: torch.dtype):
         is_native = native.lib is not None and dtype == torch.bfloat16
-        self.capturable = is_native and splits_natively(shape)
+        self.capturable = (is_native and splits_natively(shape)) or gpu.serves(device)
         self._shape = shape
 
         def make(site: Site) -> Tensor:

@@ -30,6 +30,11 @@ def takes(x: Tensor) -> bool:
     return AVAILABLE and (x.is_cuda or INTERPRETED) and x.dtype in DTYPES
 
 
+def serves(device: torch.device) -> bool:
+    """Whether adapters on this device run Triton kernels, which CUDA graphs can hold."""
+    return AVAILABLE and device.type == "cuda"
+
+
 def _available() -> bool:
     """Whether triton is there; not asked of a torch that could not use it."""
     if not (INTERPRETED or torch.version.cuda or torch.version.hip):
