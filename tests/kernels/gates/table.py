@@ -23,7 +23,7 @@ every kernel to them. Compiled without a GPU, by triton {triton.__version__}, fo
 - **registers** per thread (at most 255); **spills** in bytes per thread: there must be none;
   **shared** memory in bytes.
 - **wide loads**, **wide stores**: those of 16 bytes or more, of all there are in the code. The
-  others read indices and scalars.
+  others read indices and scalars, and of sparse matrices everything.
 - **tensor cores**: matrix instructions in the code.
 - **error**: of float32 against a float64 reference, relative to the largest value, the worst of the
   parity tests in Triton's interpreter (which multiplies matrices in float32, where a GPU has tf32).
