@@ -206,7 +206,7 @@ def test_sparse_ft_tied_head(make):
 
 def test_sparse_ft_gain_of_zero(labs, make):
     folder, shape = make("sparse_ft-norms")
-    gain = labs("llama").engine.decoder.weights.norm
+    gain = labs("llama").engine.decoder.weights.norm.weight
     first, gain[-1] = gain[-1].clone(), 0
     try:
         refused(folder, shape, "norm that are 0", AdapterUnsupported)
