@@ -145,7 +145,7 @@ class TestBudget:
         def fail(*args):
             raise MemoryError
 
-        monkeypatch.setattr(bank, "_on_device", fail)
+        monkeypatch.setattr(bank, "on_device", fail)
         with pytest.raises(MemoryError):
             bank.put(0, parts())
         assert bank.budget.used == 0

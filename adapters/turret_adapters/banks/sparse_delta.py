@@ -1,19 +1,17 @@
-"""The sparse changes of every resident adapter, in memory of their own size."""
+"""The sparse changes of every resident adapter."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from turret_adapters.banks.budget import ByteBudget
-from turret_adapters.banks.slot_tables import SlotTables
-from turret_adapters.components import Component, SparseDelta
+from turret_adapters.banks.budget_bank import BudgetBank
+from turret_adapters.components import SparseDelta
 from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at
-from turret_adapters.spec import ModelShape, Site
+from turret_adapters.spec import ModelShape
 from turret_kernels import gpu, native
 from turret_kernels.entries import Entries
 from turret_kernels.sparse_delta import SparseMatrix, SparseTable, sparse_delta
@@ -21,22 +19,10 @@ from turret_kernels.sparse_delta import SparseMatrix, SparseTable, sparse_delta
 _INDEX_BYTES = 4
 
 
-class SparseDeltaBank:
-    """Sparse changes of linears. Threads as in `LowRankBank`.
+class SparseDeltaBank(BudgetBank[SparseDelta, SparseTable]):
+    """Sparse changes of linears; their values are of the served dtype."""
 
-    Numbers of non-zeros differ by orders of magnitude, so slots have no rows of a common table:
-    each brings its memory, within a budget, and gives it back.
-
-    Args:
-        shape: the base model.
-        num_slots: adapters that can be resident at once.
-        max_bytes: of all resident changes together.
-        device: where they live.
-        dtype: the served dtype.
-
-    Attributes:
-        budget: how much is taken.
-    """
+    kind, noun = SparseDelta, "sparse deltas"
 
     def __init__(
         self,
@@ -46,75 +32,35 @@ class SparseDeltaBank:
         device: torch.device,
         dtype: torch.dtype,
     ):
+        super().__init__(
+            shape,
+            num_slots,
+            max_bytes,
+            device,
+            lambda site: SparseTable(num_slots, *shape.dims[site.module], device),
+        )
         is_native = native.lib is not None and dtype == torch.bfloat16
         self.capturable = is_native or gpu.serves(device)
-        self.budget = ByteBudget(num_slots, max_bytes, "sparse deltas")
-        self._device, self._dtype = device, dtype
+        self._dtype = dtype
 
-        def make(site: Site) -> SparseTable:
-            return SparseTable(num_slots, *shape.dims[site.module], device)
+    def num_bytes(self, part: SparseDelta) -> int:
+        """See BudgetBank."""
+        per_value = _INDEX_BYTES + self._dtype.itemsize
+        return part.rows.nbytes + part.values.numel() * per_value
 
-        self._tables = SlotTables(shape, num_slots, make, _forget)
-        self.touched = self._tables.touched
-
-    @property
-    def layout(self) -> int:
-        """Changes when the kernels would be launched on other memory."""
-        return self._tables.layout
-
-    def takes(self, component: Component) -> bool:
-        """Is it stored here?"""
-        return isinstance(component, SparseDelta)
-
-    def demand(self, components: Sequence[SparseDelta]) -> dict[Site, int]:
-        """Bytes that an adapter takes, per site."""
-        total: Counter[Site] = Counter()
-        for part in components:
-            per_value = _INDEX_BYTES + self._dtype.itemsize
-            total[part.site] += part.rows.nbytes + part.values.numel() * per_value
-        return dict(total)
-
-    def check_fits(self, demands: Sequence[Mapping[Site, int]]) -> None:
-        """Can adapters of these demands be resident together, with the bank to themselves?
-
-        Raises:
-            AdapterUnsupported: they exceed the budget.
-        """
-        self.budget.check_fits(demands)
-
-    def put(self, slot: int, components: Sequence[SparseDelta]) -> bool:
-        """Store an adapter's changes; all of them, or nothing where the budget does not suffice."""
-        if not self.budget.try_take(slot, sum(self.demand(components).values())):
-            return False
-        by_site: defaultdict[Site, list[SparseDelta]] = defaultdict(list)
-        for component in components:
-            by_site[component.site].append(component)
-        try:
-            with self._tables.fill(slot, list(by_site)) as tables:
-                for site, parts in by_site.items():
-                    tables[site].set(slot, self._on_device(parts))
-        except BaseException:
-            self.budget.release(slot)
-            raise
-        return True
-
-    def clear(self, slot: int) -> None:
-        """Free the memory of a slot; an empty one is fine."""
-        self._tables.clear(slot)
-        self.budget.release(slot)
-
-    def apply(self, layer: int, group: Group, y: Tensor, x: Tensor, entries: Entries) -> None:
-        """Add the changes to `y` [T, columns of the group], in place; see `LowRankBank.apply`."""
-        for module, table, column in self._tables.at(layer, group):
-            sparse_delta(y, x, table, entries, column, weight_at(entries, layer, module))
-
-    def _on_device(self, parts: Sequence[SparseDelta]) -> SparseMatrix:
+    def on_device(self, parts: Sequence[SparseDelta]) -> SparseMatrix:
+        """See BudgetBank."""
         part = parts[0] if len(parts) == 1 else _sum(parts)
         return SparseMatrix(
             part.rows.to(self._device),
             part.columns.to(self._device),
             part.values.to(self._device, self._dtype),
         )
+
+    def apply(self, layer: int, group: Group, y: Tensor, x: Tensor, entries: Entries) -> None:
+        """Add the changes to `y` [T, columns of the group], in place; see `LowRankBank.apply`."""
+        for module, table, column in self._tables.at(layer, group):
+            sparse_delta(y, x, table, entries, column, weight_at(entries, layer, module))
 
 
 def _sum(parts: Sequence[SparseDelta]) -> SparseDelta:
@@ -128,7 +74,3 @@ def _sum(parts: Sequence[SparseDelta]) -> SparseDelta:
         torch.cat([part.values.float() for part in parts]),
         num_outputs,
     )
-
-
-def _forget(table: SparseTable, slot: int) -> None:
-    table.set(slot, None)
