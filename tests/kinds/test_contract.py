@@ -36,11 +36,25 @@ def made(request, labs, tmp_path):
 
 def over(params):
     return pytest.mark.parametrize(
-        "made", [pytest.param(p.values, id=p.id) for p in params], indirect=True
+        "made", [pytest.param(p.values, id=p.id, marks=p.marks) for p in params], indirect=True
     )
 
 
-@over(EVERY)
+def one_of_each(params):
+    """Marks the first case of every kind, and the first on Gemma.
+
+    With TRITON_INTERPRET=1 the whole engine then runs through the Triton kernels, seconds a case.
+    """
+    seen = set()
+    for p in params:
+        case, base = p.values
+        key = case.kind, base == "gemma"
+        is_first = key not in seen
+        seen.add(key)
+        yield pytest.param(*p.values, id=p.id, marks=pytest.mark.triton) if is_first else p
+
+
+@over(one_of_each(EVERY))
 def test_it_computes_what_its_library_computes(made):
     """In one batch with the base; what the adapter does must show, and the base must not move."""
     lab, case, folder, reference = made
