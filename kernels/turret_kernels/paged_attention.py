@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.native import TILES, lib
 from turret_kernels.rope_kv import KVCache
 
 
 @dataclass(slots=True)
 class AttentionMetadata:
-    """Where each sequence of the batch lies (host tensors on the CPU path).
+    """Where each sequence of the batch lies. The tensors are where the cache is.
 
     Attributes:
-        query_start: int32 [S + 1], first token row of each sequence.
+        query_start: int32 [S + 1], first token row of each sequence; each has one or more.
         context_len: int32 [S], tokens of the sequence in the cache, this step's included.
         block_table: int32 [S, max_blocks], pages of each sequence; the rest is unspecified.
     """
@@ -43,6 +43,19 @@ def paged_attention(
     Returns:
         [T, heads * head_dim], contiguous, dtype of `q`.
     """
+    if gpu.takes(q):
+        from turret_kernels.gpu import paged_attention as triton_kernels
+
+        return triton_kernels.paged_attention(
+            q,
+            cache.k,
+            cache.v,
+            meta.query_start,
+            meta.context_len,
+            meta.block_table,
+            scale,
+            window,
+        )
     if not cache.native or lib is None:
         return paged_attention_reference(q, cache, meta, scale, window)
     tokens, heads, dim = q.shape

@@ -1,0 +1,1 @@
+"""The kernels that `turret_kernels.gpu.paged_attention` launches."""
