@@ -99,6 +99,13 @@ class Entries:
         )
         return slot, w, start, rows, count
 
+    @property
+    def depth(self) -> int:
+        """Most entries that act on one row."""
+        start = self.row_start.numpy()[: len(self)]
+        first = np.flatnonzero(np.diff(start, prepend=-1, append=-1))
+        return int(np.diff(first).max(initial=0))
+
     def tiles(self, block: int) -> Tensor:
         """What GPU programs work on: at most `block` rows, and all entries that act on them.
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from turret_kernels import gpu
 from turret_kernels.entries import Entries
 from turret_kernels.native import TILES, lib
 
@@ -30,11 +31,13 @@ class RankPool:
     Attributes:
         a: [R, in_features], served dtype.
         b: [R, out_features], served dtype; the adapter's scale is folded in.
-        start: int32 [S] on the host, first rank row of each slot.
-        count: int32 [S] on the host, rank of each slot here; 0 = the adapter does not act here.
-        experts: int32 [S] on the host; N > 0 = a mixture chosen by every token: the last N ranks
-            are the logits of a gate, softmax over them (float32) weighs N equal groups of the ranks
-            before, and the last N rows of `b` are not read.
+        start: int32 [S], first rank row of each slot; it and the next two beside the rows.
+        count: int32 [S], rank of each slot here; 0 = the adapter does not act here.
+        experts: int32 [S]; N > 0 = a mixture chosen by every token: the last N ranks are the
+            logits of a gate, softmax over them (float32) weighs N equal groups of the ranks before,
+            and the last N rows of `b` are not read.
+        max_rank: most ranks that a slot has had, gates included: GPU kernels are launched for it.
+        has_mixtures: whether a slot has had experts: only then does a GPU look for them.
     """
 
     a: Tensor
@@ -42,16 +45,22 @@ class RankPool:
     start: Tensor
     count: Tensor
     experts: Tensor = field(init=False)
+    max_rank: int = field(init=False, default=0)
+    has_mixtures: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.experts = torch.zeros_like(self.count)
 
     def assign(self, slot: int, start: int, count: int, experts: int = 0) -> None:
         """Let a slot own `count` ranks from row `start` on; 0 = it does not act here."""
-        # numpy: a tensor takes five times as long, and an adapter has hundreds of pools.
-        self.start.numpy()[slot] = start
-        self.experts.numpy()[slot] = experts
-        self.count.numpy()[slot] = count
+        self.max_rank = max(self.max_rank, count)
+        self.has_mixtures |= experts > 0
+        tables = self.start, self.experts, self.count
+        if self.a.device.type == "cpu":
+            # numpy: a tensor takes five times as long, and an adapter has hundreds of pools.
+            tables = tuple(table.numpy() for table in tables)
+        for table, value in zip(tables, (start, experts, count), strict=True):
+            table[slot] = value
 
     @property
     def native(self) -> bool:
@@ -153,6 +162,11 @@ def low_rank(
         entries: what acts where.
         weights: float32 [E] per slice, where they differ from `entries.weight`.
     """
+    if gpu.takes(x):
+        from turret_kernels.gpu import low_rank as kernels
+
+        kernels.low_rank(y, x, slices, entries, weights or [entries.weight] * len(slices.pools))
+        return
     table = slices.table
     if table is None or lib is None:
         low_rank_reference(y, x, slices, entries, weights)
@@ -182,7 +196,7 @@ def low_rank_reference(
     entries: Entries,
     weights: Sequence[Tensor] | None = None,
 ) -> None:
-    """The obvious loop over row-major pools; hidden values stay in float32."""
+    """The obvious loop over row-major pools; computes in float32, or in float64 if given it."""
     x = x.clone() if x.data_ptr() == y.data_ptr() else x
     columns = zip(slices.pools, slices.columns, weights or [None] * len(slices.pools), strict=True)
     for pool, column, weight in columns:
@@ -191,12 +205,13 @@ def low_rank_reference(
             if rank == 0:
                 continue
             a, b = pool.a[start : start + rank], pool.b[start : start + rank]
-            hidden = x[rows].float() @ a.float().T
+            wide = torch.promote_types(x.dtype, torch.float32)
+            hidden = x[rows].to(wide) @ a.to(wide).T
             if experts := int(pool.experts[slot]):
                 hidden, b = _mix(hidden, experts), b[: rank - experts]
-            delta = (hidden * w) @ b.float()
+            delta = (hidden * w) @ b.to(wide)
             out = y[rows, column : column + b.shape[1]]
-            out.copy_(out.float() + delta)
+            out.copy_(out.to(wide) + delta)
 
 
 def _mix(hidden: Tensor, experts: int) -> Tensor:

@@ -16,6 +16,7 @@ from turret_adapters.groups import Group, first_column, num_points, point
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import native
+from turret_kernels.embed_low_rank import embed_low_rank
 from turret_kernels.entries import Entries
 from turret_kernels.low_rank import (
     ROW_ALIGNMENT,
@@ -183,8 +184,8 @@ class LowRankBank:
             # empty, not zeros: the system gives memory to a page when it is first written.
             a = torch.empty(rows, fan_in, dtype=self._dtype, device=self._device)
             b = torch.empty(rows, fan_out, dtype=self._dtype, device=self._device)
-            start = torch.zeros(num_slots, dtype=torch.int32)
-            count = torch.zeros(num_slots, dtype=torch.int32)
+            start = torch.zeros(num_slots, dtype=torch.int32, device=self._device)
+            count = torch.zeros(num_slots, dtype=torch.int32, device=self._device)
             pool = RankPool(a, b, start, count)
             self._sites[site] = _SitePool(pool, RowAllocator(rows))
             # The embedding is not part of a graph.
@@ -220,28 +221,6 @@ class LowRankBank:
     def _release(self, placed: list[tuple[Site, int, int]]) -> None:
         for site, start, rows in placed:
             self._sites[site].rows.release(start, rows)
-
-
-def embed_low_rank(
-    y: Tensor, token_ids: Tensor, pool: RankPool, entries: Entries, weight: Tensor
-) -> None:
-    """`y[rows] += w * A[:, tokens].T @ B`: the low-rank branch of an embedding, in place.
-
-    Args:
-        y: [T, hidden].
-        token_ids: int64 [T].
-        pool: `a` is [R, vocab], `b` [R, hidden], one rank per row.
-        entries: what acts on which rows.
-        weight: float32 [E].
-    """
-    for slot, w, rows in entries.each(weight):
-        start, rank = int(pool.start[slot]), int(pool.count[slot])
-        if rank == 0:
-            continue
-        a, b = pool.a[start : start + rank], pool.b[start : start + rank]
-        hidden = a.index_select(1, token_ids[rows]).float().T  # [rows, rank]
-        out = y[rows]
-        out.copy_(out.float().addmm_(hidden, b.float(), alpha=w))
 
 
 def _by_site(components: Sequence[LowRank]) -> dict[Site, list[LowRank]]:
