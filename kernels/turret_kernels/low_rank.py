@@ -35,7 +35,7 @@ class RankPool:
         count: int32 [S], rank of each slot here; 0 = the adapter does not act here.
         experts: int32 [S]; N > 0 = a mixture chosen by every token: the last N ranks are the
             logits of a gate, softmax over them (float32) weighs N equal groups of the ranks before,
-            and the last N rows of `b` are not read.
+            and the last N rows of `b` are zero.
         max_rank: most ranks that a slot has had, gates included: GPU kernels are launched for it.
         has_mixtures: whether a slot has had experts: only then does a GPU look for them.
     """
@@ -196,7 +196,7 @@ def low_rank_reference(
     entries: Entries,
     weights: Sequence[Tensor] | None = None,
 ) -> None:
-    """The obvious loop over row-major pools; computes in float32, or in float64 if given it."""
+    """The obvious loop over row-major pools; hidden values stay in float32."""
     x = x.clone() if x.data_ptr() == y.data_ptr() else x
     columns = zip(slices.pools, slices.columns, weights or [None] * len(slices.pools), strict=True)
     for pool, column, weight in columns:
@@ -205,13 +205,12 @@ def low_rank_reference(
             if rank == 0:
                 continue
             a, b = pool.a[start : start + rank], pool.b[start : start + rank]
-            wide = torch.promote_types(x.dtype, torch.float32)
-            hidden = x[rows].to(wide) @ a.to(wide).T
+            hidden = x[rows].float() @ a.float().T
             if experts := int(pool.experts[slot]):
                 hidden, b = _mix(hidden, experts), b[: rank - experts]
-            delta = (hidden * w) @ b.to(wide)
+            delta = (hidden * w) @ b.float()
             out = y[rows, column : column + b.shape[1]]
-            out.copy_(out.to(wide) + delta)
+            out.copy_(out.float() + delta)
 
 
 def _mix(hidden: Tensor, experts: int) -> Tensor:

@@ -101,3 +101,12 @@ def test_buffers_tell_what_acts_on_every_row_at_the_same_place():
     assert rows.tolist() == [[0, 1], [0, 0]]
     assert buffers.of_rows(4).tolist() == [[0, 1], [0, 0], [1, 1], [1, 1]]
     assert buffers.of_rows(4).data_ptr() == rows.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("starts", "depth"), [((0, 1, 2), 1), ((0, 3, 3, 3, 20, 20), 3), ((), 0)], ids=str
+)
+def test_depth_is_the_longest_stack(starts: tuple[int, ...], depth: int):
+    start = torch.tensor(starts, dtype=torch.int32)
+    one = torch.ones_like(start)
+    assert Entries(one, torch.ones(len(starts)), start, one).depth == depth

@@ -63,7 +63,8 @@ class LowRankBank:
         touched: per slot, the bits `point(layer, group)` of the groups it acts on.
         capturable: `apply` launches native kernels alone, so a graph can hold it; false from the
             first site on whose sizes need torch.
-        layout: counts the pools; a graph recorded before a new one is stale.
+        layout: counts the pools, and the changes of what a GPU's kernels are launched for; a graph
+            recorded before one is stale.
     """
 
     def __init__(
@@ -144,8 +145,11 @@ class LowRankBank:
             raise
         mask = 0
         for site, start, _ in placed:
-            parts = by_site[site]
-            self._sites[site].pool.assign(slot, start, _rank(parts), parts[0].num_experts)
+            parts, pool = by_site[site], self._sites[site].pool
+            launched_for = pool.max_rank, pool.has_mixtures
+            pool.assign(slot, start, _rank(parts), parts[0].num_experts)
+            if not pool.native and launched_for != (pool.max_rank, pool.has_mixtures):
+                self.layout += 1
             mask |= 1 << point(site.layer, Group.of(site.module))
         self._taken[slot], self.touched[slot] = placed, mask
         return True

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from turret_kernels.entries import Entries
+from turret_kernels.gpu.low_rank import tile_rows
 from turret_kernels.low_rank import RankPool
 
-_DECODE_ROWS = 256
 _BLOCK_N = 128
 
 
@@ -51,23 +51,23 @@ def embed_low_rank_kernel(
     is_row, is_column = (t < rows)[:, None], (column < N)[None, :]
     y_tile = y_ptr + (row + t)[:, None] * N + column[None, :]
     y = tl.load(y_tile, mask=is_row & is_column, other=0.0)
-    total = y.to(tl.float32)
+    total = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
     ids = tl.load(ids_ptr + row + t, mask=t < rows, other=0)
     for i in range(entries):
         slot = tl.load(slot_ptr + entry + i)
         count = tl.load(count_ptr + slot)
         if count > 0:
             start = tl.load(start_ptr + slot).to(tl.int64)
-            delta = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+            weight = tl.load(weight_ptr + entry + i)
             for first in tl.range(0, count, BLOCK_R, num_stages=1):
                 rank = first + tl.arange(0, BLOCK_R)
                 column_of_a = a_ptr + (start + rank)[None, :] * vocab + ids[:, None]
                 h = tl.load(column_of_a, mask=is_row & (rank < count)[None, :], other=0.0)
                 b_rows = b_ptr + (start + rank)[:, None] * N + column[None, :]
                 b = tl.load(b_rows, mask=(rank < count)[:, None] & is_column, other=0.0)
-                delta = tl.dot(h, b, delta, input_precision="ieee")
-            total += delta * tl.load(weight_ptr + entry + i)
-    tl.store(y_tile, total.to(y.dtype), mask=is_row & is_column)
+                h = (h.to(tl.float32) * weight).to(b.dtype)
+                total = tl.dot(h, b, total, input_precision="ieee")
+    tl.store(y_tile, (y.to(tl.float32) + total).to(y.dtype), mask=is_row & is_column)
 
 
 def embed_low_rank(
@@ -75,8 +75,8 @@ def embed_low_rank(
 ) -> None:
     """As `turret_kernels.embed_low_rank.embed_low_rank`."""
     tokens, n = y.shape
-    decodes = tokens <= _DECODE_ROWS
-    tiles = entries.tiles(16 if decodes else 64)
+    block_t = tile_rows(tokens)
+    tiles = entries.tiles(block_t)
     embed_low_rank_kernel[(triton.cdiv(n, _BLOCK_N), len(tiles))](
         y,
         token_ids,
@@ -89,9 +89,9 @@ def embed_low_rank(
         pool.count,
         pool.a.shape[1],
         N=n,
-        BLOCK_T=16 if decodes else 64,
+        BLOCK_T=block_t,
         BLOCK_R=16,
         BLOCK_N=_BLOCK_N,
-        num_warps=4 if decodes else 8,
+        num_warps=4 if block_t == 16 else 8,
         enable_fp_fusion=True,
     )

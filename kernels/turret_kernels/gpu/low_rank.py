@@ -34,12 +34,8 @@ from turret_kernels.entries import Entries
 if TYPE_CHECKING:
     from turret_kernels.low_rank import RankSlices
 
-# A step of more rows is a prefill.
-_DECODE_ROWS = 256
 # What a launch should have if there is work for as many: two for every processor.
 _PROGRAMS = 264
-# Hidden values of an adapter are written in groups: the expand may read them 16 bytes at a time.
-_GROUP = 16
 
 
 @triton.jit
@@ -52,9 +48,9 @@ def pick(values, index):
     return found
 
 
-@triton.jit(do_not_specialize=["tokens", "depth", "rank_programs"])
+@triton.jit(do_not_specialize=["tokens", "rank_programs"])
 def shrink_kernel(
-    hidden_ptr,  # float32 [slices, depth, planes, tokens, max_rank]
+    hidden_ptr,  # float32 [slices, depth, tokens, planes, max_rank]
     x_ptr,  # [tokens, K], contiguous
     tiles_ptr,  # int32 [tiles, 4]
     slot_ptr,  # int32 [E]
@@ -62,7 +58,6 @@ def shrink_kernel(
     start_ptrs,  # int32 [S]
     count_ptrs,  # int32 [S]
     tokens,
-    depth,
     max_rank,
     rank_programs,
     K: tl.constexpr,
@@ -71,47 +66,45 @@ def shrink_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A chunk of K of one slice and one tile; of its ranks every `rank_programs`-th block."""
+    """A chunk of K for one slice and one entry of a tile; every `rank_programs`-th rank block."""
     SLICES: tl.constexpr = len(a_ptrs)
     PLANES: tl.constexpr = (K + CHUNK - 1) // CHUNK
-    tile = tiles_ptr + tl.program_id(1) * 4
-    row, rows = tl.load(tile).to(tl.int64), tl.load(tile + 1)
-    entry, entries = tl.load(tile + 2), tl.load(tile + 3)
-    if rows == 0:
+    tile, i = tiles_ptr + tl.program_id(1) * 4, tl.program_id(2)
+    rows = tl.load(tile + 1)
+    if rows == 0 or i >= tl.load(tile + 3):
         return
     part = tl.program_id(0)
     piece, part = part % SLICES, part // SLICES
     block, plane = part % rank_programs, part // rank_programs
-    start_ptr, count_ptr = pick(start_ptrs, piece), pick(count_ptrs, piece)
+    slot = tl.load(slot_ptr + tl.load(tile + 2) + i)
+    count = tl.load(pick(count_ptrs, piece) + slot)
+    if block * BLOCK_R >= count:
+        return
+    row, start = tl.load(tile).to(tl.int64), tl.load(pick(start_ptrs, piece) + slot).to(tl.int64)
     t, k = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_K)
-    is_row = (t < rows)[:, None]
     x_tile = x_ptr + plane * CHUNK + (row + t)[:, None] * K + k[None, :]
-    a_chunk = pick(a_ptrs, piece) + plane * CHUNK
-    for i in range(entries):
-        slot = tl.load(slot_ptr + entry + i)
-        count = tl.load(count_ptr + slot)
-        if block * BLOCK_R < count:
-            start = tl.load(start_ptr + slot).to(tl.int64)
-            place = ((piece * depth + i) * PLANES + plane).to(tl.int64) * tokens + row
-            out = hidden_ptr + (place + t)[:, None] * max_rank
-            for first in range(block * BLOCK_R, count, rank_programs * BLOCK_R):
-                rank = first + tl.arange(0, BLOCK_R)
-                a_tile = a_chunk + (start + rank)[:, None] * K + k[None, :]
-                total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
-                for step in range(0, CHUNK, BLOCK_K):
-                    x_mask, a_mask = is_row, (rank < count)[:, None]
-                    if K % CHUNK != 0 or CHUNK % BLOCK_K != 0:
-                        inside = (k < tl.minimum(CHUNK, K - plane * CHUNK) - step)[None, :]
-                        x_mask, a_mask = x_mask & inside, a_mask & inside
-                    x = tl.load(x_tile + step, mask=x_mask, other=0.0)
-                    a = tl.load(a_tile + step, mask=a_mask, other=0.0)
-                    total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
-                tl.store(out + rank[None, :], total, mask=is_row)
+    a_chunk = pick(a_ptrs, piece) + plane * CHUNK + start * K
+    place = (piece * tl.num_programs(2) + i).to(tl.int64) * tokens + row
+    hidden = hidden_ptr + place * PLANES * max_rank + plane * max_rank
+    for first in range(block * BLOCK_R, count, rank_programs * BLOCK_R):
+        rank = first + tl.arange(0, BLOCK_R)
+        a_tile = a_chunk + rank[:, None] * K + k[None, :]
+        total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
+        for step in range(0, CHUNK, BLOCK_K):
+            x_mask, a_mask = (t < rows)[:, None], (rank < count)[:, None]
+            if K % CHUNK != 0 or CHUNK % BLOCK_K != 0:
+                inside = (k < tl.minimum(CHUNK, K - plane * CHUNK) - step)[None, :]
+                x_mask, a_mask = x_mask & inside, a_mask & inside
+            x = tl.load(x_tile + step, mask=x_mask, other=0.0)
+            a = tl.load(a_tile + step, mask=a_mask, other=0.0)
+            total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
+        out = hidden + t[:, None] * (PLANES * max_rank) + rank[None, :]
+        tl.store(out, total, mask=(t < rows)[:, None])
 
 
 @triton.jit(do_not_specialize=["tokens", "depth"])
 def mix_kernel(
-    hidden_ptr,  # float32 [slices, depth, PLANES, tokens, max_rank]; the result is in plane 0
+    hidden_ptr,  # float32 [slices, depth, tokens, PLANES, max_rank]; the result is in plane 0
     tiles_ptr,  # int32 [tiles, 4]
     slot_ptr,  # int32 [E]
     count_ptrs,  # of every slice, int32 [S]
@@ -123,7 +116,10 @@ def mix_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Weighs the hidden values of a tile's mixtures by their gates, for one slice."""
+    """Weighs the hidden values of a tile's mixtures by their gates, for one slice.
+
+    The gates' own stay: they meet rows of B that are zero.
+    """
     tile = tiles_ptr + tl.program_id(1) * 4
     row, rows = tl.load(tile).to(tl.int64), tl.load(tile + 1)
     entry, entries = tl.load(tile + 2), tl.load(tile + 3)
@@ -131,21 +127,20 @@ def mix_kernel(
     count_ptr, experts_ptr = pick(count_ptrs, piece), pick(experts_ptrs, piece)
     t, r = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_R)
     is_row = (t < rows)[:, None]
-    stride = tokens.to(tl.int64) * max_rank
     for i in range(entries):
         slot = tl.load(slot_ptr + entry + i)
         experts = tl.load(experts_ptr + slot)
         if experts > 0:
             ranks = tl.load(count_ptr + slot) - experts
             group = ranks // experts
-            place = ((piece * depth + i) * PLANES).to(tl.int64) * tokens + row
-            hidden = hidden_ptr + (place + t)[:, None] * max_rank
+            place = (piece * depth + i).to(tl.int64) * tokens + row
+            hidden = hidden_ptr + (place + t)[:, None] * PLANES * max_rank
             top = tl.full((BLOCK_T,), float("-inf"), dtype=tl.float32)
             total = tl.zeros((BLOCK_T,), dtype=tl.float32)
             for first in range(0, experts, BLOCK_R):
                 is_gate = (first + r < experts)[None, :]
                 gate = hidden + (ranks + first + r)[None, :]
-                logit = _sum_planes(gate, stride, is_row & is_gate, PLANES)
+                logit = _sum_planes(gate, max_rank, is_row & is_gate, PLANES)
                 logit = tl.where(is_gate, logit, float("-inf"))
                 higher = tl.maximum(top, tl.max(logit, axis=1))
                 total = total * tl.exp(top - higher)
@@ -154,24 +149,23 @@ def mix_kernel(
             for first in range(0, ranks, BLOCK_R):
                 rank = (first + r)[None, :]
                 mask = is_row & (rank < ranks)
-                logit = _sum_planes(hidden + ranks + rank // group, stride, mask, PLANES)
-                value = _sum_planes(hidden + rank, stride, mask, PLANES)
+                logit = _sum_planes(hidden + ranks + rank // group, max_rank, mask, PLANES)
+                value = _sum_planes(hidden + rank, max_rank, mask, PLANES)
                 value *= tl.exp(logit - top[:, None]) / total[:, None]
                 tl.store(hidden + rank, value, mask=mask)
                 for plane in tl.static_range(1, PLANES):
-                    tl.store(hidden + plane * stride + rank, tl.zeros_like(value), mask=mask)
+                    tl.store(hidden + plane * max_rank + rank, tl.zeros_like(value), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens", "depth"], do_not_specialize_on_alignment=["weight_ptrs"])
 def expand_kernel(
     y_ptr,  # [tokens, WIDTH], contiguous, updated in place
-    hidden_ptr,  # float32 [slices, depth, PLANES, tokens, max_rank]
+    hidden_ptr,  # float32 [slices, depth, tokens, PLANES, max_rank]
     tiles_ptr,  # int32 [tiles, 4]
     slot_ptr,  # int32 [E]
     b_ptrs,  # of every slice, [R, N]
     start_ptrs,  # int32 [S]
     count_ptrs,  # int32 [S]
-    experts_ptrs,  # int32 [S]
     weight_ptrs,  # float32 [E]
     tokens,
     depth,
@@ -183,7 +177,8 @@ def expand_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    GROUP: tl.constexpr,
+    DECODES: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """BLOCK_N columns of one slice for one tile."""
     tile = tiles_ptr + tl.program_id(1) * 4
@@ -196,7 +191,7 @@ def expand_kernel(
         if piece == i and block >= (NS[i] + BLOCK_N - 1) // BLOCK_N:
             piece, block = i + 1, block - (NS[i] + BLOCK_N - 1) // BLOCK_N
     start_ptr, count_ptr = pick(start_ptrs, piece), pick(count_ptrs, piece)
-    weight_ptr, experts_ptr = pick(weight_ptrs, piece), pick(experts_ptrs, piece)
+    weight_ptr = pick(weight_ptrs, piece)
     present = 0
     for i in range(entries):
         present += tl.load(count_ptr + tl.load(slot_ptr + entry + i))
@@ -204,9 +199,11 @@ def expand_kernel(
         return
     n = pick(NS, piece)
     t, column = tl.arange(0, BLOCK_T), block * BLOCK_N + tl.arange(0, BLOCK_N)
-    is_row, is_column = (t < rows)[:, None], (column < n)[None, :]
-    y_tile = y_ptr + (row + t)[:, None] * WIDTH + (pick(COLUMNS, piece) + column)[None, :]
-    y = tl.load(y_tile, mask=is_row & is_column, other=0.0)
+    is_row = (t < rows)[:, None]
+    is_column = (tl.full((BLOCK_N,), True, tl.int1) if EVEN else column < n)[None, :]
+    y_tile = y_ptr + row * WIDTH + pick(COLUMNS, piece) + t[:, None] * WIDTH + column[None, :]
+    if DECODES:
+        y = tl.load(y_tile, mask=is_row & is_column, other=0.0)
     b_columns = pick(b_ptrs, piece) + column[None, :]
     total = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
     for i in range(entries):
@@ -214,19 +211,19 @@ def expand_kernel(
         count = tl.load(count_ptr + slot)
         if count > 0:
             start = tl.load(start_ptr + slot).to(tl.int64)
-            ranks = count - tl.load(experts_ptr + slot)
             weight = tl.load(weight_ptr + entry + i)
-            place = ((piece * depth + i) * PLANES).to(tl.int64) * tokens + row
-            hidden = hidden_ptr + (place + t)[:, None] * max_rank
-            written = (count + GROUP - 1) // GROUP * GROUP  # in whole groups: keeps reads wide
-            # One stage: most adapters are one block, and one more would only take registers.
-            for first in tl.range(0, ranks, BLOCK_R, num_stages=1):
+            place = (piece * depth + i).to(tl.int64) * tokens + row
+            hidden = hidden_ptr + place * PLANES * max_rank + t[:, None] * (PLANES * max_rank)
+            # One stage: most adapters are one block, and a second would only take registers.
+            for first in tl.range(0, count, BLOCK_R, num_stages=1):
                 rank = first + tl.arange(0, BLOCK_R)
-                mask = is_row & (rank < written)[None, :]
-                h = _sum_planes(hidden + rank[None, :], tokens.to(tl.int64) * max_rank, mask, PLANES)
-                mask = (rank < ranks)[:, None] & is_column
-                b = tl.load(b_columns + (start + rank)[:, None] * n, mask=mask, other=0.0)
+                # The block's values are all written, and a mask by ranks would make reads narrow.
+                h = _sum_planes(hidden + rank[None, :], max_rank, is_row, PLANES)
+                mask = (rank < count)[:, None] & is_column
+                b = tl.load(b_columns + start * n + rank[:, None] * n, mask=mask, other=0.0)
                 total = tl.dot((h * weight).to(b.dtype), b, total, input_precision="ieee")
+    if not DECODES:
+        y = tl.load(y_tile, mask=is_row & is_column, other=0.0)
     tl.store(y_tile, (y.to(tl.float32) + total).to(y.dtype), mask=is_row & is_column)
 
 
@@ -239,27 +236,33 @@ def _sum_planes(ptr, stride, mask, PLANES: tl.constexpr):
     return total
 
 
+def tile_rows(tokens: int) -> int:
+    """Rows of a tile in a step of so many: a decode's, or a prefill's."""
+    return 16 if tokens <= 256 else 64
+
+
 def low_rank(
     y: Tensor, x: Tensor, slices: RankSlices, entries: Entries, weights: Sequence[Tensor]
 ) -> None:
     """As `turret_kernels.low_rank.low_rank`; `weights` are float32 [E], one per slice."""
     tokens, k = x.shape
-    decodes = tokens <= _DECODE_ROWS
-    block_t, block_r, most_planes = (16, 16, 8) if decodes else (64, 32, 4)
+    block_t = tile_rows(tokens)
+    decodes = block_t == 16
+    block_r, most_planes = (16, 8) if decodes else (32, 4)
     tiles, pools = entries.tiles(block_t), slices.pools
     planes = min(most_planes, triton.cdiv(k, 1024))
     chunk = triton.cdiv(k, planes * 128) * 128
     planes = triton.cdiv(k, chunk)
     max_rank = triton.cdiv(max(pool.max_rank for pool in pools), 32) * 32
     depth, count = entries.depth, len(pools)
-    hidden = torch.empty((count, depth, planes, tokens, max_rank), device=x.device)
+    hidden = torch.empty((count, depth, tokens, planes, max_rank), device=x.device)
     starts, counts = tuple(p.start for p in pools), tuple(p.count for p in pools)
-    experts = tuple(p.experts for p in pools)
     widths = tuple(p.b.shape[1] for p in pools)
 
     programs = count * planes
-    rank_programs = min(max_rank // block_r, triton.cdiv(_PROGRAMS, programs * len(tiles)))
-    shrink_kernel[(programs * rank_programs, len(tiles))](
+    others = programs * len(tiles) * depth
+    rank_programs = min(max_rank // block_r, triton.cdiv(_PROGRAMS, others))
+    shrink_kernel[(programs * rank_programs, len(tiles), depth)](
         hidden,
         x,
         tiles,
@@ -268,7 +271,6 @@ def low_rank(
         starts,
         counts,
         tokens,
-        depth,
         max_rank,
         rank_programs,
         K=k,
@@ -286,7 +288,7 @@ def low_rank(
             tiles,
             entries.slot,
             counts,
-            experts,
+            tuple(p.experts for p in pools),
             tokens,
             depth,
             max_rank,
@@ -296,7 +298,7 @@ def low_rank(
             num_warps=4 if decodes else 8,
             enable_fp_fusion=True,
         )
-    block_n = 256 if decodes else 128
+    block_n = 256 if decodes and y.itemsize == 2 else 128
     expand_kernel[(sum(triton.cdiv(n, block_n) for n in widths), len(tiles))](
         y,
         hidden,
@@ -305,7 +307,6 @@ def low_rank(
         tuple(p.b for p in pools),
         starts,
         counts,
-        experts,
         tuple(weights),
         tokens,
         depth,
@@ -315,9 +316,10 @@ def low_rank(
         COLUMNS=tuple(slices.columns),
         PLANES=planes,
         BLOCK_T=block_t,
-        BLOCK_R=32,
+        BLOCK_R=block_r,
         BLOCK_N=block_n,
-        GROUP=_GROUP,
+        DECODES=decodes,
+        EVEN=all(n % block_n == 0 for n in widths),
         num_warps=4 if decodes else 8,
         enable_fp_fusion=True,
     )
