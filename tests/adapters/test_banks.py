@@ -82,7 +82,7 @@ def expected(y, x, uses, components_of, weights=None):
     return y
 
 
-USES = [(0, 1.0, 0, 2), (1, -0.5, 2, 1), (2, 2.0, 2, 3)]  # row 2 is stacked, rows 5 and 6 are bare
+USES = [(0, 1.0, 0, 2), (1, -0.5, 2, 3), (2, 2.0, 2, 3)]  # rows 2 to 4 are stacked, 5 and 6 bare
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -155,6 +155,21 @@ def test_nothing_of_an_adapter_that_does_not_fit_remains():
     assert bank.put(1, [branch(Q0, 4), branch(V0, 2)])
 
 
+def test_a_larger_rank_changes_the_layout():
+    """Kernels of a GPU are launched for the largest rank, and look for mixtures if there are any."""
+    bank = make_bank()
+    bank.put(0, [branch(Q0, 4)])
+    layout = bank.layout
+    bank.put(1, [branch(Q0, 3)])
+    assert bank.layout == layout
+    bank.put(2, [branch(Q0, 5)])
+    assert bank.layout == layout + 1
+    bank.clear(2)
+    part = branch(Q0, 4)
+    bank.put(2, [LowRank(part.site, part.a, part.b, num_experts=2)])
+    assert bank.layout == layout + 2
+
+
 def test_nothing_remains_after_an_error(monkeypatch):
     bank = make_bank()
 
@@ -180,7 +195,7 @@ def test_rows_are_reused_and_the_neighbours_stay():
     assert bank.put(1, keep)
     x = torch.randn(TOKENS, 16)
     y = torch.zeros(TOKENS, 40)
-    uses = [(1, 1.0, 0, 3), (2, 1.0, 3, 4), (0, 1.0, 0, 7)]  # slot 0 is empty
+    uses = [(1, 1.0, 0, 3), (0, 1.0, 0, 3), (2, 1.0, 3, 4)]  # slot 0 is empty
     want = expected(y, x, uses, {0: [], 1: keep, 2: second})
     bank.apply(0, Group.QKV, y, x, entries(*uses))
     torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5)

@@ -42,20 +42,16 @@ def embed_low_rank_kernel(
     tile = tiles_ptr + tl.program_id(1) * 4
     row, rows = tl.load(tile).to(tl.int64), tl.load(tile + 1)
     entry, entries = tl.load(tile + 2), tl.load(tile + 3)
-    present = 0
-    for i in range(entries):
-        present += tl.load(count_ptr + tl.load(slot_ptr + entry + i))
-    if rows == 0 or present == 0:
+    if rows == 0:
         return
     t, column = tl.arange(0, BLOCK_T), tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row, is_column = (t < rows)[:, None], (column < N)[None, :]
-    y_tile = y_ptr + (row + t)[:, None] * N + column[None, :]
-    y = tl.load(y_tile, mask=is_row & is_column, other=0.0)
-    total = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+    total, present = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32), 0
     ids = tl.load(ids_ptr + row + t, mask=t < rows, other=0)
     for i in range(entries):
         slot = tl.load(slot_ptr + entry + i)
         count = tl.load(count_ptr + slot)
+        present += count
         if count > 0:
             start = tl.load(start_ptr + slot).to(tl.int64)
             weight = tl.load(weight_ptr + entry + i)
@@ -67,6 +63,10 @@ def embed_low_rank_kernel(
                 b = tl.load(b_rows, mask=(rank < count)[:, None] & is_column, other=0.0)
                 h = (h.to(tl.float32) * weight).to(b.dtype)
                 total = tl.dot(h, b, total, input_precision="ieee")
+    if present == 0:
+        return
+    y_tile = y_ptr + row * N + t[:, None] * N + column[None, :]
+    y = tl.load(y_tile, mask=is_row & is_column, other=0.0)
     tl.store(y_tile, (y.to(tl.float32) + total).to(y.dtype), mask=is_row & is_column)
 
 

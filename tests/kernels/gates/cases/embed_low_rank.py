@@ -27,7 +27,7 @@ GATES = [
         lambda vocab=vocab, hidden=hidden, rows=rows: _launch(vocab, hidden, rows),
         registers=100,
         shared=16384,
-        narrow=19,
+        narrow=16,
         tensor_cores=True,
     )
     for vocab, hidden in ((128256, 4096), (152064, 3584))

@@ -23,9 +23,7 @@ SITES = {
 }
 
 
-def _launch(
-    k: int, widths: tuple[int, ...], rows: int, out: torch.dtype, experts: int = 0
-) -> None:
+def _launch(k: int, widths: tuple[int, ...], rows: int, out: torch.dtype, experts: int = 0) -> None:
     pools = []
     for n in widths:
         start, count = meta(64, dtype=torch.int32), meta(64, dtype=torch.int32)
@@ -49,13 +47,13 @@ def _gates(
     def prefill() -> None:
         _launch(k, widths, 512, out)
 
-    # Narrow in both: a tile, a slot, and what the slot's tables say; in a decode's shrink, the
-    # hidden values too: 16 x 16, eight bytes for every thread.
+    # Narrow: a tile, a slot, and what the slot's tables say; in a decode hidden values too, which
+    # come in tiles of 16 x 16: eight bytes for every thread.
     return [
         Gate(f"shrink of {name}, decode", decode, 100, 49152, 8, True, "shrink_kernel"),
-        Gate(f"shrink of {name}, prefill", prefill, 168, 61456, 7, True, "shrink_kernel"),
-        Gate(f"expand to {name}, decode", decode, 160, 17408, 11, True, "expand_kernel"),
-        Gate(f"expand to {name}, prefill", prefill, 160, 16384, 11, True, "expand_kernel"),
+        Gate(f"shrink of {name}, prefill", prefill, 100, 61456, 7, True, "shrink_kernel"),
+        Gate(f"expand to {name}, decode", decode, 120, 8704, 16, True, "expand_kernel"),
+        Gate(f"expand to {name}, prefill", prefill, 128, 16384, 8, True, "expand_kernel"),
     ]
 
 
@@ -66,15 +64,17 @@ GATES = [
     Gate(
         "a mixture, decode",
         lambda: _launch(4096, (4096,), 64, torch.bfloat16, 8),
-        80,
-        narrow=128,
+        registers=64,
+        shared=2048,
+        narrow=71,
         kernel="mix_kernel",
     ),
     Gate(
         "a mixture, prefill",
         lambda: _launch(4096, (4096,), 512, torch.bfloat16, 8),
-        128,
-        narrow=256,
+        registers=128,
+        shared=8192,
+        narrow=135,
         kernel="mix_kernel",
     ),
 ]
