@@ -156,7 +156,7 @@ def test_nothing_of_an_adapter_that_does_not_fit_remains():
 
 
 def test_a_larger_rank_changes_the_layout():
-    """Kernels of a GPU are launched for the largest rank, and look for mixtures if there are any."""
+    """Kernels of a GPU are launched for the largest rank, and one more if there are mixtures."""
     bank = make_bank()
     bank.put(0, [branch(Q0, 4)])
     layout = bank.layout

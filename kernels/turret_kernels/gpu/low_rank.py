@@ -157,7 +157,11 @@ def mix_kernel(
                     tl.store(hidden + plane * max_rank + rank, tl.zeros_like(value), mask=mask)
 
 
-@triton.jit(do_not_specialize=["tokens", "depth"], do_not_specialize_on_alignment=["weight_ptrs"])
+@triton.jit(
+    do_not_specialize=["tokens", "depth"],
+    # Rows of a table lie anywhere; and of a tuple's elements no flag is taken.
+    do_not_specialize_on_alignment=["weight_0_ptr", "weight_1_ptr", "weight_2_ptr"],
+)
 def expand_kernel(
     y_ptr,  # [tokens, WIDTH], contiguous, updated in place
     hidden_ptr,  # float32 [slices, depth, tokens, PLANES, max_rank]
@@ -166,7 +170,9 @@ def expand_kernel(
     b_ptrs,  # of every slice, [R, N]
     start_ptrs,  # int32 [S]
     count_ptrs,  # int32 [S]
-    weight_ptrs,  # float32 [E]
+    weight_0_ptr,  # of every slice, float32 [E]
+    weight_1_ptr,
+    weight_2_ptr,
     tokens,
     depth,
     max_rank,
@@ -189,7 +195,7 @@ def expand_kernel(
         if piece == i and block >= (NS[i] + BLOCK_N - 1) // BLOCK_N:
             piece, block = i + 1, block - (NS[i] + BLOCK_N - 1) // BLOCK_N
     start_ptr, count_ptr = pick(start_ptrs, piece), pick(count_ptrs, piece)
-    weight_ptr = pick(weight_ptrs, piece)
+    weight_ptr = pick((weight_0_ptr, weight_1_ptr, weight_2_ptr), piece)
     n = pick(NS, piece)
     t, column = tl.arange(0, BLOCK_T), block * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row, is_column = (t < rows)[:, None], (column < n)[None, :]
@@ -300,7 +306,8 @@ def low_rank(
         tuple(p.b for p in pools),
         starts,
         counts,
-        tuple(weights),
+        *weights,
+        *[weights[0]] * (3 - count),
         tokens,
         depth,
         max_rank,
