@@ -38,6 +38,7 @@ class Entries:
     # Of buffers: shorter tables of tiles are padded, and `by_site` comes and goes.
     _max_tiles: int = field(init=False, default=0)
     _all_sites: Tensor | None = field(init=False, default=None)
+    _depth: int | None = field(init=False, default=None)
     _tiles: dict[int, Tensor] = field(init=False, default_factory=dict)
     _of_rows: Tensor | None = field(init=False, default=None)
 
@@ -64,7 +65,7 @@ class Entries:
         self.weight[:count].copy_(other.weight, non_blocking=True)
         self.row_start[:count], self.row_count[:count] = other.row_start, other.row_count
         self.count[0] = count
-        self.by_site = None
+        self._depth, self.by_site = None, None
         if other.by_site is not None and self._all_sites is not None:
             self.by_site = self._all_sites
             self.by_site[:, :count].copy_(other.by_site, non_blocking=True)
@@ -101,10 +102,12 @@ class Entries:
 
     @property
     def depth(self) -> int:
-        """Most entries that act on one row."""
-        start = self.row_start.numpy()[: len(self)]
-        first = np.flatnonzero(np.diff(start, prepend=-1, append=-1))
-        return int(np.diff(first).max(initial=0))
+        """Most entries that act on one row; a graph serves steps of one depth."""
+        if self._depth is None:
+            start = self.row_start.numpy()[: len(self)]
+            first = np.flatnonzero(np.diff(start, prepend=-1, append=-1))
+            self._depth = int(np.diff(first).max(initial=0))
+        return self._depth
 
     def tiles(self, block: int) -> Tensor:
         """What GPU programs work on: at most `block` rows, and all entries that act on them.

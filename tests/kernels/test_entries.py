@@ -82,6 +82,7 @@ def test_buffers_hold_other_entries_at_the_same_place():
     one = torch.tensor([1]).int()
     buffers.assign(Entries(one, torch.tensor([2.0]), one, one))
     assert tiles.tolist() == [[1, 1, 0, 1], *[[0, 0, 0, 0]] * 3]
+    assert buffers.depth == 1
     assert buffers.by_site is None
     assert buffers.weight[0] == 2
 

@@ -15,7 +15,7 @@ from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group, first_column, num_points, point
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Module, Site
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.embed_low_rank import embed_low_rank
 from turret_kernels.entries import Entries
 from turret_kernels.low_rank import (
@@ -61,8 +61,8 @@ class LowRankBank:
 
     Attributes:
         touched: per slot, the bits `point(layer, group)` of the groups it acts on.
-        capturable: `apply` launches native kernels alone, so a graph can hold it; false from the
-            first site on whose sizes need torch.
+        capturable: `apply` launches native kernels alone, or Triton's, so a graph can hold it;
+            false from the first site on whose sizes need torch.
         layout: counts the pools, and the changes of what a GPU's kernels are launched for; a graph
             recorded before one is stale.
     """
@@ -76,7 +76,8 @@ class LowRankBank:
         dtype: torch.dtype,
     ):
         self.touched = [0] * num_slots
-        self.capturable, self.layout = native.lib is not None and dtype == torch.bfloat16, 0
+        is_native = native.lib is not None and dtype == torch.bfloat16
+        self.capturable, self.layout = is_native or gpu.serves(device), 0
         self._shape, self._max_rank_rows = shape, max_rank_rows
         self._device, self._dtype = device, dtype
         self._sites: dict[Site, _SitePool] = {}
@@ -193,7 +194,8 @@ class LowRankBank:
             pool = RankPool(a, b, start, count)
             self._sites[site] = _SitePool(pool, RowAllocator(rows))
             # The embedding is not part of a graph.
-            self.capturable &= pool.native or site.module is Module.EMBED
+            is_embedding = site.module is Module.EMBED
+            self.capturable &= pool.native or is_embedding or gpu.serves(self._device)
             self._update_group(site)
         return self._sites[site]
 

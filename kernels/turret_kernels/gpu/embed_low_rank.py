@@ -76,7 +76,7 @@ def embed_low_rank(
     """As `turret_kernels.embed_low_rank.embed_low_rank`."""
     tokens, n = y.shape
     block_t = tile_rows(tokens)
-    tiles = entries.tiles(block_t)
+    tiles = entries.tiles(block_t)[:tokens]
     embed_low_rank_kernel[(triton.cdiv(n, _BLOCK_N), len(tiles))](
         y,
         token_ids,

@@ -67,14 +67,13 @@ def shrink_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """A chunk of K for one slice and one entry of a tile; every `rank_programs`-th rank block."""
-    SLICES: tl.constexpr = len(a_ptrs)
     PLANES: tl.constexpr = (K + CHUNK - 1) // CHUNK
     tile, i = tiles_ptr + tl.program_id(1) * 4, tl.program_id(2)
     rows = tl.load(tile + 1)
     if rows == 0 or i >= tl.load(tile + 3):
         return
     part = tl.program_id(0)
-    piece, part = part % SLICES, part // SLICES
+    piece, part = part % len(a_ptrs), part // len(a_ptrs)
     block, plane = part % rank_programs, part // rank_programs
     slot = tl.load(slot_ptr + tl.load(tile + 2) + i)
     count = tl.load(pick(count_ptrs, piece) + slot)
@@ -248,7 +247,8 @@ def low_rank(
     block_t = tile_rows(tokens)
     decodes = block_t == 16
     block_r, most_planes = (16, 8) if decodes else (32, 4)
-    tiles, pools = entries.tiles(block_t), slices.pools
+    # Of a graph's table, which has room for any step, what tiles these rows can make.
+    tiles, pools = entries.tiles(block_t)[:tokens], slices.pools
     planes = min(most_planes, triton.cdiv(k, 1024))
     chunk = triton.cdiv(k, planes * 128) * 128
     planes = triton.cdiv(k, chunk)
