@@ -91,8 +91,8 @@ def shrink_kernel(
         total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
         for step in range(0, CHUNK, BLOCK_K):
             x_mask, a_mask = (t < rows)[:, None], (rank < count)[:, None]
-            if K % CHUNK != 0 or CHUNK % BLOCK_K != 0:
-                inside = (k < tl.minimum(CHUNK, K - plane * CHUNK) - step)[None, :]
+            if K % CHUNK != 0:  # the last chunk is shorter
+                inside = (k < K - plane * CHUNK - step)[None, :]
                 x_mask, a_mask = x_mask & inside, a_mask & inside
             x = tl.load(x_tile + step, mask=x_mask, other=0.0)
             a = tl.load(a_tile + step, mask=a_mask, other=0.0)
