@@ -39,6 +39,8 @@ class StoreLimits:
             used takes address space, not memory.
         max_delta_bytes: sparse deltas on the device, and again as much for changed rows of the
             embedding and the head.
+        max_neuron_bytes: second copies of MLP weights, with which CATS skips neurons. Layers beyond
+            it are computed whole and masked.
         max_host_bytes: compiled adapters kept on the host; others are read from disk again.
         files: bounds on what a folder may hold.
     """
@@ -46,6 +48,7 @@ class StoreLimits:
     max_resident: int = 64
     max_rank_rows: int = 1024
     max_delta_bytes: int = 1 << 30
+    max_neuron_bytes: int = 1 << 30
     max_host_bytes: int = 256 << 20
     files: FileLimits = field(default_factory=FileLimits)
 
@@ -83,6 +86,7 @@ class AdapterStore:
             dtype,
             base_bias,
             limits.max_delta_bytes,
+            limits.max_neuron_bytes,
         )
         self._shape = replace(shape, max_rank=limits.max_rank_rows)
         self._files, self._dtype = limits.files, dtype

@@ -58,17 +58,26 @@ def pack_neurons(up: Tensor, down: Tensor) -> Tensor | None:
         where they are.
     """
     inner, hidden = up.shape
+    if not neurons_bytes(up, down):
+        return None
     if gpu.takes(up):
-        is_wide = hidden % (16 // up.itemsize) == 0 and hidden <= _MAX_HIDDEN
-        return down.t().contiguous() if is_wide else None
-    if lib is None or up.dtype != torch.bfloat16 or up.device.type != "cpu":
-        return None
-    if inner % 32 or hidden % 32:
-        return None
+        return down.t().contiguous()
+    assert lib is not None
     neurons = torch.empty((inner, 2, hidden), dtype=up.dtype)
     up, down = up.contiguous(), down.contiguous()
     lib.turret_pack_neurons(neurons.data_ptr(), up.data_ptr(), down.data_ptr(), inner, hidden)
     return neurons
+
+
+def neurons_bytes(up: Tensor, down: Tensor) -> int:
+    """Memory of what `pack_neurons` makes; 0 where it makes nothing."""
+    inner, hidden = up.shape
+    if gpu.takes(up):
+        is_wide = hidden % (16 // up.itemsize) == 0 and hidden <= _MAX_HIDDEN
+        return down.nbytes if is_wide else 0
+    if lib is None or up.dtype != torch.bfloat16 or up.device.type != "cpu":
+        return 0
+    return 0 if inner % 32 or hidden % 32 else up.nbytes + down.nbytes
 
 
 def sparse_mlp(

@@ -45,6 +45,7 @@ class ServeConfig:
     adapter_rank_rows: int = 1024
     host_adapter_gib: float = 0.0625
     adapter_delta_mib: int = 1024
+    sparse_mlp_mib: int = 1024
     threads: int = 0
     max_body_bytes: int = 4 << 20
     drain_s: float = 30.0

@@ -211,6 +211,7 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
         # Small by default: on a CPU the host is the device, and a file's pages are cached anyway.
         host_adapter_bytes=int(config.host_adapter_gib * 2**30),
         adapter_delta_bytes=config.adapter_delta_mib << 20,
+        sparse_mlp_bytes=config.sparse_mlp_mib << 20,
         threads=config.threads,
         eos_token_ids=tokenizer.eos_token_ids,
     )
@@ -240,7 +241,7 @@ def _demo_adapters(model: str) -> dict[str, str]:
     if model != DEMO:
         return {}
     root = Path(turret_adapters.__file__).parent / "demo"
-    return {p.parent.name: str(p.parent) for p in sorted(root.glob("*/*.safetensors"))}
+    return {p.parent.name: str(p.parent) for p in sorted(root.glob("*/*.json"))}
 
 
 def _is_loopback(host: str) -> bool:

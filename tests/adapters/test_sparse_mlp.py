@@ -16,6 +16,7 @@ from turret_kernels.sparse_mlp import MlpWeights
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no CPU kernels here")
 HIDDEN, INNER, LAYERS = 64, 544, 2
+COPY_BYTES = 2 * INNER * HIDDEN * 2  # of a layer: up and down, bf16
 GATE_UP = Module.GATE, Module.UP
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 class Model:
     """The MLPs of two layers, and banks over them."""
 
-    def __init__(self):
+    def __init__(self, max_neuron_bytes: int = 1 << 30):
         torch.manual_seed(0)
         sizes = {Module.GATE: (INNER, HIDDEN), Module.UP: (INNER, HIDDEN)}
         sizes[Module.DOWN] = (HIDDEN, INNER)
@@ -35,7 +36,15 @@ class Model:
         shape = ModelShape(
             LAYERS, {m: (n, k) for m, (k, n) in sizes.items()}, weight=self.weights.__getitem__
         )
-        self.banks = DeviceBanks(shape, 4, 16, CPU, torch.bfloat16, lambda site: None)
+        self.banks = DeviceBanks(
+            shape,
+            4,
+            16,
+            CPU,
+            torch.bfloat16,
+            lambda site: None,
+            max_neuron_bytes=max_neuron_bytes,
+        )
         gates = [torch.cat([self.weights[Site(i, m)] for m in GATE_UP]) for i in range(LAYERS)]
         downs = [self.weights[Site(i, Module.DOWN)] for i in range(LAYERS)]
         self.layers = [
@@ -136,7 +145,7 @@ def test_what_acts_before_and_behind_is_applied(model, monkeypatch):
 
 
 def test_copies_live_as_long_as_somebody_needs_them(model):
-    size = 2 * INNER * HIDDEN * 2
+    size = COPY_BYTES
     assert model.neurons.num_bytes == 0
     model.put(0, cats(0), cats(1))
     model.put(1, cats(0))
@@ -152,6 +161,25 @@ def test_copies_live_as_long_as_somebody_needs_them(model):
     # Graphs that read the old copy must not be replayed on the new one.
     model.put(1, cats(0))
     assert model.banks.threshold.neurons_layout > layout
+
+
+@pytest.mark.parametrize(("room", "copies"), [(0, 0), (2 * COPY_BYTES - 1, 1), (2 * COPY_BYTES, 2)])
+def test_layers_beyond_the_memory_limit_are_masked(room, copies, caplog):
+    limited = Model(max_neuron_bytes=room)
+    limited.put(0, cats(0), cats(1))
+    assert limited.neurons.num_bytes == copies * COPY_BYTES
+    assert [limited.banks.threshold.has_sparse_mlp(i) for i in (0, 1)] == [copies > 0, copies > 1]
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == (copies < 2)
+    assert all(f"skipped in {copies} of 2 layers" in text for text in warned)
+    x = x_of(2)
+    free = Model()
+    free.put(0, cats(0), cats(1))
+    for layer in range(LAYERS):
+        wanted = free.run(x, rows(0, 2, 0), layer=layer)[0]
+        # The same neurons; sums in another order, in bf16: two roundings of values of about 1.
+        got = limited.run(x, rows(0, 2, 0), layer=layer)[0]
+        torch.testing.assert_close(got, wanted, rtol=2**-6, atol=2**-6)
 
 
 def test_a_copy_that_fails_leaves_no_trace(model, monkeypatch):

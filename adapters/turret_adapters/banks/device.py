@@ -75,6 +75,7 @@ class DeviceBanks:
         base_bias: the base's own bias at a site, None where it has none.
         max_delta_bytes: bytes of all sparse deltas, again as many of all changed rows, and of all
             input rotations.
+        max_neuron_bytes: bytes of all second copies of MLP weights (CATS).
 
     Attributes:
         acting: in the order in which they act at a site (composition: docs/adapters.md).
@@ -93,11 +94,12 @@ class DeviceBanks:
         dtype: torch.dtype,
         base_bias: Callable[[Site], Tensor | None],
         max_delta_bytes: int = 1 << 30,
+        max_neuron_bytes: int = 1 << 30,
     ):
         self.shape, self.num_slots = shape, num_slots
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.low_rank = LowRankBank(shape, num_slots, max_rank_rows, device, dtype)
-        self.threshold = ThresholdBank(shape, num_slots, device, dtype)
+        self.threshold = ThresholdBank(shape, num_slots, device, dtype, max_neuron_bytes)
         self.rotation = RotationBank(shape, num_slots, max_delta_bytes, device, dtype)
         self.virtual = VirtualBank(num_slots, device, dtype)
         self.acting: tuple[ActingBank, ...] = (

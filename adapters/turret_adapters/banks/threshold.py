@@ -27,11 +27,19 @@ class ThresholdBank:
     Args:
         shape: the base model.
         num_slots: adapters that can be resident at once.
-        dtype: the served dtype.
         device: where the tables live.
+        dtype: the served dtype.
+        max_neuron_bytes: second copies of MLP weights, with which dead neurons are skipped.
     """
 
-    def __init__(self, shape: ModelShape, num_slots: int, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        shape: ModelShape,
+        num_slots: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_neuron_bytes: int,
+    ):
         is_native = native.lib is not None and dtype == torch.bfloat16
         self.capturable = (is_native and splits_natively(shape)) or gpu.serves(device)
         self._shape = shape
@@ -41,7 +49,7 @@ class ThresholdBank:
 
         self._tables = SlotTables(shape, num_slots, make, _forget)
         self.touched = self._tables.touched
-        self._neurons = NeuronCopies(shape)
+        self._neurons = NeuronCopies(shape, max_neuron_bytes)
         self._gated: list[list[int]] = [[] for _ in range(num_slots)]  # layers with a copy, by slot
 
     @property

@@ -114,6 +114,15 @@ def serve(
             rich_help_panel=_ADAPTERS,
         ),
     ] = 1024,
+    sparse_mlp_mib: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="MiB of second copies of MLP weights, with which CATS skips neurons while such an "
+            "adapter is resident; layers beyond it are masked: the same result, no faster.",
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = 1024,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -211,6 +220,7 @@ def serve(
             adapter_rank_rows=adapter_rank_rows,
             host_adapter_gib=host_adapter_gib,
             adapter_delta_mib=adapter_delta_mib,
+            sparse_mlp_mib=sparse_mlp_mib,
             threads=threads,
             max_body_bytes=max_body_bytes,
             drain_s=drain_s,

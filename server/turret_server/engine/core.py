@@ -72,6 +72,7 @@ class Engine:
                 max_resident=settings.max_resident_adapters,
                 max_rank_rows=settings.adapter_rank_rows,
                 max_delta_bytes=settings.adapter_delta_bytes,
+                max_neuron_bytes=settings.sparse_mlp_bytes,
                 max_host_bytes=settings.host_adapter_bytes,
             ),
             device=device,
