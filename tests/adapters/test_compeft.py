@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from turret_adapters.components import LowRank, Scale
-from turret_adapters.compress.compeft import best_alpha, compress, drift, sparsify
+from turret_adapters.compress.compeft import compress, drift, full_size_alpha, sparsify
 from turret_adapters.compress.container import (
     CONTAINER_NAME,
     DecodedFiles,
@@ -21,6 +22,8 @@ from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.inspect import describe
 from turret_adapters.loading import read_adapter
 from turret_adapters.spec import Module, Program, Site
+
+TABLE = "compeft.table"
 
 
 @pytest.fixture
@@ -50,14 +53,22 @@ def edit(path, change_metadata=None, change_tensors=None):
 def edit_entry(path, position, value):
     """Change one value of the first tensor's entry."""
 
-    def change(metadata):
-        entries = json.loads(metadata["tensors"])
+    def change(tensors):
+        entries = table_of(tensors)
         key = next(iter(entries))
         old = entries[key][position]
         entries[key][position] = value(old) if callable(value) else value
-        return metadata | {"tensors": json.dumps(entries)}
+        return tensors | {TABLE: deflated(json.dumps(entries).encode())}
 
-    edit(path, change)
+    edit(path, change_tensors=change)
+
+
+def table_of(tensors):
+    return json.loads(zlib.decompress(tensors[TABLE].numpy().tobytes()))
+
+
+def deflated(text):
+    return torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
 
 
 def test_it_loads_as_the_adapter_it_was(small, folder, shape):
@@ -88,30 +99,28 @@ def test_the_error_is_what_it_says(small, folder, shape):
     assert 0 < max(result.drift.values()) < 1
 
 
-def test_no_alpha_is_better_than_the_automatic_one(folder, tmp_path, shape):
+def test_the_automatic_alpha_keeps_the_size_of_the_change(folder, tmp_path, shape):
     _, source = load(folder, shape)
-
-    def error(alpha):
-        compress(folder, tmp_path / "x", density=0.2, alpha=alpha)
-        _, program = load(tmp_path / "x", shape)
-        return sum(
-            ((c.b.T @ c.a) - (s.b.T @ s.a)).double().square().sum().item()
-            for c, s in zip(program.components, source.components, strict=True)
-        )
-
-    best = compress(folder, tmp_path / "best", density=0.2).alpha
-    assert error(best) < min(error(best * 0.97), error(best * 1.03))
+    result = compress(folder, tmp_path / "x", density=0.2)
+    _, program = load(tmp_path / "x", shape)
+    inner = norm = 0.0
+    for c, s in zip(program.components, source.components, strict=True):
+        want, got = (s.b.T @ s.a).double(), (c.b.T @ c.a).double()
+        inner += float((want * got).sum())
+        norm += float((want * want).sum())
+    assert inner == pytest.approx(norm, rel=1e-5)
+    assert 1 < result.alpha < 5
 
 
 def test_the_scale_of_ia3_counts_once():
     site = Site(0, Module.K)
     want = Program("ia3", (Scale(site, torch.tensor([3.0, 1.0, 1.0])),))
     got = Program("ia3", (Scale(site, torch.tensor([2.0, 1.0, 1.0])),))
-    assert best_alpha(want, got) == 2
+    assert full_size_alpha(want, got) == 2
     assert drift(want, got) == {site: 0.5}
     squared = Program("lora", (LowRank(site, torch.ones(1, 2), torch.ones(1, 2)),))
     larger = Program("lora", (LowRank(site, torch.ones(1, 2), 4 * torch.ones(1, 2)),))
-    assert best_alpha(larger, squared) == 2
+    assert full_size_alpha(larger, squared) == 2
 
 
 def test_values_of_ia3_rest_at_one(tmp_path):
@@ -184,7 +193,7 @@ def test_inspect_shows_it(small):
 
 # ------------------------------------------------------------------ containers nobody wrote
 
-KEYS = ("format", "version", "rest", "config", "tensors")
+KEYS = ("format", "version", "rest", "config")
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -262,7 +271,14 @@ def test_a_flipped_bit_is_found(small, shape, stream):
         lambda t: t | {"compeft.signs": t["compeft.signs"][:-1]},
         lambda t: t | {"compeft.signs": t["compeft.signs"].view(torch.int8)},
         lambda t: t | {"compeft.places": torch.cat([t["compeft.places"], t["compeft.places"][:1]])},
-        lambda t: {"compeft.signs": t["compeft.signs"]},
+        lambda t: {k: v for k, v in t.items() if k != "compeft.places"},
+        lambda t: {k: v for k, v in t.items() if k != TABLE},
+        lambda t: t | {TABLE: t[TABLE][:-1]},
+        lambda t: t | {TABLE: t[TABLE].flip(0)},
+        lambda t: t | {TABLE: t[TABLE].view(torch.int8)},
+        lambda t: t | {TABLE: torch.cat([t[TABLE], t[TABLE]])},
+        lambda t: t | {TABLE: deflated(b"[" * 100_000)},
+        lambda t: t | {TABLE: deflated(b"\xff{}")},
         lambda t: t | {"base_model.model.stranger.weight": torch.ones(2)},
     ],
 )
@@ -272,9 +288,14 @@ def test_no_stream_may_be_changed(small, shape, change):
         load(small, shape)
 
 
+def test_the_table_inflates_to_a_bounded_size(small, shape):
+    edit(small, change_tensors=lambda t: t | {TABLE: deflated(b" " * (9 << 20) + b"{}")})
+    with pytest.raises(AdapterMalformed, match="inflates to over 8388608"):
+        load(small, shape)
+
+
 def test_a_tensor_may_not_be_stored_twice(small, shape):
-    with safe_open(small / CONTAINER_NAME, "pt") as opened:
-        key = next(iter(json.loads(opened.metadata()["tensors"])))
+    key = next(iter(table_of(load_file(small / CONTAINER_NAME))))
     edit(small, change_tensors=lambda t: t | {key: torch.ones(2)})
     with pytest.raises(AdapterMalformed, match="stored twice"):
         load(small, shape)

@@ -5,8 +5,11 @@ replace each by `alpha * std(tau)` with its sign. The paper takes threshold and 
 over the whole adapter; then a LoRA whose A is much larger than its B loses all of B. `per_tensor`
 takes them tensor by tensor, for the same number of bytes.
 
-The paper tunes alpha on validation data. Without data, "auto" is the alpha with the least squared
-error of the change that the adapter makes (all modules together), in closed form.
+The paper tunes alpha on validation data. Without data, "auto" is the alpha with which the change
+that the adapter makes (all modules together) keeps its full size in its own direction; what is
+added is orthogonal to it. The alpha of least squared error would shrink the change, and the
+adapter's answers with it: tuned on the demo tasks, the best alphas are those of "auto"
+(docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class Compressed:
         num_bytes: of the compressed file.
         source_bytes: of the tensors it was made from, as they were stored.
         num_parameters: values that were compressed; the others are stored as they were.
-        drift: relative error of the adapter's change at each site (Frobenius norm): 0 is exact.
+        drift: relative error of the adapter's change at each site (Frobenius norm): 0 is exact. It
+            can exceed 1 where an adapter still answers as before.
     """
 
     alpha: float
@@ -80,7 +84,7 @@ def compress(
         source: the folder, as PEFT writes it.
         target: a folder for the compressed file; it may exist if it holds no adapter.
         density: fraction of values that are kept, in (0, 1].
-        alpha: see above; None for the best.
+        alpha: see above; None for "auto".
         per_tensor: see above.
 
     Raises:
@@ -113,7 +117,7 @@ def compress(
     try:
         result = write_with(1.0 if alpha is None else alpha)
         if alpha is None:
-            alpha = best_alpha(program, result)
+            alpha = full_size_alpha(program, result)
             result = write_with(alpha)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -145,26 +149,27 @@ def sparsify(
     }
 
 
-def best_alpha(program: Program, result: Program) -> float:
-    """The alpha with the least squared error, given the result with alpha 1.
+def full_size_alpha(program: Program, result: Program) -> float:
+    """The alpha whose change, projected on the adapter's, is the adapter's; given alpha 1's.
 
-    LoRA's change grows with alpha squared (A and B both carry it), (IA)3's with alpha.
+    That is <alpha's change, change> = <change, change>. LoRA's change grows with alpha squared (A
+    and B both carry it), (IA)3's with alpha.
 
     Raises:
-        AdapterUnsupported: no alpha brings the result nearer to the adapter.
+        AdapterUnsupported: the result has nothing of the adapter's change.
     """
     inner = norm = 0.0
     power = 2 if any(isinstance(c, LowRank) for c in program.components) else 1
     for want, got in _pairs(program, result).values():
         inner += _dot(want, got)
-        norm += _dot(got, got)
-    if inner <= 0 or norm <= 0:
+        norm += _dot(want, want)
+    if inner <= 1e-6 * norm:
         raise AdapterUnsupported(
             "the adapter was not compressed",
             "at this density nothing is left of what it does",
             "Raise --density, or compress tensor by tensor (without --per-adapter).",
         )
-    return (inner / norm) ** (1 / power)
+    return (norm / inner) ** (1 / power)
 
 
 def drift(program: Program, result: Program) -> dict[Site, float]:

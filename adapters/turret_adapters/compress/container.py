@@ -1,16 +1,19 @@
 """One safetensors file that holds a compressed adapter, and its tensors as if they were stored.
 
 The streams of all compressed tensors lie one after another in two U8 tensors, `compeft.places` and
-`compeft.signs` (entries of their own would take more room than their bytes); tensors that are not
-compressed are stored as they are. The header's metadata are strings:
+`compeft.signs` (entries of their own would take more room than their bytes). A third U8 tensor,
+`compeft.table`, is deflated JSON (zlib), a quarter of its plain size:
+
+    {KEY: [shape, coder, nnz, rice_bits, bytes in places, scale, sha256]}
+
+in the order of the streams: scale in hexadecimal floating point, sha256 of the decoded int8 values,
+its first 16 digits. Tensors that are not compressed are stored as they are. The header's metadata
+are strings:
 
     format    "turret-compeft"
     version   "1"
     rest      "0" or "1": what a value is where its bit is 0 (LoRA, (IA)3)
     config    the adapter's own adapter_config.json
-    tensors   JSON {KEY: [shape, coder, nnz, rice_bits, bytes in places, scale, sha256]} in the
-              order of the streams: scale in hexadecimal floating point, sha256 of the decoded int8
-              values, its first 16 digits
 
 A value is `rest + scale * {-1, 0, 1}`. The stored shape is a claim: kinds ask base and config what
 a tensor must look like before they read it, and nothing is decoded, nor room for it made, before.
@@ -21,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +47,7 @@ from turret_adapters.tensor_file import TensorFile, TensorInfo
 
 CONTAINER_NAME = "adapter_model.compeft.safetensors"
 FORMAT, VERSION = "turret-compeft", "1"
-_PLACES, _SIGNS = "compeft.places", "compeft.signs"
+_PLACES, _SIGNS, _TABLE = "compeft.places", "compeft.signs", "compeft.table"
 _RESTS = {"0": 0.0, "1": 1.0}
 
 
@@ -61,7 +65,7 @@ class Ternary:
 
 
 class _Entry(NamedTuple):
-    """What the metadata say of one compressed tensor."""
+    """What the table says of one compressed tensor."""
 
     shape: tuple[int, ...]
     coder: str
@@ -108,12 +112,13 @@ def write_container(
         signs.append(packed.signs)
     stored[_PLACES] = torch.from_numpy(np.concatenate(places))
     stored[_SIGNS] = torch.from_numpy(np.concatenate(signs))
+    table = zlib.compress(json.dumps(entries, separators=(",", ":")).encode(), 9)
+    stored[_TABLE] = torch.frombuffer(bytearray(table), dtype=torch.uint8)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "rest": f"{rest:g}",
         "config": json.dumps(config),
-        "tensors": json.dumps(entries, separators=(",", ":")),
     }
     partial = path.with_name(path.name + ".partial")
     save_file(stored, partial, metadata)
@@ -147,10 +152,12 @@ class DecodedFiles(AdapterFiles):
         rest = _RESTS.get(metadata.get("rest", ""))
         if rest is None:
             raise _malformed(f"its rest value is {quote(metadata.get('rest'))}")
-        self._decoded = _DecodedTensors(
-            stored, _entries(self._parsed(metadata, "tensors")), rest, files.limits.max_file_bytes
+        self._config = self._parsed(
+            metadata.get("config", "").encode("utf-8", "surrogatepass"),
+            f"'config' in the metadata of {CONTAINER_NAME!r}",
         )
-        self._config = self._parsed(metadata, "config")
+        table = self._parsed(_inflated(stored, self.limits.max_header_bytes), f"{_TABLE!r}")
+        self._decoded = _DecodedTensors(stored, _entries(table), rest, files.limits.max_file_bytes)
 
     def has(self, name: str) -> bool:
         """The two files of a PEFT adapter."""
@@ -164,9 +171,7 @@ class DecodedFiles(AdapterFiles):
         """The adapter's tensors; they are decoded as they are read."""
         return self._decoded if name == WEIGHTS_NAME else super().tensors(name)
 
-    def _parsed(self, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
-        text = metadata.get(name, "").encode("utf-8", "surrogatepass")
-        what = f"{name!r} in the metadata of {CONTAINER_NAME!r}"
+    def _parsed(self, text: bytes, what: str) -> dict[str, Any]:
         return parse_object(text, what, max_depth=self.limits.max_json_depth)
 
 
@@ -181,7 +186,7 @@ class _DecodedTensors(TensorFile):
         total = 4 * sum(math.prod(entry.shape) for entry in entries.values())
         if total > max_bytes:
             raise _malformed(f"it unpacks to {total} bytes; at most {max_bytes} are read")
-        self._infos = dict(stored.infos)
+        self._infos = {name: info for name, info in stored.infos.items() if name != _TABLE}
         lengths = {_PLACES: [e.num_place_bytes for e in entries.values()]}
         lengths[_SIGNS] = [-(-e.nnz // 8) for e in entries.values()]
         for stream, parts in lengths.items():
@@ -224,6 +229,21 @@ class _DecodedTensors(TensorFile):
 
 def _fingerprint(values: NDArray[np.int8]) -> str:
     return hashlib.sha256(values.data).hexdigest()[:16]
+
+
+def _inflated(stored: TensorFile, max_bytes: int) -> bytes:
+    """The table's JSON: of bounded size, however little room it takes deflated."""
+    info = stored.infos.get(_TABLE)
+    if info is None or info.dtype != torch.uint8 or info.num_bytes > max_bytes:
+        raise _malformed(f"it holds no bytes of {_TABLE!r}, or too many")
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(stored.read(_TABLE).numpy().tobytes(), max_bytes)
+    except zlib.error as error:
+        raise _malformed(f"{_TABLE!r} cannot be inflated: {error}") from None
+    if not inflate.eof or inflate.unused_data:
+        raise _malformed(f"{_TABLE!r} ends early or late, or inflates to over {max_bytes} bytes")
+    return text
 
 
 def _entries(values: Mapping[str, Any]) -> dict[str, _Entry]:

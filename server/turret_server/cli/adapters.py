@@ -109,7 +109,8 @@ def compress(
     alpha: Annotated[
         str,
         typer.Option(
-            help="Size of the kept values in standard deviations; auto: the least squared error."
+            help="Size of the kept values in standard deviations; auto: the adapter's change keeps "
+            "its full size."
         ),
     ] = "auto",
     per_adapter: Annotated[
@@ -129,8 +130,9 @@ def compress(
     """Compress an adapter to three values per tensor (ComPEFT), and say what it costs.
 
     The result loses something: the drift is the relative error of each
-    module's change. With --base the adapters' outputs are compared, too.
-    Evaluate on your task before you serve it.
+    module's change, and large even where answers stay the same. With --base
+    the adapters' outputs are compared, too. Evaluate on your task before you
+    serve it.
     """
     from turret_adapters.compress.compeft import compress as compress_adapter
     from turret_adapters.errors import AdapterError
