@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -14,7 +15,7 @@ from turret_adapters.errors import AdapterError
 from turret_adapters.files import AdapterFiles
 from turret_adapters.fit.cats import fit_cats, num_steps, watching
 from turret_adapters.fit.quantiles import Magnitudes, Refined
-from turret_adapters.fit.teal import LINEARS, fit_teal
+from turret_adapters.fit.teal import LINEARS, _Block, _calibrate, fit_teal
 from turret_adapters.fit.teal import num_steps as num_teal_steps
 from turret_adapters.fit.text import TextWindows, perplexity, read_windows
 from turret_adapters.registry import detect
@@ -103,9 +104,38 @@ def test_teal_reaches_its_target(model, text):
     assert fit.thresholds.keys() == set(LINEARS)
     assert fit.weighted_sparsity == pytest.approx(0.3, abs=0.06)
     assert fit.perplexity_after != pytest.approx(fit.perplexity_before, rel=1e-4)
+    assert fit.perplexity_after != pytest.approx(fit.perplexity_even, rel=1e-4)
     # The model is as it was.
     again = perplexity(model, text.held_out, "", lambda stage: None)
     assert again == pytest.approx(fit.perplexity_before)
+
+
+def test_teal_cuts_first_what_costs_nothing(model, text):
+    """A block whose attention writes nothing: its weights are 40% of the block's."""
+    changed = copy.deepcopy(model)
+    changed.model.layers[1].self_attn.o_proj.weight.data.zero_()
+    fit = fit_teal(changed, text, 0.3, str, step_size=0.2)
+    of_block = {name: fit.thresholds[name][1] for name in LINEARS}
+    assert [name for name, threshold in of_block.items() if threshold == 0] == list(LINEARS[4:])
+    assert all(fit.thresholds[name][0] > 0 for name in ("gate_proj", "up_proj"))
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_teal_errs_less_than_an_even_cut(model, text, layer):
+    """At the block's output, on the tokens that the allocation looked at."""
+    block = _Block(model.model.layers[layer])
+    with torch.inference_mode():
+        _calibrate(model, [block], text.fitted, 1, str)
+        wanted, calls = block._outputs(), block.calls.copy()
+        block.allocate(0.4, 0.05)
+        block.calls = calls
+        with block.cutting():
+            greedy = block._error(wanted)
+            cut = [(block.sizes[name], block.cuts[name].zeros) for name in LINEARS]
+            block.cut_evenly(0.4)
+            assert greedy < block._error(wanted)
+    share = sum(size * zeros for size, zeros in cut) / sum(block.sizes.values())
+    assert share == pytest.approx(0.4, abs=0.02)
 
 
 def test_what_is_fitted_can_be_served(model, text, tmp_path):

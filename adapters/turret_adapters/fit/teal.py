@@ -1,8 +1,9 @@
 """Fit TEAL thresholds (Liu et al., 2024): per linear, with the greedy allocation of its section 4.
 
 Inside a block, the linear whose inputs can be cut further at the least error of the block's output
-is cut next, until the block's weights are left out to the share asked for. Thresholds are quantiles
-of |x|, where the authors take those of the signed values and assume symmetry.
+is cut next (algorithm 1), until the block's weights are left out to the share asked for. Every step
+leaves out as many weights, whichever linear it cuts. Thresholds are quantiles of |x|, where the
+authors take those of the signed values and assume symmetry.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class TealFit:
         sparsity: per linear and layer, the share of zeros in the held-out text, all linears cut.
         weighted_sparsity: over all, weighted with the linears' parameters: what need not be read.
         perplexity_before: of the base on the held-out text.
+        perplexity_even: with every linear cut to the same share, for comparison.
         perplexity_after: of the base with the thresholds.
     """
 
@@ -43,6 +45,7 @@ class TealFit:
     sparsity: dict[str, list[float]]
     weighted_sparsity: float
     perplexity_before: float
+    perplexity_even: float
     perplexity_after: float
 
     def config(self, base_model: str) -> dict[str, Any]:
@@ -57,7 +60,7 @@ class TealFit:
 
 def num_steps(model: PreTrainedModel, text: TextWindows) -> int:
     """How often `fit_teal` calls `step`."""
-    return len(text.fitted) + len(gated_mlps(model)) + 2 * len(text.held_out)
+    return len(text.fitted) + len(gated_mlps(model)) + 3 * len(text.held_out)
 
 
 def fit_teal(
@@ -92,14 +95,14 @@ def fit_teal(
     blocks = [_Block(layer) for layer in model.model.layers]
     with torch.inference_mode():
         _calibrate(model, blocks, text.fitted, greedy_windows, step)
+        before = perplexity(model, text.held_out, "measuring the base", step)
+        for block in blocks:
+            block.cut_evenly(sparsity)
+        even = _cut_perplexity(model, blocks, text.held_out, "measuring an even cut", step)
         for block in blocks:
             block.allocate(sparsity, step_size)
             step("sharing the sparsity out")
-    before = perplexity(model, text.held_out, "measuring the base", step)
-    with ExitStack() as stack:
-        for block in blocks:
-            stack.enter_context(block.cutting())
-        after = perplexity(model, text.held_out, "measuring the fit", step)
+        after = _cut_perplexity(model, blocks, text.held_out, "measuring the fit", step)
     weights = [(block.sizes[name], block.cuts[name].zeros) for block in blocks for name in LINEARS]
     total = sum(size for size, _ in weights)
     return TealFit(
@@ -107,6 +110,7 @@ def fit_teal(
         {name: [block.cuts[name].zeros for block in blocks] for name in LINEARS},
         sum(size * zeros for size, zeros in weights) / total,
         before,
+        even,
         after,
     )
 
@@ -165,8 +169,14 @@ class _Block:
             for handle in handles:
                 handle.remove()
 
+    def cut_evenly(self, share: float) -> None:
+        """Cut every linear to the same share."""
+        for name in LINEARS:
+            self._set(name, share)
+
     def allocate(self, target: float, step_size: float) -> None:
         """Cut the linears further and further, each time the one that costs least."""
+        self.cut_evenly(0.0)
         wanted = self._outputs()
         shares = dict.fromkeys(LINEARS, 0.0)
         total, unit = sum(self.sizes.values()), step_size * self.sizes["q_proj"]
@@ -229,6 +239,19 @@ def _calibrate(
         step("finding the distribution of every input")
     for handle in handles:
         handle.remove()
+
+
+def _cut_perplexity(
+    model: PreTrainedModel,
+    blocks: Sequence[_Block],
+    windows: Sequence[Tensor],
+    stage: str,
+    step: Step,
+) -> float:
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(block.cutting())
+        return perplexity(model, windows, stage, step)
 
 
 def _counter(magnitudes: Magnitudes) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
