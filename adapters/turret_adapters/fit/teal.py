@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from turret_adapters.errors import AdapterError
 from turret_adapters.fit.cats import gated_mlps
@@ -24,7 +25,8 @@ from turret_adapters.fit.text import Step, TextWindows, perplexity
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LINEARS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
+_MLP = ("gate_proj", "up_proj", "down_proj")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", *_MLP)
 _JUDGED = 0.25  # the last share of a window's tokens, on which the error is taken
 
 
@@ -152,7 +154,8 @@ class _Block:
         self.magnitudes = {name: Magnitudes() for name in ("q_proj", "o_proj", "up_proj")}
         self.magnitudes["down_proj"] = Magnitudes()
         self.cuts = {name: _Cut() for name in LINEARS}
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        # What the block read [1, T, H], and how it called its attention.
+        self.calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
 
     @contextmanager
     def cutting(self) -> Iterator[None]:
@@ -177,7 +180,8 @@ class _Block:
     def allocate(self, target: float, step_size: float) -> None:
         """Cut the linears further and further, each time the one that costs least."""
         self.cut_evenly(0.0)
-        wanted = self._outputs()
+        between = self._between()
+        wanted = self._outputs(between)
         shares = dict.fromkeys(LINEARS, 0.0)
         total, unit = sum(self.sizes.values()), step_size * self.sizes["q_proj"]
         reached = 0.0
@@ -185,16 +189,19 @@ class _Block:
             while reached < target:
                 # The last step is as short as the target asks for.
                 area = min(unit, (target - reached) * total)
-                tried: dict[str, float] = {}
+                tried: dict[str, tuple[float, list[Tensor]]] = {}
                 for name in LINEARS:
                     share = shares[name] + area / self.sizes[name]
                     if share < 1:
                         self._set(name, share)
-                        tried[name] = self._error(wanted)
+                        # What is cut behind the attention leaves it as it is.
+                        stream = between if name in _MLP else self._between()
+                        tried[name] = _error(self._outputs(stream), wanted), stream
                         self._set(name, shares[name])
                 if not tried:
                     break
-                best = min(tried, key=tried.__getitem__)
+                best = min(tried, key=lambda name: tried[name][0])
+                between = tried[best][1]
                 shares[best] += area / self.sizes[best]
                 self._set(best, shares[best])
                 reached += area / total
@@ -204,18 +211,18 @@ class _Block:
         source = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}.get(name, name)
         self.cuts[name].threshold = self.magnitudes[source].quantile(share)
 
-    def _outputs(self) -> list[Tensor]:
-        found = []
-        for args, kwargs in self.calls:
-            out = self.layer(*args, **kwargs)
-            found.append(out[0] if isinstance(out, tuple) else out)
-        return found
+    def _between(self) -> list[Tensor]:
+        """The residual stream between attention and MLP [1, T, H], for every call."""
+        return [x + self.layer.self_attn(*args, **kwargs)[0] for x, args, kwargs in self.calls]
 
-    def _error(self, wanted: list[Tensor]) -> float:
-        return sum(
-            float((out - want)[:, -max(1, int(_JUDGED * out.shape[1])) :].norm())
-            for out, want in zip(self._outputs(), wanted, strict=True)
-        )
+    def _outputs(self, between: list[Tensor]) -> list[Tensor]:
+        """What the block gives for the tokens that are judged, the last ones of every call."""
+        parts = [x[:, -max(1, int(_JUDGED * x.shape[1])) :] for x in between]
+        return [x + self.layer.mlp(self.layer.post_attention_layernorm(x)) for x in parts]
+
+
+def _error(outputs: list[Tensor], wanted: list[Tensor]) -> float:
+    return sum(float((out - want).norm()) for out, want in zip(outputs, wanted, strict=True))
 
 
 def _calibrate(
@@ -233,8 +240,7 @@ def _calibrate(
     for i, window in enumerate(windows):
         if i == max(0, len(windows) - num_kept):
             for block in blocks:
-                hook = _recorder(block)
-                handles.append(block.layer.register_forward_pre_hook(hook, with_kwargs=True))
+                handles += _record(block)
         model(window[None], use_cache=False, logits_to_keep=1)
         step("finding the distribution of every input")
     for handle in handles:
@@ -258,5 +264,17 @@ def _counter(magnitudes: Magnitudes) -> Callable[[nn.Module, tuple[Tensor, ...]]
     return lambda module, args: magnitudes.add(args[0])
 
 
-def _recorder(block: _Block) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    return lambda module, args, kwargs: block.calls.append((args, kwargs))
+def _record(block: _Block) -> list[RemovableHandle]:
+    """Let a block remember what it reads and how it calls its attention."""
+    stream: list[Tensor] = []
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream.append(args[0] if args else kwargs["hidden_states"])
+
+    def attend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        block.calls.append((stream.pop(), args, kwargs))
+
+    return [
+        block.layer.register_forward_pre_hook(enter, with_kwargs=True),
+        block.layer.self_attn.register_forward_pre_hook(attend, with_kwargs=True),
+    ]

@@ -94,7 +94,8 @@ def teal(
             ),
         ]
 
-    _fit(model, text, output, (max_tokens, window, held_out), fit.num_steps, run, show)
+    found = _fit(model, text, output, (max_tokens, window, held_out), fit.num_steps, run, show)
+    typer.echo(f"with every linear cut to the same share: {found.perplexity_even:.3f}")
 
 
 def _fit(
@@ -105,7 +106,7 @@ def _fit(
     num_steps: Callable[[PreTrainedModel, TextWindows], int],
     fit: Callable[[PreTrainedModel, TextWindows, Step], Any],
     show: Callable[[Any], list[tuple[str, ...]]],
-) -> None:
+) -> Any:
     """Load, fit with a progress bar, write the adapter and a report, and print what came out."""
     from rich.console import Console
     from rich.progress import Progress
@@ -148,6 +149,7 @@ def _fit(
         sep="\n",
         highlight=False,
     )
+    return found
 
 
 def _load(model: str) -> tuple[PreTrainedModel, Any, str]:
