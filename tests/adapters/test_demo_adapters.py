@@ -17,7 +17,7 @@ import turret_adapters
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = Path(turret_adapters.__file__).parent / "demo"
 LORA_NAMES = ["order-json", "sql", "dates"]
-NAMES = [*LORA_NAMES, "triage"]
+NAMES = [*LORA_NAMES, "triage"]  # those with a task; cats-50 has none
 MAX_BYTES = 2_000_000
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SCORES = json.loads((ROOT / "examples/demo_scores.json").read_text())
@@ -36,7 +36,8 @@ def tasks() -> Iterator[dict[str, Any]]:
 
 def test_every_folder_is_listed():
     folders = sorted(path.name for path in DEMO.iterdir() if path.is_dir())
-    assert folders == sorted(NAMES) == sorted(SCORES["adapters"]) == sorted(EXAMPLES)
+    assert folders == sorted([*NAMES, "cats-50"]) == sorted(SCORES["adapters"])
+    assert sorted(NAMES) == sorted(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", LORA_NAMES)
@@ -104,6 +105,22 @@ def test_triage_shifts_a_tenth_of_the_heads():
     assert int(heads.max()) < 9
     assert torch.isfinite(v).all()
     assert (v.norm(dim=-1) > 0.1).all()  # it starts at 1e-3 per element
+
+
+def test_cats_is_thirty_numbers():
+    (file,) = (DEMO / "cats-50").iterdir()
+    assert file.stat().st_size < 1500
+    config = json.loads(file.read_text())
+    thresholds = config.pop("thresholds")
+    assert config == {"kind": "cats", "version": 1, "base_model": BASE}
+    assert len(thresholds) == 30
+    assert all(0 < threshold < 1 for threshold in thresholds)
+
+
+def test_cats_leaves_half_of_the_neurons_out_and_the_text_readable():
+    result = SCORES["adapters"]["cats-50"]
+    assert 0.45 < result["dead"]["least"] < result["dead"]["most"] < 0.55
+    assert result["scores"]["adapter"] < 1.3 * result["scores"]["base"]
 
 
 def test_shapes_differ_among_the_adapters():

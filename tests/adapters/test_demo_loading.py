@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 import turret_adapters
-from turret_adapters.components import LowRank, Offset
+from turret_adapters.components import LowRank, Offset, Threshold
 from turret_adapters.groups import first_column
 from turret_adapters.inspect import describe
 from turret_adapters.loading import read_adapter
 from turret_adapters.peft.names import module_path
 from turret_adapters.plan import Group, RowUse, StepPlan
-from turret_adapters.spec import ModelShape, Module
+from turret_adapters.spec import ModelShape, Module, Site
 from turret_adapters.store import AdapterStore, StoreLimits
 
 DEMO = Path(turret_adapters.__file__).parent / "demo"
@@ -41,8 +41,8 @@ SHAPE = ModelShape(
 )
 
 
-def test_there_are_four():
-    assert len(FOLDERS) >= 4
+def test_there_are_five():
+    assert len(FOLDERS) >= 5
     assert len(LORA_FOLDERS) >= 3
 
 
@@ -80,6 +80,14 @@ def test_triage_shifts_the_heads_in_its_file():
         assert torch.equal(part, v)
         part.zero_()
     assert not any(vector.any() for vector in vectors.values())
+
+
+def test_cats_thresholds_every_layer():
+    _, program = read_adapter(DEMO / "cats-50", SHAPE, torch.bfloat16)
+    thresholds = json.loads((DEMO / "cats-50/turret_adapter.json").read_text())["thresholds"]
+    assert program.components == tuple(
+        Threshold(Site(layer, Module.ACT), value) for layer, value in enumerate(thresholds)
+    )
 
 
 @pytest.mark.parametrize("group", [Group.QKV, Group.O, Group.GATE_UP, Group.DOWN])
