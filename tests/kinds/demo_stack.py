@@ -2,9 +2,9 @@
 
 Nothing here goes through our readers: the files are opened as any script would open them.
 
-An activation that rounding moves across a threshold changes log-probabilities by some hundredths. It
-happens to one in some millions, so prompts are short and chosen: `Stack.margin` tells how close any
-activation of theirs comes, and rounding moves them by less than 1e-6 of the threshold.
+An activation that rounding moves across a threshold changes log-probabilities by some hundredths.
+It happens to one in some millions, so prompts are short and chosen: `Stack.margin` tells how close
+any activation of theirs comes, and rounding moves them by less than 1e-6 of the threshold.
 """
 
 from __future__ import annotations
