@@ -348,7 +348,7 @@ class TestScales:
 
 class TestThresholds:
     def make(self, dtype=torch.float32, shape=SHAPE):
-        return ThresholdBank(shape, SLOTS, CPU, dtype)
+        return ThresholdBank(shape, SLOTS, CPU, dtype, 0)
 
     def test_behind_the_gate(self):
         bank = self.make()
