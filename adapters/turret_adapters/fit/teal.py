@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MLP = ("gate_proj", "up_proj", "down_proj")
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", *_MLP)
+LINEARS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", *_MLP)
 _JUDGED = 0.25  # the last share of a window's tokens, on which the error is taken
 
 
