@@ -205,7 +205,7 @@ class StepPlan(BasePlan):
         banks = ((id(bank), mask, bank.layout) for bank, mask in every)
         gated = self._gated_in(rows)
         neurons = self._threshold.neurons_layout if gated else 0
-        return *banks, (gated, neurons, self._entries.by_site is not None, self._entries.depth)
+        return *banks, (gated, neurons, self._entries.by_site is not None)
 
     @property
     def entries(self) -> Entries:

@@ -102,7 +102,7 @@ class Entries:
 
     @property
     def depth(self) -> int:
-        """Most entries that act on one row; a graph serves steps of one depth."""
+        """Most entries that act on one row; a CUDA graph serves steps of one depth."""
         if self._depth is None:
             start = self.row_start.numpy()[: len(self)]
             first = np.flatnonzero(np.diff(start, prepend=-1, append=-1))

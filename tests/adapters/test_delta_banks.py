@@ -232,17 +232,6 @@ def test_steps_of_different_primitives_have_different_graphs():
     assert len(signatures) == len(parts)
 
 
-@pytest.mark.skipif(native.lib is None, reason="graphs record native kernels")
-def test_a_stack_has_a_graph_of_its_own():
-    """A GPU's kernels are launched for the most adapters on one row."""
-    banks = DeviceBanks(SHAPE, 4, 8, CPU, torch.bfloat16, lambda site: None)
-    for slot in (0, 1):
-        banks.put(slot, [Offset(Q0, torch.ones(24))])
-    apart = StepPlan(banks, [RowUse(0, 1, (0,), (1.0,)), RowUse(1, 1, (1,), (1.0,))])
-    stacked = StepPlan(banks, [RowUse(0, 2, (0, 1), (1.0, 1.0))])
-    assert apart.signature(2) != stacked.signature(2)
-
-
 class TestMixtures:
     def test_a_gate_is_neither_read_nor_put_out(self):
         bank = LowRankBank(SHAPE, 4, 32, CPU, torch.float32)

@@ -99,10 +99,12 @@ class Runner:
             return None
         if not isinstance(batch.adapters, StepPlan):
             return rows
-        signature = batch.adapters.signature(rows)
-        if signature is None or len(batch.adapters.entries) > self._entries.slot.shape[0]:
+        signature, entries = batch.adapters.signature(rows), batch.adapters.entries
+        if signature is None or len(entries) > self._entries.slot.shape[0]:
             return None
-        return rows, signature
+        # A GPU's kernels are launched for as many adapters as there are on one row.
+        depth = entries.depth if self._decoder.device.type == "cuda" else None
+        return rows, signature, depth
 
     def _fill(self, batch: Batch, entries: Entries | None) -> None:
         """Put the embedded tokens and the adapters' entries where the graphs look for them."""
