@@ -7,7 +7,8 @@ nothing else.
 
 A program owns a tile of rows (`Entries.tiles`) and applies its entries in order, so stacked
 adapters add up without atomics, in float32. K is cut by its length alone; the expand adds the
-partial sums (planes) in order. So what a row gets does not depend on its batch.
+partial sums (planes) in order. So what a row gets does not depend on its batch, but for whether
+that is a decode or a prefill.
 
 Decode has tiles of 16 rows, the least that tensor cores multiply, and little but A and B to read.
 The shrink gives slices, chunks of K and blocks of ranks to different programs, each with six steps
