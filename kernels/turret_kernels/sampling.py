@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from turret_kernels import gpu
 from turret_kernels.native import lib
 
 
@@ -26,6 +27,9 @@ def sample(
     Filters apply in the order of vLLM and transformers: temperature, then top-k, then top-p over
     what is left, then min-p relative to the most likely token.
 
+    Settings may be on the host where the logits are on a GPU: see `gpu/sampling.py`. Only the
+    tokens need to return.
+
     Args:
         logits: float32 [R, V]; -inf bans a token.
         temperature: float32 [R]; 0 takes the likeliest token, the first of equals.
@@ -37,9 +41,14 @@ def sample(
     Returns:
         int64 [R].
     """
-    if lib is None or logits.device.type != "cpu":
-        return sample_reference(logits, temperature, top_k, top_p, min_p, uniform)
     logits = logits.contiguous()
+    if gpu.takes(logits):
+        from turret_kernels.gpu import sampling
+
+        return sampling.sample(logits, temperature, top_k, top_p, min_p, uniform)
+    if lib is None or logits.device.type != "cpu":
+        settings = (temperature, top_k, top_p, min_p, uniform)
+        return sample_reference(logits, *(gpu.to_device(s, logits.device) for s in settings))
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64)
     lib.turret_sample(

@@ -8,6 +8,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from turret_kernels import gpu
 from turret_kernels.sampling import sample, sample_reference, uniforms
 
 CASES = {
@@ -60,29 +61,89 @@ def test_frequencies_are_those_of_transformers(case):
 
 def random_settings(rows, generator):
     def rand():
-        return torch.rand(rows, generator=generator)
+        return torch.rand(rows, generator=generator, device="cpu")
 
     return (
         torch.where(rand() < 0.2, 0.0, rand() * 2 + 0.05),
         torch.where(rand() < 0.5, 0, (rand() * 40).long() + 1),
         torch.where(rand() < 0.5, 1.0, rand() * 0.98 + 0.01),
         torch.where(rand() < 0.5, 0.0, rand() * 0.5),
-        torch.rand(rows, dtype=torch.float64, generator=generator),
+        torch.rand(rows, dtype=torch.float64, generator=generator, device="cpu"),
     )
 
 
-@pytest.mark.parametrize("vocab", [1, 5, 16, 100, 1003, 5000])
-@pytest.mark.parametrize("spread", [0.5, 3.0, 12.0])
-def test_matches_the_reference(vocab, spread):
-    generator = torch.Generator().manual_seed(vocab)
-    logits = torch.randn(400, vocab, generator=generator) * spread
+def random_rows(rows, vocab, spread):
+    """Logits, some of them banned, and settings."""
+    generator = torch.Generator("cpu").manual_seed(vocab)
+    logits = torch.randn(rows, vocab, generator=generator, device="cpu") * spread
     logits[logits < -spread * 2] = float("-inf")
-    settings = random_settings(400, generator)
-    found, expected = sample(logits, *settings), sample_reference(logits, *settings)
+    return logits, random_settings(rows, generator)
+
+
+def on(device, *tensors):
+    return [t.to(device) for t in tensors]
+
+
+SPREADS = [0.5, 3.0, 12.0]
+if gpu.INTERPRETED:
+    ROWS, SIZES = 12, [(1, 3.0), (100, 12.0), (1003, 3.0), (5000, 0.5)]
+else:
+    ROWS, SIZES = 400, [(v, s) for v in (1, 5, 16, 100, 1003, 5000) for s in SPREADS]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("vocab", "spread"), SIZES)
+def test_matches_the_reference(vocab, spread):
+    logits, settings = random_rows(ROWS, vocab, spread)
+    device = torch.empty(0).device
+    found = sample(*on(device, logits, *settings)).cpu()
     # float32 exponentials: a draw within 1e-6 of an edge may fall on the other side of it.
-    assert (found != expected).sum() <= 2
+    assert (found != sample_reference(logits, *settings)).sum() <= 2
 
 
+@pytest.mark.triton
+def test_of_equal_logits_the_first_are_kept():
+    logits, settings = random_rows(ROWS, 1500, 2.0)
+    logits = (logits * 2).round() / 2  # some 20 values
+    device = torch.empty(0).device
+    found = sample(*on(device, logits, *settings)).cpu()
+    assert (found != sample_reference(logits, *settings)).sum() <= 2
+    # Of 1500 equals top-k keeps 700, and top-p the first half of those.
+    even = on(device, torch.zeros(1, 1500), *(torch.tensor([v]) for v in (1.0, 700, 0.5, 0.0)))
+    for uniform, token in [(0.0, 0), (0.5, 175), (1 - 1e-12, 349)]:
+        assert sample(*even, torch.tensor([uniform], dtype=torch.float64)) == token
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("passes", [0, 2])
+def test_a_search_that_needs_more_passes_is_finished(passes, monkeypatch):
+    if gpu.INTERPRETED or torch.cuda.is_available():
+        monkeypatch.setattr("turret_kernels.gpu.sampling._PASSES", passes)
+    logits, settings = random_rows(8, 1003, 3.0)
+    device = torch.empty(0).device
+    found = sample(*on(device, logits, *settings)).cpu()
+    assert (found != sample_reference(logits, *settings)).sum() <= 2
+
+
+@pytest.mark.triton
+def test_settings_may_be_on_the_host():
+    logits, settings = random_rows(8, 300, 3.0)
+    logits = logits.to(torch.empty(0).device)
+    expected = sample_reference(logits.cpu(), *settings)
+    assert torch.equal(sample(logits, *settings).cpu(), expected)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("filters", [{}, {"min_p": 0.3}], ids=["none", "min_p"])
+def test_batches_in_which_nothing_is_searched_for(filters):
+    logits = torch.randn(4, 2000)
+    logits[:, 700] = logits[:, 900] = 9.0  # of equals the first is taken
+    uniform = torch.tensor([0.01, 0.49, 0.51, 0.99], dtype=torch.float64)
+    assert draw(logits, uniform, temperature=0, **filters).eq(700).all()
+    assert draw(logits, uniform, temperature=0.1, **filters).tolist() == [700, 700, 900, 900]
+
+
+@pytest.mark.triton
 def test_rows_have_settings_of_their_own():
     logits = torch.randn(3, 50)
     out = sample(
@@ -97,14 +158,17 @@ def test_rows_have_settings_of_their_own():
     assert out.tolist() == [top[0, 0], top[1, 0], top[2].max()]  # in the order of the vocabulary
 
 
-def test_banned_tokens_are_never_drawn():
-    logits = torch.full((1, 10), float("-inf"))
-    logits[0, 4] = 0.0
-    assert draw(logits.expand(3, -1), torch.tensor([0.0, 0.5, 1 - 1e-16]).double()).eq(4).all()
+@pytest.mark.triton
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_banned_tokens_are_never_drawn(filters):
+    logits = torch.full((3, 10), float("-inf"))
+    logits[:, 4] = 0.0
+    uniform = torch.tensor([0.0, 0.5, 1 - 1e-16], dtype=torch.float64)
+    assert draw(logits, uniform, **filters).eq(4).all()
 
 
+@pytest.mark.triton
 def test_a_row_does_not_depend_on_the_others():
-    torch.manual_seed(1)
     logits, u = torch.randn(8, 500), torch.rand(8, dtype=torch.float64)
     whole = draw(logits, u, top_p=0.9)
     alone = torch.cat([draw(logits[i : i + 1], u[i : i + 1], top_p=0.9) for i in range(8)])

@@ -35,6 +35,13 @@ def serves(device: torch.device) -> bool:
     return AVAILABLE and device.type == "cuda"
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """The same tensor on a device. The host does not wait for the transfer."""
+    if x.device == device:
+        return x
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 def _available() -> bool:
     """Whether triton is there; not asked of a torch that could not use it."""
     if not (INTERPRETED or torch.version.cuda or torch.version.hip):
