@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from turret_kernels import gpu
 from turret_kernels.sampling import sample, uniforms
-from turret_server.engine.messages import ErrorInfo, Sampling, TokenLogprob
+from turret_server.engine.constraints import constrain
+from turret_server.engine.messages import TokenLogprob
 from turret_server.engine.scheduler import Sampled, Share
 from turret_server.engine.sequence import Sequence
-from turret_server.errors import TurretError
 
 
 def sample_step(logits: Tensor, shares: Seq[Share]) -> list[Sampled]:
@@ -20,7 +20,8 @@ def sample_step(logits: Tensor, shares: Seq[Share]) -> list[Sampled]:
 
     Args:
         logits: float32 [L, V]: for each share the rows that `logit_rows` promised, in order.
-            Changed in place.
+            Changed in place. On any device: tokens and the log-probabilities that somebody asked
+            for are all that returns from it.
         shares: the step.
 
     Returns:
@@ -40,7 +41,7 @@ def sample_step(logits: Tensor, shares: Seq[Share]) -> list[Sampled]:
         first += count
     if not rows:
         return results
-    picked = logits if len(rows) == logits.shape[0] else logits[rows]
+    picked = logits if len(rows) == logits.shape[0] else _rows(logits, rows)
     for i, result in zip(
         which, _sample_rows(picked, [shares[i].sequence for i in which]), strict=True
     ):
@@ -65,52 +66,46 @@ def _sample_rows(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
     samplings = [s.request.sampling for s in sequences]
     wants = [i for i, s in enumerate(samplings) if s.logprobs is not None]
     # Log-probabilities are the model's own: before penalties, bias, constraints, temperature.
-    raw = torch.log_softmax(logits[wants], dim=-1) if wants else None
-    failed: dict[int, ErrorInfo] = {}
-    for i, sequence in enumerate(sequences):
-        if _is_shaped(samplings[i]):
-            _shape(logits[i], sequence)
-        if sequence.grammar is not None:
-            try:
-                _constrain(logits[i], sequence)
-            except TurretError as error:
-                failed[i] = ErrorInfo(type(error).__name__, error.what, error.why, error.fix)
-    chosen = _draw(logits, sequences).tolist()
-    logprobs: dict[int, TokenLogprob] = {}
+    raw = torch.log_softmax(_rows(logits, wants), dim=-1) if wants else None
+    failed = constrain(logits, sequences)
+    chosen = _draw(logits, sequences)
+    found: dict[int, TokenLogprob] = {}
     if raw is not None:
-        ids, count = [chosen[i] for i in wants], max(samplings[i].logprobs or 0 for i in wants)
-        found = token_logprobs(raw, ids, count)
-        for i, entry in zip(wants, found, strict=True):
-            logprobs[i] = TokenLogprob(
-                entry.token, entry.logprob, entry.rank, entry.top[: samplings[i].logprobs]
-            )
+        count = max(samplings[i].logprobs or 0 for i in wants)
+        entries = token_logprobs(raw, _rows(chosen, wants), count)
+        for i, entry in zip(wants, entries, strict=True):
+            top = entry.top[: samplings[i].logprobs]
+            found[i] = TokenLogprob(entry.token, entry.logprob, entry.rank, top)
+    tokens = chosen.tolist()
     for i, sequence in enumerate(sequences):
         if sequence.grammar is not None and i not in failed:
-            sequence.grammar.accept(chosen[i])
+            sequence.grammar.accept(tokens[i])
     return [
-        Sampled(error=failed[i]) if i in failed else Sampled(token, logprobs.get(i))
-        for i, token in enumerate(chosen)
+        Sampled(error=failed[i]) if i in failed else Sampled(token, found.get(i))
+        for i, token in enumerate(tokens)
     ]
 
 
-def token_logprobs(logprobs: Tensor, tokens: list[int], count: int) -> list[TokenLogprob]:
+def token_logprobs(logprobs: Tensor, tokens: Tensor, count: int) -> list[TokenLogprob]:
     """The log-probability and rank of one token per row, with the `count` likeliest.
 
     Args:
         logprobs: float32 [R, V].
-        tokens: R ids.
+        tokens: int64 [R], beside them.
         count: how many alternatives.
     """
-    ids = torch.tensor(tokens, device=logprobs.device)[:, None]
-    own = logprobs.gather(1, ids)
-    ranks = ((logprobs > own).sum(-1) + 1).tolist()
-    values, order = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
-    return [
-        TokenLogprob(token, value, rank, list(zip(ids, tops, strict=True)))
-        for token, value, rank, ids, tops in zip(
-            tokens, own[:, 0].tolist(), ranks, order.tolist(), values.tolist(), strict=True
-        )
-    ]
+    own = logprobs.gather(1, tokens[:, None])
+    rank = (logprobs > own).sum(-1, keepdim=True) + 1
+    values, ids = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
+    # One transfer: float64 holds every float32 and every id.
+    columns = [tokens[:, None], rank, own, ids, values]
+    table = torch.cat([column.double() for column in columns], dim=1).tolist()
+    found = []
+    for token, place, value, *top in table:
+        likeliest, logs = top[: len(top) // 2], top[len(top) // 2 :]
+        pairs = [(int(i), log) for i, log in zip(likeliest, logs, strict=True)]
+        found.append(TokenLogprob(int(token), value, int(place), pairs))
+    return found
 
 
 def _prompt_logprobs(logits: Tensor, share: Share) -> list[TokenLogprob]:
@@ -122,47 +117,8 @@ def _prompt_logprobs(logits: Tensor, share: Share) -> list[TokenLogprob]:
     if not tokens:
         return []
     logprobs = torch.log_softmax(logits[: len(tokens)], dim=-1)
-    return token_logprobs(logprobs, tokens, sequence.request.sampling.prompt_logprobs or 0)
-
-
-def _is_shaped(s: Sampling) -> bool:
-    return bool(
-        s.logit_bias
-        or s.min_tokens
-        or s.repetition_penalty != 1
-        or s.presence_penalty
-        or s.frequency_penalty
-    )
-
-
-def _shape(logits: Tensor, sequence: Sequence) -> None:
-    """Penalties, bias and banned stops of one row, in place (formulas: OpenAI; CTRL, eq. 4)."""
-    s = sequence.request.sampling
-    if s.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(sequence.tokens[sequence.num_virtual :])))
-        values = logits[seen]
-        logits[seen] = torch.where(
-            values > 0, values / s.repetition_penalty, values * s.repetition_penalty
-        )
-    output = sequence.tokens[sequence.num_virtual + sequence.num_prompt :]
-    if output and (s.presence_penalty or s.frequency_penalty):
-        ids, counts = np.unique(np.array(output), return_counts=True)
-        penalty = s.presence_penalty + s.frequency_penalty * torch.from_numpy(counts)
-        logits[torch.from_numpy(ids)] -= penalty.float()
-    if s.logit_bias:
-        ids = torch.tensor(list(s.logit_bias))
-        logits[ids] += torch.tensor(list(s.logit_bias.values()), dtype=torch.float32)
-    if len(output) < s.min_tokens and s.stop_token_ids:
-        logits[torch.tensor(s.stop_token_ids)] = float("-inf")
-
-
-def _constrain(logits: Tensor, sequence: Sequence) -> None:
-    """Ban what the grammar does not allow next."""
-    assert sequence.grammar is not None
-    mask = np.empty(-(-logits.shape[0] // 32), dtype=np.int32)
-    sequence.grammar.fill_mask(mask)
-    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: logits.shape[0]]
-    logits.masked_fill_(torch.from_numpy(bits == 0), float("-inf"))
+    ids = gpu.to_device(torch.tensor(tokens), logits.device)
+    return token_logprobs(logprobs, ids, sequence.request.sampling.prompt_logprobs or 0)
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
@@ -176,3 +132,8 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
         torch.tensor([s.min_p for s in samplings], dtype=torch.float32),
         uniforms([s.seed for s in samplings], [s.num_output for s in sequences]),
     )
+
+
+def _rows(x: Tensor, rows: list[int]) -> Tensor:
+    """A copy of some rows."""
+    return x.index_select(0, gpu.to_device(torch.tensor(rows), x.device))

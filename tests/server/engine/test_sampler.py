@@ -11,6 +11,7 @@ from turret_server.engine.scheduler import Share
 from turret_server.engine.sequence import Sequence
 
 VOCAB = 40
+pytestmark = pytest.mark.triton
 
 
 def share(prompt=(1, 2, 3), output=(), start=None, count=1, **sampling):
@@ -158,7 +159,7 @@ def test_a_grammar_that_breaks_ends_its_own_request_only():
 
 def test_token_logprobs_ranks():
     logprobs = torch.log_softmax(torch.tensor([[3.0, 1.0, 2.0]]), -1)
-    assert token_logprobs(logprobs, [1], 1)[0].rank == 3
+    assert token_logprobs(logprobs, torch.tensor([1]), 1)[0].rank == 3
 
 
 def soft_share(start, count, prompt=(1, 2, 3), output=(), virtual=4, **sampling):
