@@ -23,6 +23,7 @@ all targets (their sum of squares differs by a constant), and the least loss win
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turret_kernels import gpu
+from turret_kernels.native import lib
 
 if TYPE_CHECKING:
     from turret_kernels.fusion import Members
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
     _Search = Callable[["_Curve", tuple[float, float], float], tuple[float, float]]
 
 _EVALUATIONS = 24  # the limit: a search takes 4 to 7
-_HALVE = range(8, _EVALUATIONS, 2)  # after so many, interpolation has not helped
+_STEPS = 4  # the first of them; then it is looked at what other intervals promise
+_HALVE = range(9, _EVALUATIONS, 2)  # after so many, interpolation has not helped
 _TOLERANCE = 1e-3  # of the loss, relative
 # Where an interval is looked at: evenly, and closer and closer to its ends.
 _ENDS = 2.0 ** -np.arange(6, 13)
@@ -138,6 +141,8 @@ class _Curve:
         if min(x.amin() for x in (large, base, expert)) == float("-inf"):
             rows = torch.stack([large, base, expert])
             large, base, expert = rows[:, (rows > float("-inf")).all(0)]
+        self._native = lib is not None and large.dtype == torch.float32 and large.is_cpu
+        self._out = (ctypes.c_double * 4)()
         self._moments, (self.log_p, self._buffer) = _scratch.of(large).split([3, 2])
         _, self.d, square = self._moments
         torch.sub(expert, base, out=self.d).sub_(expert.amax() - base.amax())
@@ -148,26 +153,31 @@ class _Curve:
         top, log_p, mean = self._expect(large)
         torch.sub(large, top + log_p, out=self.log_p)
         self.d.sub_(mean)
-        torch.mul(self.d, self.d, out=square)
+        if not self._native:
+            torch.mul(self.d, self.d, out=square)
         self.curvature = self.at(0.0)[2]
 
     def at(self, a: float) -> tuple[float, float, float]:
         """phi, phi', phi'' at a."""
-        torch.add(self.log_p, self.d, alpha=a, out=self._buffer)
-        top, total, first, second = self._sums(self._buffer)
+        top, total, first, second = self._sums(self.log_p, a)
         mean = first / total
         return top + math.log(total), mean, max(second / total - mean * mean, 0.0)
 
     def _expect(self, x: Tensor) -> tuple[float, float, float]:
         """max x, log sum exp(x - max x), and the mean of d under softmax(x)."""
-        top, total, first, _ = self._sums(x)
+        top, total, first, _ = self._sums(x, 0.0)
         return top, math.log(total), first / total
 
-    def _sums(self, x: Tensor) -> tuple[float, float, float, float]:
-        """The maximum, and the sums of e, e d, e d^2, with e = exp(x - maximum)."""
-        top = x.amax()
-        torch.sub(x, top, out=self._buffer).exp_()
-        return top.item(), *(self._moments @ self._buffer).tolist()
+    def _sums(self, x: Tensor, a: float) -> tuple[float, float, float, float]:
+        """The maximum of x + a d, and the sums of e, e d, e d^2 with e = exp(x + a d - maximum)."""
+        if self._native:
+            assert lib is not None
+            lib.turret_tilted_sums(self._out, x.data_ptr(), self.d.data_ptr(), len(x), a)
+            top, total, first, second = self._out
+            return top, total, first, second
+        z = torch.add(x, self.d, alpha=a, out=self._buffer)
+        top = z.amax()
+        return top.item(), *(self._moments @ z.sub_(top).exp_()).tolist()
 
 
 class _Scratch(threading.local):
@@ -193,11 +203,15 @@ def _loss(a, phi, slope, kl: tuple[float, float]):
 def _search(curve: _Curve, kl: tuple[float, float], limit: float) -> tuple[float, float]:
     """The a in [0, limit] of least loss, and that."""
     known = [(0.0, 0.0, 0.0, curve.curvature)]
-    # Both KLs are curvature a^2 / 2 at first.
-    guess = math.sqrt(sum(kl) / curve.curvature) if curve.curvature > 0 else 0.0
-    if sum(kl) > 0:
-        trials = [limit, guess] if 0.02 * limit < guess < 0.98 * limit else [limit]
-        known += [(a, *curve.at(a)) for a in trials]
+    if sum(kl) > 0 and curve.curvature > 0:
+        # Both KLs are curvature a^2 / 2 at first.
+        a = min(math.sqrt(sum(kl) / curve.curvature), limit)
+        known.append((limit, *curve.at(limit)))
+        for _ in range(_STEPS):
+            if min(abs(a - found[0]) for found in known) < 2e-3:
+                break
+            known.append((a, *curve.at(a)))
+            a = min(max(a - _step(*known[-1], kl), 0.0), limit)
     while len(known) < _EVALUATIONS:
         known.sort()
         a = _next(np.array(known).T, kl, halve=len(known) in _HALVE)
@@ -207,6 +221,13 @@ def _search(curve: _Curve, kl: tuple[float, float], limit: float) -> tuple[float
     losses = [_loss(a, phi, slope, kl) for a, phi, slope, _ in known]
     best = int(np.argmin(losses))
     return known[best][0], losses[best]
+
+
+def _step(a: float, phi: float, slope: float, curvature: float, kl: tuple[float, float]) -> float:
+    """Of Gauss-Newton: what to take off a."""
+    one, two = a * slope - phi - kl[0], phi - kl[1]
+    scale = (a * curvature) ** 2 + slope**2
+    return (one * a * curvature + two * slope) / scale if scale > 0 else 0.0
 
 
 def _next(known: NDArray[np.float64], kl: tuple[float, float], halve: bool) -> float | None:

@@ -295,7 +295,15 @@ def dynamic_weights(logits: Tensor, members: Members, passes: int = _PASSES) -> 
     options = {"num_warps": 8, "enable_fp_fusion": True}
 
     moments = torch.empty((count, 9, parts), dtype=torch.float32, device=device)
-    moments_kernel[(parts, count)](moments, *inputs, V=vocab, PART=_PART, PARTS=parts, **options)
+    moments_kernel[(parts, count)](
+        moments,
+        *inputs,
+        V=vocab,
+        PART=_PART,
+        PARTS=parts,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
     last = (None, None)
     for i in range(passes):
         state = torch.empty((count, 8), dtype=torch.float64, device=device)

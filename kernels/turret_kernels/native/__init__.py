@@ -96,6 +96,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_scale": [p, n, n, n, p, p, p, p, p, p, p, p, p, i],
         "turret_rotate": [p, p, n, n, p, p, p, p, p, p],
         "turret_sample": [p, p, n, n, p, p, p, p, p],
+        "turret_tilted_sums": [p, p, p, n, f],
         "turret_run": [p, n],
         "turret_sparse_delta": [p, n, n, n, p, n, p, p, p, p, p, p, i],
         "turret_row_delta": [p, n, p, n, p, p, p, p, p, p],

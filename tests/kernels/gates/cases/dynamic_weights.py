@@ -15,7 +15,7 @@ def _launch() -> torch.Tensor:
 
 # Narrow: tables of the members, states, and what is summed: one number each. Three rows are wide.
 GATES = [
-    Gate("128256", _launch, kernel="moments_kernel", registers=56, shared=64, narrow=18),
-    Gate("128256", _launch, kernel="search_kernel", registers=136, shared=4096, narrow=32),
-    Gate("128256", _launch, kernel="weights_kernel", registers=132, shared=160, narrow=16),
+    Gate("128256, targets", _launch, kernel="moments_kernel", registers=100, shared=32, narrow=18),
+    Gate("128256, a pass", _launch, kernel="search_kernel", registers=136, shared=4096, narrow=32),
+    Gate("128256, choice", _launch, kernel="weights_kernel", registers=132, shared=256, narrow=16),
 ]

@@ -16,22 +16,21 @@ def _launch(vocab: int, plausible: float) -> torch.Tensor:
 
 # Narrow: tables of the members, and sums of a member by part.
 GATES = [
-    Gate("128256", lambda: _launch(128256, 0), registers=40, narrow=6),
-    Gate("32000", lambda: _launch(32000, 0), registers=40, narrow=6),
+    Gate("128256", lambda: _launch(128256, 0), registers=48, narrow=6),
+    Gate("32000", lambda: _launch(32000, 0), registers=48, narrow=6),
     Gate(
         "128256, plausible",
         lambda: _launch(128256, 0.1),
         kernel="fuse_kernel",
         registers=48,
-        shared=64,
         narrow=12,
     ),
     Gate(
-        "128256, plausible",
+        "128256, statistics",
         lambda: _launch(128256, 0.1),
         kernel="row_stats_kernel",
-        registers=48,
-        shared=64,
-        narrow=10,
+        registers=60,
+        shared=32,
+        narrow=8,
     ),
 ]

@@ -14,6 +14,6 @@ def _launch(vocab: int) -> None:
 
 # Narrow: the row, and two words of its mask.
 GATES = [
-    Gate("128256", lambda: _launch(128256), registers=40, narrow=3),
-    Gate("32000", lambda: _launch(32000), registers=40, narrow=3),
+    Gate("128256", lambda: _launch(128256), registers=32, narrow=3),
+    Gate("32000", lambda: _launch(32000), registers=32, narrow=3),
 ]
