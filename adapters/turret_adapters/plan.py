@@ -113,9 +113,13 @@ class BasePlan:
         self.touch(layer, Group.INNER, x)
         return self.linear(layer, Group.DOWN, x, weights.down, weights.down_bias)
 
-    def head(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        """Float32 logits [L, vocab] of `x` [L, hidden], the rows named by the step."""
-        return linear(x, weight, out_dtype=torch.float32)
+    def head(self, logits: Tensor, x: Tensor) -> None:
+        """Let the adapters act on logits, in place.
+
+        Args:
+            logits: float32 [L, vocab].
+            x: [L, hidden], what the head read: the rows named by the step.
+        """
 
 
 BASE = BasePlan()
@@ -281,10 +285,8 @@ class StepPlan(BasePlan):
             or any(mask & inside for _, mask in self._active)
         )
 
-    def head(self, x: Tensor, weight: LinearWeight) -> Tensor:  # noqa: D102
-        logits = linear(x, weight, out_dtype=torch.float32)
+    def head(self, logits: Tensor, x: Tensor) -> None:  # noqa: D102
         self.apply_to_logits(Group.HEAD, logits, x)
-        return logits
 
     def apply(self, layer: int, group: Group, y: Tensor, x: Tensor) -> None:
         """Let the adapters act on the output of a group, or on an activation, in place.

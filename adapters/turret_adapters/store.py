@@ -64,6 +64,7 @@ class AdapterStore:
         base_bias: the base's own bias at a site, None where it has none.
         on_resident: called from the loader thread when an adapter that was asked for became
             resident or failed; wakes the engine.
+        banks: those of the device, where `shape` is not what this process holds; else made here.
 
     Attributes:
         banks: what the slots hold, for `StepPlan`.
@@ -77,8 +78,9 @@ class AdapterStore:
         dtype: torch.dtype,
         base_bias: Callable[[Site], Tensor | None] = lambda site: None,
         on_resident: Callable[[], None] = lambda: None,
+        banks: DeviceBanks | None = None,
     ):
-        self.banks = DeviceBanks(
+        self.banks = banks or DeviceBanks(
             shape,
             limits.max_resident,
             limits.max_rank_rows,

@@ -47,6 +47,7 @@ class ServeConfig:
     adapter_delta_mib: int = 1024
     sparse_mlp_mib: int = 1024
     threads: int = 0
+    tensor_parallel: int = 1
     max_body_bytes: int = 4 << 20
     drain_s: float = 30.0
     log_level: str = "info"

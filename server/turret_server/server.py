@@ -213,6 +213,7 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
         adapter_delta_bytes=config.adapter_delta_mib << 20,
         sparse_mlp_bytes=config.sparse_mlp_mib << 20,
         threads=config.threads,
+        tensor_parallel=config.tensor_parallel,
         eos_token_ids=tokenizer.eos_token_ids,
     )
 

@@ -18,7 +18,7 @@ from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import native
 from turret_kernels.entries import Entries
 from turret_kernels.graph import Graph, MemoryPool, capture
-from turret_kernels.linear import pack_linear
+from turret_kernels.linear import linear, pack_linear
 
 CPU, MIB = torch.device("cpu"), 1 << 20
 DIMS = {
@@ -203,7 +203,9 @@ def test_a_graph_holds_every_site_of_a_step():
 
     def run(plan):
         qkv = plan.linear(0, Group.QKV, x, weight, None)
-        return qkv, plan.head(x, head)
+        logits = linear(x, head, out_dtype=torch.float32)
+        plan.head(logits, x)
+        return qkv, logits
 
     weight, head = (pack_linear(torch.randn(n, 32).bfloat16()) for n in (48, 50))
     x = torch.randn(3, 32).bfloat16()

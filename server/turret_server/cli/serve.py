@@ -187,6 +187,15 @@ def serve(
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads; 0 = all.", rich_help_panel=_ENGINE)
     ] = 0,
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that share the model out, each on a GPU of its own, or on some of the "
+            "CPU's threads.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 1,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve a model and its adapters behind the OpenAI API.
@@ -222,6 +231,7 @@ def serve(
             adapter_delta_mib=adapter_delta_mib,
             sparse_mlp_mib=sparse_mlp_mib,
             threads=threads,
+            tensor_parallel=tensor_parallel,
             max_body_bytes=max_body_bytes,
             drain_s=drain_s,
             log_level=log_level,

@@ -104,6 +104,24 @@ class BatchBuilder:
             logit_rows=None if is_decode else _logit_rows(shares, starts),
         )
 
+    def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
+        """What the batch that was built last holds, on the host.
+
+        Returns:
+            By name: token_ids, positions and slots int64 [T]; query_start int32 [S + 1];
+            context_len int32 [S]; block_table int32 [S, blocks of the longest].
+        """
+        tokens, sequences = batch.token_ids.shape[0], batch.attention.context_len.shape[0]
+        host = self._host
+        context_len = host["context_len"][:sequences]
+        blocks = -(-int(context_len.max()) // self._block_tokens)
+        return {
+            **{name: host[name][:tokens] for name in ("token_ids", "positions", "slots")},
+            "query_start": host["query_start"][: sequences + 1],
+            "context_len": context_len,
+            "block_table": host["block_table"][:sequences, :blocks],
+        }
+
     def _pad(self, rows: int, padding: Padding) -> int:
         """Add rows that read and write the scratch block alone."""
         host, padded = self._host, padding.rows(rows)

@@ -10,13 +10,20 @@ from pathlib import Path
 
 import torch
 
+from turret_adapters.banks.sharded import ShardedBanks
 from turret_adapters.errors import AdapterError
 from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.site_weights import SiteWeights
 from turret_adapters.store import AdapterStore, StoreLimits
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
-from turret_server.engine.device import kv_cache_bytes, resolve_device, resolve_dtype
+from turret_server.engine.device import (
+    kv_cache_bytes,
+    rank_device,
+    resolve_device,
+    resolve_dtype,
+)
+from turret_server.engine.followers import Followers
 from turret_server.engine.grammar import GrammarCompiler
 from turret_server.engine.grammar_queue import GrammarQueue
 from turret_server.engine.messages import (
@@ -34,6 +41,7 @@ from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
+from turret_server.models.shape import stored_shape
 
 
 class Engine:
@@ -54,10 +62,15 @@ class Engine:
         self.settings = settings
         folder, device = Path(settings.model), resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)
-        max_len = settings.max_model_len or DecoderConfig.from_folder(folder).max_context
-        self.decoder = Decoder.load(folder, dtype, device, max_len, progress)
+        config = DecoderConfig.from_folder(folder)
+        max_len = settings.max_model_len or config.max_context
+        self.followers = _start_followers(settings, config, device)
+        peers = None if self.followers is None else self.followers.peers
+        self.decoder = Decoder.load(folder, dtype, device, max_len, progress, peers)
         block_bytes = self.decoder.kv_bytes_per_token * settings.kv_block_tokens
         cache_bytes = kv_cache_bytes(settings.kv_cache_bytes, device)
+        if self.followers is not None:
+            cache_bytes = min(cache_bytes, self.followers.loaded())
         num_blocks = cache_bytes // block_bytes
         self.max_model_len = min(max_len, num_blocks * settings.kv_block_tokens)
         if self.max_model_len < settings.max_model_len:
@@ -66,8 +79,23 @@ class Engine:
                 f"{cache_bytes >> 20} MiB hold {self.max_model_len} tokens",
                 "Raise --kv-cache-gib or lower --max-model-len.",
             )
+        shape = self.decoder.shape
+        banks = None
+        if self.followers is not None:
+            shape = stored_shape(folder, dtype, shape.embed_scale, self.decoder.gain)
+            banks = ShardedBanks(
+                self.decoder.shape,
+                settings.max_resident_adapters,
+                settings.adapter_rank_rows,
+                device,
+                dtype,
+                self.decoder.bias,
+                settings.adapter_delta_bytes,
+                whole=shape,
+                peers=self.followers,
+            )
         self.store = AdapterStore(
-            self.decoder.shape,
+            shape,
             StoreLimits(
                 max_resident=settings.max_resident_adapters,
                 max_rank_rows=settings.adapter_rank_rows,
@@ -79,6 +107,7 @@ class Engine:
             dtype=dtype,
             base_bias=self.decoder.bias,
             on_resident=wake,
+            banks=banks,
         )
         limits = Limits(
             max_running=settings.max_running,
@@ -90,6 +119,8 @@ class Engine:
         max_blocks = -(-self.max_model_len // settings.kv_block_tokens)
         # One more than the pool knows of, for the rows that pad a graph's batch.
         kv = self.decoder.allocate_kv(num_blocks + 1, settings.kv_block_tokens)
+        if self.followers is not None:
+            self.followers.begin(num_blocks + 1)
         self._runner = Runner(self.decoder, kv, settings.max_running)
         self._builder = BatchBuilder(
             max(settings.max_step_tokens, settings.max_running),
@@ -145,7 +176,10 @@ class Engine:
     @torch.inference_mode()
     def _run(self, shares: list[Share]) -> list[Sampled]:
         batch = self._builder.build(shares)
-        if uses := row_uses(shares):
+        uses = row_uses(shares)
+        if self.followers is not None:
+            self.followers.step(self._builder.arrays(batch), batch.logit_rows, uses)
+        if uses:
             batch.adapters = StepPlan(self.store.banks, uses, batch.logit_rows) or BASE
         logits = self._runner.forward(batch)
         if batch.logit_rows is None:
@@ -195,6 +229,12 @@ class Engine:
             host_adapter_bytes=self.store.host_bytes,
         )
 
+    def close(self) -> None:
+        """End its threads and processes; a process that ends need not."""
+        self.store.close()
+        if self.followers is not None:
+            self.followers.close()
+
     def _admit_compiled(self) -> Iterator[TokenEvent]:
         for sequence, error in self._grammars.take():
             if error is not None:
@@ -208,6 +248,22 @@ class Engine:
             self.decoder.config.vocab_size,
             self.settings.eos_token_ids,
         )
+
+
+def _start_followers(
+    settings: EngineSettings, config: DecoderConfig, device: torch.device
+) -> Followers | None:
+    """The processes of the other ranks, if there are to be any.
+
+    Raises:
+        StartupError: the model cannot be split so, or a rank has no device.
+    """
+    if settings.tensor_parallel == 1:
+        return None
+    config.split(settings.tensor_parallel)
+    for rank in range(settings.tensor_parallel):
+        rank_device(settings.device, rank)
+    return Followers(settings, device)
 
 
 class _Gate:

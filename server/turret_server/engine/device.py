@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from turret_kernels import gpu, native
+from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError
 
 _CPU_KV_BYTES = 1 << 30
@@ -49,6 +52,38 @@ def resolve_device(name: str) -> torch.device:
             "pip install triton, or use --device cpu.",
         )
     return torch.device("cuda", int(number or 0))
+
+
+def rank_device(name: str, rank: int) -> torch.device:
+    """The device of one of several processes: the CPU, or the GPUs from `name` on.
+
+    Raises:
+        StartupError: it is not there, or has no kernels.
+    """
+    first = resolve_device(name)
+    return first if first.type == "cpu" else resolve_device(f"cuda:{first.index + rank}")
+
+
+def use_threads(settings: EngineSettings) -> None:
+    """Let this process use its part of the CPU."""
+    threads = settings.threads
+    if settings.tensor_parallel > 1:
+        every = threads or _num_processors()
+        threads = max(1, every // settings.tensor_parallel)
+    if threads:
+        torch.set_num_threads(threads)
+        native.set_threads(threads)
+    if native.lib is not None and settings.dtype != "float32":
+        # The native kernels have threads of their own; what is left to torch is small, and
+        # a second set of threads would compete for the same cores.
+        torch.set_num_threads(1)
+
+
+def _num_processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,29 +1,28 @@
 """The engine process: `python -m turret_server.engine.process ENDPOINT` with settings on stdin.
 
-One thread steps, one loads adapters, one hears what to load. Messages arrive and leave on two
+One thread steps, one loads adapters, one hears what to load. With `tensor_parallel` it is rank 0:
+`followers.py` starts the others and tells them of every step. Messages arrive and leave on two
 private Unix sockets, so that a load waits for no step; the process dies with its parent.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 
 import msgspec
-import torch
 import zmq
 
 from turret_adapters.errors import AdapterError
 from turret_adapters.loading import LoadedAdapter
-from turret_kernels import native
 from turret_server.engine import messages as m
 from turret_server.engine.core import Engine, adapter_error
+from turret_server.engine.device import use_threads
+from turret_server.engine.lifetime import die_with_parent
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError
 
@@ -35,33 +34,17 @@ _STATS_INTERVAL_S = 0.25
 def main() -> None:
     """Serve until the parent goes away."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    _die_with_parent()
+    die_with_parent()
     endpoint = sys.argv[1]
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineSettings)
     EngineProcess(settings, endpoint).run()
-
-
-def _die_with_parent() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends us, after its clients
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() == 1:
-            sys.exit("the parent is gone")
 
 
 class EngineProcess:
     """The loop around the engine: messages in, steps, messages out."""
 
     def __init__(self, settings: EngineSettings, endpoint: str) -> None:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-            native.set_threads(settings.threads)
-        if native.lib is not None and settings.dtype != "float32":
-            # The native kernels have threads of their own; what is left to torch is small, and
-            # a second set of threads would compete for the same cores.
-            torch.set_num_threads(1)
+        use_threads(settings)
         self._context = zmq.Context()
         self._socket = self._connect(endpoint)
         self._operations = self._connect(m.operations_endpoint(endpoint))
@@ -85,6 +68,9 @@ class EngineProcess:
     def run(self) -> None:
         """Serve for ever; an exception ends the process and the supervisor starts another."""
         threading.Thread(target=self._operate, name="operations", daemon=True).start()
+        if self._engine.followers is not None:
+            watch = self._engine.followers.end_with_them
+            threading.Thread(target=watch, name="followers", daemon=True).start()
         self._send(self._engine.ready)
         # What exists now lives for ever: keep it out of the collector's way.
         gc.collect()

@@ -82,7 +82,7 @@ class Runner:
         Args:
             scratch_block: a block of the cache for the rows that are added.
         """
-        if self._decoder.device.type != "cuda":
+        if self._recorder is None or self._decoder.device.type != "cuda":
             return None
         small = [rows for rows in (1, 2, 4) if rows < self._max_rows]
         return Padding((*small, *range(8, self._max_rows, 8), self._max_rows), scratch_block)
@@ -132,6 +132,8 @@ class Runner:
 
 def _recorder(decoder: Decoder, kv: list[KVCache]) -> Recorder | None:
     """What records steps on the decoder's device, None where nothing can."""
+    if decoder.is_shard:
+        return None  # no graph holds what the processes tell each other
     if decoder.device.type == "cuda":
         from turret_kernels.gpu.graph import Recorder as CudaRecorder
 

@@ -23,5 +23,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     sparse_mlp_bytes: int = 1 << 30  # second copies of MLP weights, for CATS
     host_adapter_bytes: int = 256 << 20
     eos_token_ids: tuple[int, ...] = ()  # for grammars
-    threads: int = 0  # 0 = all this process may use
+    threads: int = 0  # 0 = all this process may use; shared out where processes are several
+    tensor_parallel: int = 1  # processes, each with a shard of the model, a cache and the adapters
     faults: bool = False  # tests only: obey InjectFault

@@ -80,15 +80,20 @@ class Checkpoint:
         """The size of a tensor in its file."""
         return self._stored[name].num_bytes
 
-    def read(self, name: str, out: Tensor) -> None:
+    def read(self, name: str, out: Tensor, part: tuple[slice, ...] = ()) -> None:
         """Copy a tensor into `out`, in the dtype and on the device of `out`; release its pages.
+
+        Args:
+            name: of the tensor.
+            out: as large as what is copied.
+            part: slices of the first dimensions, where only these are copied.
 
         Raises:
             StartupError: it is stored in a dtype other than a plain float.
         """
         at = self._stored[name]
         _advise(at, "MADV_WILLNEED")
-        out.copy_(self._view(name))
+        out.copy_(self._view(name)[part])
         self._samples[name] = _sample(at)
         _advise(at, "MADV_DONTNEED")
 

@@ -152,6 +152,26 @@ class DecoderConfig:
             stretched = int(self.rope.original_max_positions * self.rope.factor)
         return max(self.max_position_embeddings, stretched)
 
+    def split(self, world: int) -> DecoderConfig:
+        """The sizes of one of `world` equal shards: its heads and its neurons.
+
+        Raises:
+            StartupError: they cannot be shared out equally.
+        """
+        sizes = {
+            "num_kv_heads": ("key and value heads", self.num_kv_heads),
+            "num_heads": ("query heads", self.num_heads),
+            "intermediate_size": ("neurons in its MLPs", self.intermediate_size),
+        }
+        for what, size in sizes.values():
+            if size % world:
+                raise StartupError(
+                    f"the model cannot be split over {world} processes",
+                    f"it has {size} {what}, and each process holds equally many",
+                    "Set --tensor-parallel to a number that divides them.",
+                )
+        return replace(self, **{name: size // world for name, (_, size) in sizes.items()})
+
     @classmethod
     def from_folder(cls, folder: Path) -> DecoderConfig:
         """Read `folder/config.json`.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from turret_adapters.plan import Group
-from turret_adapters.spec import LINEARS, ModelShape, Module, Site
-from turret_kernels.linear import LinearWeight, unpack_linear
+from turret_adapters.sharding import Shard
+from turret_adapters.spec import ModelShape, Module, Site
+from turret_kernels.linear import LinearWeight, linear, unpack_linear
 from turret_kernels.norms import add_rms_norm, rms_norm
 from turret_kernels.paged_attention import paged_attention
 from turret_kernels.rope_kv import KVCache, rope_and_store
@@ -17,7 +18,9 @@ from turret_kernels.sparse_mlp import MlpWeights
 from turret_server.errors import StartupError
 from turret_server.models.batch import Batch
 from turret_server.models.config import DecoderConfig
+from turret_server.models.peers import Peers
 from turret_server.models.rope import rope_table
+from turret_server.models.shape import model_shape
 from turret_server.models.weights import DecoderWeights, LayerWeights, Norm, Progress, load_weights
 
 
@@ -25,16 +28,22 @@ class Decoder:
     """Llama 2/3, SmolLM, Yi, Mistral, Qwen2, Qwen3 and Gemma 3 in one forward pass.
 
     Args:
-        config: sizes and options.
+        config: sizes and options; of a shard, its own heads and neurons.
         weights: in the served dtype, on the device.
         max_model_len: the longest sequence served, in tokens.
         name: the model's name in messages.
+        peers: the processes that hold the other shards; None for a whole model.
     """
 
     def __init__(
-        self, config: DecoderConfig, weights: DecoderWeights, max_model_len: int, name: str
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        max_model_len: int,
+        name: str,
+        peers: Peers | None = None,
     ) -> None:
-        self.config, self.weights, self.name = config, weights, name
+        self.config, self.weights, self.name, self._peers = config, weights, name, peers
         self.dtype, self.device = weights.embed.dtype, weights.embed.device
         ropes = [config.local_rope if window else config.rope for window in config.windows]
         tables = {
@@ -62,8 +71,9 @@ class Decoder:
         device: torch.device,
         max_model_len: int,
         progress: Progress | None = None,
+        peers: Peers | None = None,
     ) -> Decoder:
-        """Load the model in `folder`.
+        """Load the model in `folder`, or this process's shard of it.
 
         Args:
             folder: holds `config.json` and safetensors.
@@ -71,6 +81,7 @@ class Decoder:
             device: where weights and cache live.
             max_model_len: the longest sequence to be served, in tokens.
             progress: called with (bytes read, bytes in all) while the weights are read.
+            peers: the processes that hold the other shards.
 
         Raises:
             StartupError: the model cannot be served exactly as its files ask.
@@ -83,8 +94,9 @@ class Decoder:
                 f"Lower --max-model-len to {config.max_context}, or extend the model with a "
                 "RoPE scaling in its config.json.",
             )
-        weights = load_weights(folder, config, dtype, device, progress)
-        return cls(config, weights, max_model_len, name=str(folder))
+        shard = Shard() if peers is None else peers.shard
+        weights = load_weights(folder, config, dtype, device, progress, shard)
+        return cls(config.split(shard.world), weights, max_model_len, str(folder), peers)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: list[KVCache]) -> Tensor:
@@ -95,7 +107,7 @@ class Decoder:
             kv: the cache, one per layer; written at `batch.slots`.
 
         Returns:
-            float32 [L, vocab], in the order of `batch.logit_rows`.
+            float32 [L, vocab], in the order of `batch.logit_rows`; on ranks other than 0 of no use.
         """
         return self.run(self.embed(batch), batch, kv)
 
@@ -133,7 +145,11 @@ class Decoder:
             residual, x = residual[rows], None if x is None else x[rows]
         x = self._join(x, residual, weights.norm)
         batch.adapters.touch(-1, Group.HEAD_IN, x)
-        return batch.adapters.head(x, weights.head)
+        logits = linear(x, weights.head, out_dtype=torch.float32)
+        if self._peers is not None:
+            logits = self._peers.gather(logits, self.config.vocab_size)
+        batch.adapters.head(logits, x)
+        return logits
 
     def _join(self, x: Tensor | None, residual: Tensor, norm: Norm) -> Tensor:
         """Add what a block computed, if that is still to be done, and normalise."""
@@ -158,7 +174,7 @@ class Decoder:
         window = config.windows[index]
         x = paged_attention(q, cache, batch.attention, config.attention_scale, window)
         adapters.touch(index, Group.HEADS, x)
-        x = adapters.linear(index, Group.O, x, layer.o, layer.o_bias)
+        x = self._sum(adapters.linear(index, Group.O, x, layer.o, layer.o_bias))
         if layer.attention_out_norm is not None:
             x = rms_norm(x, layer.attention_out_norm.gain, config.rms_norm_eps)
             adapters.touch(index, Group.ATTENTION_OUT, x)
@@ -169,11 +185,20 @@ class Decoder:
         weights = MlpWeights(
             layer.gate_up, layer.gate_up_bias, layer.down, layer.down_bias, config.activation
         )
-        x = adapters.mlp(index, x, weights)
+        x = self._sum(adapters.mlp(index, x, weights))
         if layer.mlp_out_norm is not None:
             x = rms_norm(x, layer.mlp_out_norm.gain, config.rms_norm_eps)
             adapters.touch(index, Group.MLP_OUT, x)
         return x
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """What o or down puts out, of which every shard has computed a part."""
+        return x if self._peers is None else self._peers.sum(x)
+
+    @property
+    def is_shard(self) -> bool:
+        """Do other processes take part in every step?"""
+        return self._peers is not None
 
     @property
     def has_graphs(self) -> bool:
@@ -203,39 +228,16 @@ class Decoder:
 
     @property
     def shape(self) -> ModelShape:
-        """The sizes that an adapter must fit."""
-        config = self.config
-        hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
-        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        return ModelShape(
-            num_layers=config.num_layers,
-            dims={
-                Module.Q: (hidden, q),
-                Module.K: (hidden, kv),
-                Module.V: (hidden, kv),
-                Module.O: (q, hidden),
-                Module.GATE: (hidden, inner),
-                Module.UP: (hidden, inner),
-                Module.DOWN: (inner, hidden),
-                Module.EMBED: (vocab, hidden),
-                Module.HEAD: (hidden, vocab),
-            },
-            has_bias=frozenset(m for m in LINEARS if self.bias(Site(0, m)) is not None),
-            name=self.name,
-            tied_head=config.tie_word_embeddings,
-            weight=self.weight,
-            bias=self.bias,
-            gain=self.gain,
-            gain_offset=config.norm_offset,
-            has_qk_norms=config.qk_norm,
-            has_post_norms=config.post_norms,
-            activation=config.activation,
-            embed_scale=self._embed_scale,
-            head_dim=config.head_dim,
+        """The sizes that an adapter must fit; of a shard, those that its banks must fit."""
+        return model_shape(
+            self.config, self.name, self._embed_scale, self.weight, self.bias, self.gain
         )
 
     def weight(self, site: Site) -> Tensor:
-        """The base's own weight at a site: [out, in]; the embedding [vocab, hidden]."""
+        """The base's own weight at a site: [out, in]; the embedding [vocab, hidden].
+
+        Of a shard, its own part. So with `bias`.
+        """
         if site.module is Module.EMBED:
             return self.weights.embed
         if site.module is Module.HEAD:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from turret_adapters.sharding import Shard
+from turret_adapters.spec import Module, Site
 from turret_kernels.linear import LinearWeight, pack_linear
 from turret_server.models.checkpoint import Checkpoint
 from turret_server.models.config import DecoderConfig
@@ -58,13 +60,15 @@ class LayerWeights:
 
 @dataclass(slots=True)
 class DecoderWeights:
-    """All weights of a decoder, in the served dtype, on the device.
+    """All weights of a decoder, or of one shard of it, in the served dtype, on the device.
+
+    Embedding and norms are whole in every shard.
 
     Attributes:
         embed: [vocab, hidden].
         layers: in order.
         norm: the last norm.
-        head: [vocab, hidden], packed.
+        head: [vocab, hidden], packed; of a shard its part of the vocabulary.
         digest: identity of the model: SHA-256, in hex, over its configuration and a sample of its
             tensors (see Checkpoint.digest), the same for every served dtype.
     """
@@ -104,6 +108,16 @@ def expected_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def tensor_name(site: Site, kind: str, config: DecoderConfig) -> str:
+    """The tensor that holds the "weight" or "bias" of a linear, the embedding or the head."""
+    if site.module is Module.EMBED or (site.module is Module.HEAD and config.tie_word_embeddings):
+        return f"model.embed_tokens.{kind}"
+    if site.module is Module.HEAD:
+        return f"lm_head.{kind}"
+    block = "mlp" if site.module in (Module.GATE, Module.UP, Module.DOWN) else "self_attn"
+    return f"model.layers.{site.layer}.{block}.{site.module}.{kind}"
+
+
 def _norm_names(config: DecoderConfig) -> dict[str, str]:
     """The norms of a layer, by their field in `LayerWeights`."""
     names = {"input_norm": "input_layernorm"}
@@ -124,8 +138,9 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress | None = None,
+    shard: Shard = Shard(),  # noqa: B008  (a constant)
 ) -> DecoderWeights:
-    """Read, convert, fuse and pack the weights in `folder`.
+    """Read, convert, fuse and pack the weights in `folder`, or a shard of them.
 
     Beside the weights, at most one fused tensor and its packed form are held at a time.
 
@@ -135,6 +150,8 @@ def load_weights(
         dtype: the served dtype.
         device: where the weights go.
         progress: called after every tensor.
+        shard: which part of them; see `turret_adapters.sharding`. The biases of o and down are
+            rank 0's alone, because their outputs are added up.
 
     Raises:
         StartupError: the files are damaged, or tensors are missing, unexpected or of other shapes.
@@ -144,13 +161,18 @@ def load_weights(
     _check(checkpoint, config, shapes)
     total, done = sum(checkpoint.num_bytes(name) for name in shapes), 0
 
-    def stacked(names: Sequence[str]) -> Tensor:
-        """The named tensors as one, row under row, in the served dtype."""
+    def stacked(names: Sequence[str], split: int | None = None) -> Tensor:
+        """The named tensors as one, row under row, in the served dtype.
+
+        Of each, where `split` is a dimension, the shard's part along it.
+        """
         nonlocal done
-        rows = sum(shapes[name][0] for name in names)
-        out = torch.empty(rows, *shapes[names[0]][1:], dtype=dtype, device=device)
-        for name, part in zip(names, out.split([shapes[n][0] for n in names]), strict=True):
-            checkpoint.read(name, part)
+        parts = [_part(shapes[name], shard, split) for name in names]
+        sizes = [[part.stop - part.start for part in parts_of] for parts_of in parts]
+        rows = [size[0] for size in sizes]
+        out = torch.empty(sum(rows), *sizes[0][1:], dtype=dtype, device=device)
+        for name, part, target in zip(names, parts, out.split(rows), strict=True):
+            checkpoint.read(name, target, part)
             done += checkpoint.num_bytes(name)
             if progress is not None:
                 progress(done, total)
@@ -165,32 +187,44 @@ def load_weights(
     def layer_weights(layer: int) -> LayerWeights:
         prefix = f"model.layers.{layer}."
 
-        def fused(*names: str) -> LinearWeight:
-            return pack_linear(stacked([f"{prefix}{name}.weight" for name in names]))
+        def fused(*names: str, split: int) -> LinearWeight:
+            return pack_linear(stacked([f"{prefix}{name}.weight" for name in names], split))
 
-        def bias(*names: str) -> Tensor | None:
+        def bias(*names: str, split: int | None) -> Tensor | None:
             biases = [f"{prefix}{name}.bias" for name in names]
-            return stacked(biases) if biases[0] in shapes else None
+            if biases[0] not in shapes:
+                return None
+            found = stacked(biases, split)  # of every rank: the digest covers what was read
+            return None if split is None and shard.rank else found
 
         qkv = [f"self_attn.{name}_proj" for name in "qkv"]
+        gate_up = [f"mlp.{name}_proj" for name in ("gate", "up")]
         return LayerWeights(
-            qkv=fused(*qkv),
-            qkv_bias=bias(*qkv),
-            o=fused("self_attn.o_proj"),
-            o_bias=bias("self_attn.o_proj"),
-            gate_up=fused("mlp.gate_proj", "mlp.up_proj"),
-            gate_up_bias=bias("mlp.gate_proj", "mlp.up_proj"),
-            down=fused("mlp.down_proj"),
-            down_bias=bias("mlp.down_proj"),
+            qkv=fused(*qkv, split=0),
+            qkv_bias=bias(*qkv, split=0),
+            o=fused("self_attn.o_proj", split=1),
+            o_bias=bias("self_attn.o_proj", split=None),
+            gate_up=fused(*gate_up, split=0),
+            gate_up_bias=bias(*gate_up, split=0),
+            down=fused("mlp.down_proj", split=1),
+            down_bias=bias("mlp.down_proj", split=None),
             **{field: norm(f"{prefix}{name}.weight") for field, name in norms.items()},
         )
 
     embed = stacked([_EMBED])
     layers = [layer_weights(layer) for layer in range(config.num_layers)]
     last = norm(_NORM)
-    head = pack_linear(embed if config.tie_word_embeddings else stacked([_HEAD]))
+    tied = config.tie_word_embeddings
+    head = pack_linear(embed[shard.of(config.vocab_size)] if tied else stacked([_HEAD], split=0))
     identity = f"{asdict(config)} {checkpoint.digest()}"
     return DecoderWeights(embed, layers, last, head, hashlib.sha256(identity.encode()).hexdigest())
+
+
+def _part(shape: tuple[int, ...], shard: Shard, split: int | None) -> tuple[slice, ...]:
+    return tuple(
+        shard.of(size) if dimension == split else slice(0, size)
+        for dimension, size in enumerate(shape)
+    )
 
 
 def _check(

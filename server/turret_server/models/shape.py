@@ -1,0 +1,94 @@
+"""What the base is to adapters: its sizes, and its weights where a format depends on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from turret_adapters.spec import LINEARS, ModelShape, Module, Site
+from turret_server.models.checkpoint import Checkpoint
+from turret_server.models.config import DecoderConfig
+from turret_server.models.weights import expected_tensors, tensor_name
+
+
+def model_shape(
+    config: DecoderConfig,
+    name: str,
+    embed_scale: float,
+    weight: Callable[[Site], Tensor],
+    bias: Callable[[Site], Tensor | None],
+    gain: Callable[[Site], Tensor],
+) -> ModelShape:
+    """The shape of a base with these sizes.
+
+    Args:
+        config: its sizes and options.
+        name: in messages.
+        embed_scale: in the served dtype.
+        weight, bias, gain: see `ModelShape`.
+    """
+    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return ModelShape(
+        num_layers=config.num_layers,
+        dims={
+            Module.Q: (hidden, q),
+            Module.K: (hidden, kv),
+            Module.V: (hidden, kv),
+            Module.O: (q, hidden),
+            Module.GATE: (hidden, inner),
+            Module.UP: (hidden, inner),
+            Module.DOWN: (inner, hidden),
+            Module.EMBED: (vocab, hidden),
+            Module.HEAD: (hidden, vocab),
+        },
+        has_bias=frozenset(m for m in LINEARS if bias(Site(0, m)) is not None),
+        name=name,
+        tied_head=config.tie_word_embeddings,
+        weight=weight,
+        bias=bias,
+        gain=gain,
+        gain_offset=config.norm_offset,
+        has_qk_norms=config.qk_norm,
+        has_post_norms=config.post_norms,
+        activation=config.activation,
+        embed_scale=embed_scale,
+        head_dim=config.head_dim,
+    )
+
+
+def stored_shape(
+    folder: Path, dtype: torch.dtype, embed_scale: float, gain: Callable[[Site], Tensor]
+) -> ModelShape:
+    """The shape of the whole base in `folder`, where this process holds a shard of it.
+
+    Weights and biases are read from its files whenever a format asks for one.
+
+    Args:
+        folder: the model folder.
+        dtype: the served dtype.
+        embed_scale, gain: see `model_shape`; every shard has all of the norms.
+    """
+    config = DecoderConfig.from_folder(folder)
+    checkpoint, shapes = Checkpoint(folder, config.has_vision), expected_tensors(config)
+
+    def read(site: Site, kind: str) -> Tensor | None:
+        name = tensor_name(site, kind, config)
+        if name not in shapes:
+            return None
+        out = torch.empty(shapes[name], dtype=dtype)
+        checkpoint.read(name, out)
+        return out
+
+    def weight(site: Site) -> Tensor:
+        found = read(site, "weight")
+        assert found is not None, "every module has a weight"
+        return found
+
+    def bias(site: Site) -> Tensor | None:
+        return read(site, "bias")
+
+    return model_shape(config, str(folder), embed_scale, weight, bias, gain)
