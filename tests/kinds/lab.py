@@ -140,8 +140,8 @@ class Lab:
         return [answers[request.id] for request in requests]
 
     def close(self) -> None:
-        """Stop the loader thread."""
-        self.engine.store.close()
+        """End its threads and processes."""
+        self.engine.close()
 
 
 def assert_same(answer: Answer, reference: Reference, tolerance: float = 5e-5) -> None:
