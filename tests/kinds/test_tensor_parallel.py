@@ -12,12 +12,14 @@ from tests.kinds.lab import CASES, PROMPTS, Lab, assert_same
 from turret_adapters.errors import AdapterUnsupported
 from turret_server.engine.messages import AdapterUse
 
-# Pairs of features that a process does not have both of: k is as wide as one group.
-SHARED_PAIRS = "road-1-32"
+REFUSED = {
+    "road-1-32": "turns groups of 32 features",  # k is as wide as one of them
+    "loramoe": "a mixture's gate",  # at down
+}
 BY_NAME = {case.name: case for case in CASES}
 # The last case of every kind, on its first base; one base after another.
 SPLIT = sorted(
-    {case.kind: (case.bases[0], case) for case in CASES if case.name != SHARED_PAIRS}.values(),
+    {case.kind: (case.bases[0], case) for case in CASES if case.name not in REFUSED}.values(),
     key=lambda pair: pair[0],
 )
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -51,10 +53,11 @@ def test_it_computes_what_its_library_computes(splits, base, case, tmp_path):
     split.unload(loaded)
 
 
-def test_pairs_of_features_in_two_processes_are_refused(splits, tmp_path):
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_split_is_refused(splits, name, tmp_path):
     split = splits("llama")
-    BY_NAME[SHARED_PAIRS].make(tmp_path / "adapter", split.model())
-    with pytest.raises(AdapterUnsupported, match="turns groups of 32 features"):
+    BY_NAME[name].make(tmp_path / "adapter", split.model())
+    with pytest.raises(AdapterUnsupported, match=REFUSED[name]):
         split.load(tmp_path / "adapter")
 
 

@@ -166,7 +166,8 @@ def serve(
         float,
         typer.Option(
             min=0,
-            help="Memory for keys and values; 0 = 1 GiB on a CPU, most of what is free on a GPU.",
+            help="Memory for keys and values, in each process; 0 = 1 GiB on a CPU, most of what is "
+            "free on a GPU.",
             rich_help_panel=_ENGINE,
         ),
     ] = 0.0,
@@ -191,8 +192,8 @@ def serve(
         int,
         typer.Option(
             min=1,
-            help="Processes that share the model out, each on a GPU of its own, or on some of the "
-            "CPU's threads.",
+            help="Processes that share the model and its adapters, each on its own GPU, or all "
+            "on the CPU.",
             rich_help_panel=_ENGINE,
         ),
     ] = 1,
