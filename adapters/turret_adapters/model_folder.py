@@ -18,7 +18,7 @@ from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, listing
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.names import parse_name
 from turret_adapters.sites import NORMED
-from turret_adapters.spec import ModelShape, Module, Site
+from turret_adapters.spec import LINEARS, ModelShape, Module, Site
 from turret_adapters.tensor_file import TensorFile, sample_ranges
 
 CONFIG_NAME = "config.json"
@@ -221,6 +221,8 @@ class ModelFolder:
         shape = self._shape
         if shape.weight is None or shape.gain is None or shape.bias is None:
             return
+        if shape.is_quantized and site.module in LINEARS and role == "weight":
+            return  # rounded: no copy equals it
         if role == "bias":
             base = shape.bias(site)
         else:

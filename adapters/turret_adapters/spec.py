@@ -43,6 +43,8 @@ class ModelShape:
         activation: of the MLP's gate: "silu", or "gelu_tanh".
         embed_scale: what the embedded tokens are multiplied by, behind the site EMBED.
         head_dim: width of one attention head; 0 where unknown.
+        is_quantized: the linears of the layers were rounded to int8, int4 or fp8; `weight` reads
+            them dequantised, so that they equal no copy of the model's own.
         max_rank: rank rows that there are per site. Formats that multiply ranks ask before they
             allocate: a file of some kilobytes may name a branch of gigabytes.
     """
@@ -61,6 +63,7 @@ class ModelShape:
     activation: str = "silu"
     embed_scale: float = 1.0
     head_dim: int = 0
+    is_quantized: bool = False
     max_rank: int = 4096
 
     def width(self, module: Module) -> int:

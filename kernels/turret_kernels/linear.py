@@ -8,25 +8,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from turret_kernels import native
+from turret_kernels import native, quantized
 from turret_kernels.native import TILES, lib
 
 
 @dataclass(slots=True)
 class LinearWeight:
-    """A weight as `linear` wants it; made by `pack_linear`.
+    """A weight as `linear` wants it; made by `pack_linear` or `quantize_linear`.
 
     Attributes:
         data: the weight; its layout is private to this file.
         out_features: rows of W.
         in_features: columns of W.
         packed: laid out for the native kernel.
+        method: how it was quantised, if it was; `data` is a tensor of torchao then.
     """
 
     data: Tensor
     out_features: int
     in_features: int
     packed: bool
+    method: quantized.Method | None = None
 
 
 def pack_linear(weight: Tensor) -> LinearWeight:
@@ -46,9 +48,23 @@ def pack_linear(weight: Tensor) -> LinearWeight:
     return LinearWeight(weight, n, k, packed)
 
 
+def quantize_linear(weight: Tensor, method: quantized.Method) -> LinearWeight:
+    """Quantise `weight` [out, in] for `linear`; raises what `quantized.quantize` does."""
+    n, k = weight.shape
+    return LinearWeight(quantized.quantize(weight, method), n, k, False, method)
+
+
 def slice_linear(weight: LinearWeight, first: int, last: int) -> LinearWeight:
-    """The outputs [first, last) of a weight; a view where both are multiples of 16."""
+    """The outputs [first, last) of a weight.
+
+    A view where both are multiples of 16, or of 64 in int4; else the part is unpacked.
+    """
     rows, k = last - first, weight.in_features
+    if weight.method is not None:
+        part = quantized.rows(weight.data, weight.method, first, last)
+        if part is None:
+            return pack_linear(unpack_linear(weight)[first:last].to(weight.data.dtype))
+        return LinearWeight(part, rows, k, False, weight.method)
     if not weight.packed:
         return LinearWeight(weight.data[first:last], rows, k, False)
     if first % 16 or (last % 16 and last != weight.out_features):
@@ -57,7 +73,9 @@ def slice_linear(weight: LinearWeight, first: int, last: int) -> LinearWeight:
 
 
 def unpack_linear(weight: LinearWeight) -> Tensor:
-    """The weight as `pack_linear` got it: [out, in]."""
+    """The weight as `pack_linear` got it: [out, in]; float32 and rounded if it was quantised."""
+    if weight.method is not None:
+        return quantized.dequantize(weight.data, weight.method)
     if not weight.packed:
         return weight.data
     n, k = weight.out_features, weight.in_features
@@ -75,12 +93,16 @@ def linear(
 
     Args:
         x: [T, in_features] in the dtype of the weight.
-        weight: from `pack_linear`.
+        weight: from `pack_linear` or `quantize_linear`.
         bias: [out_features] or None.
         out_dtype: dtype of the result, that of `x` (default) or float32 (for logits).
         out: where to write it, [T, out]: columns of a wider tensor, say.
     """
     out_dtype = out_dtype or x.dtype
+    if weight.method is not None:
+        y = quantized.product(x, weight.data, weight.method)
+        y = (y if bias is None else y.add_(bias)).to(out_dtype)
+        return y if out is None else out.copy_(y)
     if not weight.packed or lib is None:
         if x.is_cuda and out_dtype != x.dtype and bias is None:
             y = torch.mm(x, weight.data.T, out_dtype=out_dtype)  # not rounded in between

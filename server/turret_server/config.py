@@ -36,6 +36,7 @@ class ServeConfig:
     admin_keys: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
     max_model_len: int = 0
     kv_cache_gib: float = 0.0
     max_running: int = 64

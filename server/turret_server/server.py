@@ -97,10 +97,12 @@ async def _serve(
                 server_header=False,
             )
         )
-        names = service.catalog.names()
+        names, weights = service.catalog.names(), ready.dtype
+        if ready.quantization != "none":
+            weights += f" with {ready.quantization} weights"
         server.announcement = (
             f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
-            f"{len(names)} adapters ({', '.join(names) or 'none'}), {ready.dtype} on "
+            f"{len(names)} adapters ({', '.join(names) or 'none'}), {weights} on "
             f"{ready.device}, context {ready.max_model_len}"
         )
         server.console, server.service = console, service
@@ -202,6 +204,7 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
         model=str(folder),
         device=config.device,
         dtype=config.dtype,
+        quantization=config.quantization,
         max_model_len=config.max_model_len,
         kv_cache_bytes=int(config.kv_cache_gib * 2**30),
         max_running=config.max_running,

@@ -22,8 +22,8 @@ class NeuronCopies:
     released after.
 
     Args:
-        shape: the base model; without its weights, or where the kernel would not help, there are no
-            copies.
+        shape: the base model; without its weights, where they are quantized, or where the kernel
+            would not help, there are no copies.
         max_bytes: of all copies together.
 
     Attributes:
@@ -33,7 +33,7 @@ class NeuronCopies:
     def __init__(self, shape: ModelShape, max_bytes: int):
         self.layout = 0
         self._max_bytes = max_bytes
-        self._weight = shape.weight
+        self._weight = None if shape.is_quantized else shape.weight
         self._uses: Counter[int] = Counter()
         self._copies: dict[int, Tensor] = {}
 

@@ -117,6 +117,13 @@ class _Compiler:
         size = (fan_in, fan_out) if site == _EMBED else (fan_out, fan_in)
         is_tied = site == _EMBED and self._shape.tied_head
         if "abs" in keys:
+            if self._shape.is_quantized and site.module in LINEARS:
+                raise AdapterUnsupported(
+                    self._what,
+                    f"it stores whole weights of {site}, and what changed cannot be told: "
+                    "the base is quantized",
+                    "Serve the base with --quantization none, or save the changes alone.",
+                )
             new = self._read(keys["abs"], size).float()
             change = new - self._base(self._shape.weight, site).float()
             if site.module in LINEARS:

@@ -158,6 +158,14 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help="auto, bfloat16, float16 or float32.", rich_help_panel=_ENGINE)
     ] = "auto",
+    quantization: Annotated[
+        str,
+        typer.Option(
+            help="none, int8, int4 or fp8 (Hopper): rounds the base's linears as they are loaded; "
+            "adapters stay as they are. Needs turret\\[quantization].",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = "none",
     max_model_len: Annotated[
         int,
         typer.Option(min=0, help="Longest context; 0 = the model's own.", rich_help_panel=_ENGINE),
@@ -221,6 +229,7 @@ def serve(
             admin_keys=tuple(admin_key or ()),
             device=device,
             dtype=dtype,
+            quantization=quantization,
             max_model_len=max_model_len,
             kv_cache_gib=kv_cache_gib,
             max_running=max_running,

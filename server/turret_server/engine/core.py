@@ -22,6 +22,7 @@ from turret_server.engine.device import (
     rank_device,
     resolve_device,
     resolve_dtype,
+    resolve_quantization,
 )
 from turret_server.engine.followers import Followers
 from turret_server.engine.grammar import GrammarCompiler
@@ -62,11 +63,19 @@ class Engine:
         self.settings = settings
         folder, device = Path(settings.model), resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)
+        quantization = resolve_quantization(settings.quantization, device, dtype)
+        if quantization is not None and settings.tensor_parallel > 1:
+            raise StartupError(
+                f"--quantization {quantization} cannot be served in {settings.tensor_parallel} "
+                "processes",
+                "the shards of a base are not quantised yet",
+                "Use --tensor-parallel 1, or --quantization none.",
+            )
         config = DecoderConfig.from_folder(folder)
         max_len = settings.max_model_len or config.max_context
         self.followers = _start_followers(settings, config, device)
         peers = None if self.followers is None else self.followers.peers
-        self.decoder = Decoder.load(folder, dtype, device, max_len, progress, peers)
+        self.decoder = Decoder.load(folder, dtype, device, max_len, progress, peers, quantization)
         block_bytes = self.decoder.kv_bytes_per_token * settings.kv_block_tokens
         cache_bytes = kv_cache_bytes(settings.kv_cache_bytes, device)
         if self.followers is not None:
@@ -202,6 +211,7 @@ class Engine:
             kv_blocks=blocks.num_blocks,
             kv_block_tokens=blocks.block_tokens,
             dtype=str(self.decoder.dtype).removeprefix("torch."),
+            quantization=self.decoder.quantization or "none",
             device=str(self.decoder.device),
             max_adapter_rank_rows=self.settings.adapter_rank_rows,
             weights_digest=self.decoder.weights.digest,

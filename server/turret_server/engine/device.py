@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import torch
 
 from turret_kernels import gpu, native
+from turret_kernels.quantized import METHODS, Method, is_method
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError
 
@@ -106,6 +108,47 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     # others share the step, so that a seed would no longer mean the same tokens.
     exact = "float32" if native.lib is None else "bfloat16"
     return getattr(torch, exact if name == "auto" else name)
+
+
+def resolve_quantization(name: str, device: torch.device, dtype: torch.dtype) -> Method | None:
+    """The quantisation for "none", "int8", "int4" or "fp8".
+
+    Raises:
+        StartupError: it is unknown, torchao is missing, or the device or dtype has no kernels.
+    """
+    if name == "none":
+        return None
+    if not is_method(name):
+        raise StartupError(
+            f"the quantization {name!r} is not served",
+            f"known are none, {', '.join(METHODS)}",
+            "Use one of them.",
+        )
+    what = f"--quantization {name} cannot be served"
+    if importlib.util.find_spec("torchao") is None:
+        raise StartupError(
+            what,
+            "torchao, which quantises, is not installed",
+            "Install it: pip install 'turret[quantization]'.",
+        )
+    is_gpu = device.type == "cuda"
+    capability = torch.cuda.get_device_capability(device) if is_gpu and torch.version.cuda else None
+    needed = {"int8": None, "int4": (8, 0) if is_gpu else None, "fp8": (9, 0)}[name]
+    if needed is not None and (capability is None or capability < needed):
+        found = device.type if capability is None else "one of {}.{}".format(*capability)
+        raise StartupError(
+            what,
+            f"it needs an NVIDIA GPU of compute capability {needed[0]}.{needed[1]} or newer, and "
+            f"the device is {found}",
+            "Use --quantization int8.",
+        )
+    if needed is not None and dtype != torch.bfloat16:
+        raise StartupError(
+            what,
+            f"on a GPU its kernels compute in bfloat16, not {str(dtype).removeprefix('torch.')}",
+            "Use --dtype bfloat16, or --quantization int8.",
+        )
+    return name
 
 
 def kv_cache_bytes(asked: int, device: torch.device) -> int:

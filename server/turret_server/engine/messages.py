@@ -192,6 +192,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     device: str
     max_adapter_rank_rows: int
     weights_digest: str
+    quantization: str = "none"  # of the base's linears
 
 
 REFUSED = 78  # exit code of an engine that has sent EngineRefused (EX_CONFIG)

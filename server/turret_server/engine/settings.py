@@ -11,6 +11,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     model: str  # folder
     device: str = "cpu"  # or "cuda", "cuda:N", or "auto": a GPU where there is one
     dtype: str = "bfloat16"  # or "float16", "float32", or "auto": what the device computes well
+    quantization: str = "none"  # or "int8", "int4", "fp8": of the base's linears
     max_model_len: int = 0  # 0 = the model's own, as far as memory allows
     kv_cache_bytes: int = 1 << 30  # of each process; 0 = what suits the device
     kv_block_tokens: int = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels.linear import LinearWeight, linear, unpack_linear
 from turret_kernels.norms import add_rms_norm, rms_norm
 from turret_kernels.paged_attention import paged_attention
+from turret_kernels.quantized import Method
 from turret_kernels.rope_kv import KVCache, rope_and_store
 from turret_kernels.sparse_mlp import MlpWeights
 from turret_server.errors import StartupError
@@ -72,6 +74,7 @@ class Decoder:
         max_model_len: int,
         progress: Progress | None = None,
         peers: Peers | None = None,
+        quantization: Method | None = None,
     ) -> Decoder:
         """Load the model in `folder`, or this process's shard of it.
 
@@ -82,6 +85,7 @@ class Decoder:
             max_model_len: the longest sequence to be served, in tokens.
             progress: called with (bytes read, bytes in all) while the weights are read.
             peers: the processes that hold the other shards.
+            quantization: of the linears of the layers, None for none.
 
         Raises:
             StartupError: the model cannot be served exactly as its files ask.
@@ -95,7 +99,7 @@ class Decoder:
                 "RoPE scaling in its config.json.",
             )
         shard = Shard() if peers is None else peers.shard
-        weights = load_weights(folder, config, dtype, device, progress, shard)
+        weights = load_weights(folder, config, dtype, device, progress, shard, quantization)
         return cls(config.split(shard.world), weights, max_model_len, str(folder), peers)
 
     @torch.inference_mode()
@@ -208,6 +212,11 @@ class Decoder:
         return all(weight.packed for weight in linears)
 
     @property
+    def quantization(self) -> Method | None:
+        """How the linears of the layers were quantised, None if they were not."""
+        return self.weights.layers[0].qkv.method
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of cache that one token takes, over all layers."""
         config = self.config
@@ -229,14 +238,16 @@ class Decoder:
     @property
     def shape(self) -> ModelShape:
         """The sizes that an adapter must fit; of a shard, those that its banks must fit."""
-        return model_shape(
+        shape = model_shape(
             self.config, self.name, self._embed_scale, self.weight, self.bias, self.gain
         )
+        return replace(shape, is_quantized=self.quantization is not None)
 
     def weight(self, site: Site) -> Tensor:
-        """The base's own weight at a site: [out, in]; the embedding [vocab, hidden].
+        """The base's weight at a site as it is served: [out, in]; the embedding [vocab, hidden].
 
-        Of a shard, its own part. So with `bias`.
+        In the served dtype; what was quantised in float32, dequantised. Of a shard, its own part.
+        So with `bias`.
         """
         if site.module is Module.EMBED:
             return self.weights.embed

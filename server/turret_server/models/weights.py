@@ -13,7 +13,8 @@ from torch import Tensor
 
 from turret_adapters.sharding import Shard
 from turret_adapters.spec import Module, Site
-from turret_kernels.linear import LinearWeight, pack_linear
+from turret_kernels.linear import LinearWeight, pack_linear, quantize_linear
+from turret_kernels.quantized import Method, unfit
 from turret_server.models.checkpoint import Checkpoint
 from turret_server.models.config import DecoderConfig
 
@@ -70,7 +71,8 @@ class DecoderWeights:
         norm: the last norm.
         head: [vocab, hidden], packed; of a shard its part of the vocabulary.
         digest: identity of the model: SHA-256, in hex, over its configuration and a sample of its
-            tensors (see Checkpoint.digest), the same for every served dtype.
+            tensors (see Checkpoint.digest), the same for every served dtype, but not for every
+            quantisation.
     """
 
     embed: Tensor
@@ -139,10 +141,11 @@ def load_weights(
     device: torch.device,
     progress: Progress | None = None,
     shard: Shard = Shard(),  # noqa: B008  (a constant)
+    quantization: Method | None = None,
 ) -> DecoderWeights:
-    """Read, convert, fuse and pack the weights in `folder`, or a shard of them.
+    """Read, convert, fuse and pack or quantise the weights in `folder`, or a shard of them.
 
-    Beside the weights, at most one fused tensor and its packed form are held at a time.
+    Beside the weights, at most one fused tensor and what becomes of it are held at a time.
 
     Args:
         folder: the model folder.
@@ -152,13 +155,17 @@ def load_weights(
         progress: called after every tensor.
         shard: which part of them; see `turret_adapters.sharding`. The biases of o and down are
             rank 0's alone, because their outputs are added up.
+        quantization: of the linears of the layers; embedding, head and norms stay as they are.
 
     Raises:
-        StartupError: the files are damaged, or tensors are missing, unexpected or of other shapes.
+        StartupError: the files are damaged, or tensors are missing, unexpected or of other shapes,
+            or of shapes that cannot be quantised.
     """
     checkpoint = Checkpoint(folder, config.has_vision)
     shapes = expected_tensors(config)
     _check(checkpoint, config, shapes)
+    if quantization is not None:
+        _check_quantization(checkpoint, shapes, quantization)
     total, done = sum(checkpoint.num_bytes(name) for name in shapes), 0
 
     def stacked(names: Sequence[str], split: int | None = None) -> Tensor:
@@ -188,7 +195,8 @@ def load_weights(
         prefix = f"model.layers.{layer}."
 
         def fused(*names: str, split: int) -> LinearWeight:
-            return pack_linear(stacked([f"{prefix}{name}.weight" for name in names], split))
+            weight = stacked([f"{prefix}{name}.weight" for name in names], split)
+            return quantize_linear(weight, quantization) if quantization else pack_linear(weight)
 
         def bias(*names: str, split: int | None) -> Tensor | None:
             biases = [f"{prefix}{name}.bias" for name in names]
@@ -217,6 +225,8 @@ def load_weights(
     tied = config.tie_word_embeddings
     head = pack_linear(embed[shard.of(config.vocab_size)] if tied else stacked([_HEAD], split=0))
     identity = f"{asdict(config)} {checkpoint.digest()}"
+    if quantization is not None:
+        identity += f" {quantization}"
     return DecoderWeights(embed, layers, last, head, hashlib.sha256(identity.encode()).hexdigest())
 
 
@@ -256,6 +266,18 @@ def _check(
             f"its files hold {_listed(sorted(unexpected))}, which a {config.architecture} lacks",
             "Serve the checkpoint of a plain decoder (merge adapters, drop extra heads).",
         )
+
+
+def _check_quantization(
+    checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], method: Method
+) -> None:
+    """Refuse linears that the method has no kernel for, by name."""
+    for name in (n for n in shapes if n.endswith("_proj.weight")):
+        if reason := unfit(method, *shapes[name]):
+            checkpoint.refuse(
+                f"--quantization {method} does not fit {name!r}: {reason}",
+                "Use another --quantization, or none.",
+            )
 
 
 def _listed(names: list[str]) -> str:

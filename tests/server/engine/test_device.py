@@ -1,8 +1,15 @@
+import sys
+
 import pytest
 import torch
 
 from turret_kernels import native
-from turret_server.engine.device import kv_cache_bytes, resolve_device, resolve_dtype
+from turret_server.engine.device import (
+    kv_cache_bytes,
+    resolve_device,
+    resolve_dtype,
+    resolve_quantization,
+)
 from turret_server.errors import StartupError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -67,3 +74,47 @@ def test_memory_for_keys_and_values(monkeypatch):
     assert kv_cache_bytes(5, CPU) == kv_cache_bytes(5, CUDA) == 5
     assert kv_cache_bytes(0, CPU) == 1 << 30
     assert kv_cache_bytes(0, CUDA) == 8 << 30
+
+
+def test_quantisations_of_a_cpu():
+    assert resolve_quantization("none", CPU, torch.bfloat16) is None
+    for dtype in (torch.bfloat16, torch.float32):
+        assert resolve_quantization("int8", CPU, dtype) == "int8"
+        assert resolve_quantization("int4", CPU, dtype) == "int4"
+    with pytest.raises(StartupError, match="fp8") as refused:
+        resolve_quantization("fp8", CPU, torch.bfloat16)
+    assert "compute capability 9.0 or newer, and the device is cpu" in refused.value.why
+
+
+@pytest.mark.parametrize("name", ["", "int2", "INT8", "None"])
+def test_unknown_quantisations(name):
+    with pytest.raises(StartupError, match="is not served") as refused:
+        resolve_quantization(name, CPU, torch.bfloat16)
+    assert "none, int8, int4, fp8" in refused.value.why
+
+
+@pytest.mark.parametrize(
+    ("capability", "served"),
+    [((7, 5), {"int8"}), ((8, 9), {"int8", "int4"}), ((9, 0), {"int8", "int4", "fp8"})],
+)
+def test_quantisations_of_a_gpu(monkeypatch, capability, served):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for method in ("int8", "int4", "fp8"):
+        if method in served:
+            assert resolve_quantization(method, CUDA, torch.bfloat16) == method
+        else:
+            with pytest.raises(StartupError, match="cannot be served") as refused:
+                resolve_quantization(method, CUDA, torch.bfloat16)
+            assert f"the device is one of {capability[0]}.{capability[1]}" in refused.value.why
+    if "int4" in served:
+        with pytest.raises(StartupError, match="cannot be served") as refused:
+            resolve_quantization("int4", CUDA, torch.float16)
+        assert "bfloat16, not float16" in refused.value.why
+
+
+def test_quantisation_without_torchao(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(StartupError, match="cannot be served") as refused:
+        resolve_quantization("int8", CPU, torch.bfloat16)
+    assert "turret[quantization]" in refused.value.fix
