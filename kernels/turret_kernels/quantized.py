@@ -58,7 +58,7 @@ def quantize(weight: Tensor, method: Method) -> Tensor:
 def product(x: Tensor, weight: Any, method: Method) -> Tensor:
     """`x W^T` [T, out] in the dtype of `x` [T, in], contiguous."""
     if method == "int8" and not x.is_cuda:
-        return torch._weight_int8pack_mm(x, weight.qdata, weight.scale.view(-1))
+        return torch.ops.aten._weight_int8pack_mm(x, weight.qdata, weight.scale.view(-1))
     return F.linear(x, weight)
 
 

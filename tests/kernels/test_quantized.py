@@ -11,8 +11,8 @@ from turret_kernels.quantized import METHODS, unfit
 
 BF16 = torch.bfloat16
 # Largest error of a weight over the largest weight of its row: half a step of 127 (int8), or of the
-# 15 between smallest and largest (int4); and 2% or 10% more, as the scales are rounded, too. In fp8,
-# half the last of four significant bits.
+# 15 between smallest and largest (int4); and 2% or 10% more, as the scales are rounded, too. Of the
+# four significant bits of fp8, half the last.
 ROUNDING = {"int8": 0.51 / 127, "int4": 0.55 * 2 / 15, "fp8": 2**-4}
 
 
