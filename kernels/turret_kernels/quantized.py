@@ -22,7 +22,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 INT4_GROUP = 64
 
 _SLICE = 64  # rows of the widest block in which a kernel for int4 stores them
-_IDENTITY_ROWS = 256
+_PIECE_ROWS = 128  # of what is computed piece by piece
 
 
 def is_method(name: str) -> TypeGuard[Method]:
@@ -75,10 +75,8 @@ def dequantize(weight: Any, method: Method) -> Tensor:
         weight = _with_int4(weight, weight.qdata, weight.scale_and_zero.float(), weight.shape[0])
     n, k = weight.shape
     out = torch.empty(n, k, dtype=torch.float32, device=weight.device)
-    for first in range(0, k, _IDENTITY_ROWS):
-        ones = torch.zeros(
-            min(_IDENTITY_ROWS, k - first), k, dtype=weight.dtype, device=weight.device
-        )
+    for first in range(0, k, _PIECE_ROWS):
+        ones = torch.zeros(min(_PIECE_ROWS, k - first), k, dtype=weight.dtype, device=weight.device)
         ones[:, first:].fill_diagonal_(1)
         out[:, first : first + len(ones)] = F.linear(ones, weight).T
     return out
@@ -106,11 +104,16 @@ def _int8(weight: Tensor) -> Tensor:
     from torchao.quantization import Int8Tensor, PerRow
 
     # The kernel takes scales in the dtype of the activations: the codes are chosen for those, in
-    # float32, as bf16 cannot tell codes above 64 and a half from the next.
-    wide, dtype = weight.float(), weight.dtype
-    scale = Int8Tensor.from_hp(wide, PerRow()).scale.to(dtype)
-    fine = Int8Tensor.from_hp(wide, PerRow(), scale=scale.float())
-    return Int8Tensor(fine.qdata, scale, fine.block_size, dtype, zero_point=fine.zero_point)
+    # float32, as bf16 cannot tell codes above 64 and a half from the next. In pieces: temporaries
+    # as large as the weight leave holes in the heap, which took seven times the codes' memory.
+    codes = torch.empty_like(weight, dtype=torch.int8)
+    scales = weight.new_empty(len(weight), 1)
+    for first in range(0, len(weight), _PIECE_ROWS):
+        piece = slice(first, first + _PIECE_ROWS)
+        wide = weight[piece].float()
+        scales[piece] = Int8Tensor.from_hp(wide, PerRow()).scale
+        codes[piece] = Int8Tensor.from_hp(wide, PerRow(), scale=scales[piece].float()).qdata
+    return Int8Tensor(codes, scales, [1, weight.shape[1]], weight.dtype)
 
 
 def _int4(weight: Tensor) -> Tensor:

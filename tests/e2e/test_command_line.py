@@ -59,6 +59,8 @@ def assert_refused(run, what):
         (["./no-such-model"], "no-such-model"),
         (["demo", "--dtype", "float8"], "float8"),
         (["demo", "--device", "tpu"], "tpu"),
+        (["demo", "--quantization", "int2"], "int2"),
+        (["demo", "--quantization", "fp8", "--device", "cpu"], "9.0 or newer"),
         (["demo", "--adapter", "nameless"], "nameless"),
         (["demo", "--adapter", "a=one", "--adapter", "a=two"], "a=two"),
         (["demo", "--config", "no-such.toml"], "no-such.toml"),

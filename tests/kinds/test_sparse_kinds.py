@@ -1,5 +1,6 @@
 """What the kinds of sparse deltas, changed rows and mixtures refuse, and what they tell."""
 
+import dataclasses
 import json
 
 import pytest
@@ -292,3 +293,10 @@ def test_inspection_without_a_base(make, name, base):
     assert report["refusal"] is None
     assert report["num_parameters"] > 0
     assert set(report["modules"]) == set(program_of(folder, shape).targets)
+
+
+def test_whole_weights_are_refused_where_the_base_is_quantised(make):
+    """The base's own are rounded: what an adapter changed cannot be told from that."""
+    folder, shape = make("sparse_ft-abs")
+    program_of(folder, shape)
+    refused(folder, dataclasses.replace(shape, is_quantized=True), "the base is quantized")
