@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from peft import LoraConfig
@@ -34,7 +35,7 @@ def splits(labs) -> Iterator[Callable[[str], Lab]]:
         if not opened or opened[0].name != name:
             while opened:
                 opened.pop().close()
-            sizes = {"kv_cache_bytes": 8 << 20, "max_step_tokens": 24}
+            sizes: dict[str, Any] = {"kv_cache_bytes": 8 << 20, "max_step_tokens": 24}
             opened.append(Lab(labs(name).folder, name, **sizes, tensor_parallel=2))
         return opened[0]
 

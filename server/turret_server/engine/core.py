@@ -52,6 +52,7 @@ class Engine:
         settings: what to serve, and how large.
         wake: called from the adapter loader's thread when there may be something to do.
         progress: called with (bytes read, bytes in all) while the weights load.
+        folder: where processes of one engine may meet; None for the system's own.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Engine:
         settings: EngineSettings,
         wake: Callable[[], None] = lambda: None,
         progress: Callable[[int, int], None] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.settings = settings
-        folder, device = Path(settings.model), resolve_device(settings.device)
+        model, device = Path(settings.model), resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)
         quantization = resolve_quantization(settings.quantization, device, dtype)
         if quantization is not None and settings.tensor_parallel > 1:
@@ -71,11 +73,11 @@ class Engine:
                 "the shards of a base are not quantised yet",
                 "Use --tensor-parallel 1, or --quantization none.",
             )
-        config = DecoderConfig.from_folder(folder)
+        config = DecoderConfig.from_folder(model)
         max_len = settings.max_model_len or config.max_context
-        self.followers = _start_followers(settings, config, device)
+        self.followers = _start_followers(settings, config, device, folder)
         peers = None if self.followers is None else self.followers.peers
-        self.decoder = Decoder.load(folder, dtype, device, max_len, progress, peers, quantization)
+        self.decoder = Decoder.load(model, dtype, device, max_len, progress, peers, quantization)
         block_bytes = self.decoder.kv_bytes_per_token * settings.kv_block_tokens
         cache_bytes = kv_cache_bytes(settings.kv_cache_bytes, device)
         if self.followers is not None:
@@ -91,7 +93,7 @@ class Engine:
         shape = self.decoder.shape
         banks = None
         if self.followers is not None:
-            shape = stored_shape(folder, dtype, shape.embed_scale, self.decoder.gain)
+            shape = stored_shape(model, dtype, shape.embed_scale, self.decoder.gain)
             banks = ShardedBanks(
                 self.decoder.shape,
                 settings.max_resident_adapters,
@@ -261,7 +263,7 @@ class Engine:
 
 
 def _start_followers(
-    settings: EngineSettings, config: DecoderConfig, device: torch.device
+    settings: EngineSettings, config: DecoderConfig, device: torch.device, folder: Path | None
 ) -> Followers | None:
     """The processes of the other ranks, if there are to be any.
 
@@ -273,7 +275,7 @@ def _start_followers(
     config.split(settings.tensor_parallel)
     for rank in range(settings.tensor_parallel):
         rank_device(settings.device, rank)
-    return Followers(settings, device)
+    return Followers(settings, device, folder)
 
 
 class _Gate:

@@ -40,24 +40,28 @@ class Followers:
     Args:
         settings: of the engine.
         device: of rank 0.
+        folder: where a file may lie at which they meet; None for the system's.
 
     Attributes:
         world: how many processes there are, this one included.
         peers: what they do together inside a step.
     """
 
-    def __init__(self, settings: EngineSettings, device: torch.device) -> None:
+    def __init__(
+        self, settings: EngineSettings, device: torch.device, folder: Path | None = None
+    ) -> None:
         self.world = settings.tensor_parallel
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(m.Answer).decode
         self._lock = threading.Lock()  # held while a command is sent
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        with tempfile.TemporaryDirectory(prefix="turret-") as folder:  # mode 0700
-            rendezvous = Path(folder) / "rendezvous"
-            for rank in range(1, self.world):
-                self._start(m.Start(settings, rank, str(rendezvous)))
-            self.peers = Peers(Shard(0, self.world), device, rendezvous)
+        # Of mode 0700. Others may still read the file when this process has met them.
+        self._folder = tempfile.TemporaryDirectory(prefix="turret-", dir=folder)
+        rendezvous = Path(self._folder.name) / "rendezvous"
+        for rank in range(1, self.world):
+            self._start(m.Start(settings, rank, str(rendezvous)))
+        self.peers = Peers(Shard(0, self.world), device, rendezvous)
 
     def loaded(self) -> int:
         """Wait until all hold their weights; the bytes that each has for its cache.
@@ -132,6 +136,7 @@ class Followers:
         for pipe in self._pipes:
             pipe.close()
         self.peers.close()
+        self._folder.cleanup()
 
     def _start(self, start: m.Start) -> None:
         pipe, theirs = Pipe()

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -56,7 +57,8 @@ class EngineProcess:
         self._wake_out.connect("inproc://wake")
         self._wake_lock = threading.Lock()
         try:
-            self._engine = Engine(settings, wake=self._wake, progress=_log_progress())
+            folder = Path(endpoint.removeprefix("ipc://")).parent  # the supervisor removes it
+            self._engine = Engine(settings, self._wake, _log_progress(), folder)
         except StartupError as error:
             info = m.ErrorInfo("StartupError", error.what, error.why, error.fix)
             self._send(m.EngineRefused(info))

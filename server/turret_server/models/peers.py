@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from turret_adapters.sharding import Shard
+
+# Of one call, the first included, which waits for interpreters to start.
+_TIMEOUT = timedelta(minutes=5)
 
 
 class Peers:
@@ -21,7 +25,8 @@ class Peers:
     Args:
         shard: which of them this one is.
         device: where its shard lives.
-        rendezvous: a file that all of them name and nobody else may read; not needed afterwards.
+        rendezvous: a file that all of them name, in a folder that is theirs alone; it stays there
+            as long as they do.
 
     Attributes:
         shard: as given.
@@ -40,6 +45,7 @@ class Peers:
             rank=shard.rank,
             world_size=shard.world,
             device_id=device if is_gpu else None,
+            timeout=_TIMEOUT,
         )
 
     def sum(self, x: Tensor) -> Tensor:
