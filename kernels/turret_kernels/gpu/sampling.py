@@ -161,6 +161,7 @@ def _advance(state, measured, first, last, inverse, top_p, PIVOTS: tl.constexpr)
     threshold = tl.where(none, high, last)
     weight = tl.exp((threshold - top).to(tl.float32) * inverse).to(tl.float64)
     share = tl.where(phase == 1, target - above, tl.ceil((target - above) / weight))
+    # No more than top-k kept, whatever the sums' rounding says.
     share = tl.where((phase != 1) & (threshold == least), tl.minimum(share, ties), share)
     share = tl.where(none, 0.0, share)
     again = found & (phase == 1) & (top_p < 1)
