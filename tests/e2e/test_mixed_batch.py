@@ -3,8 +3,8 @@ transformers with PEFT gives it.
 
 Tolerances are on log-probabilities. Logits reach 42, where neighbouring float32 numbers lie
 3.8e-6 apart, and torch's matrix products add in another order for another number of rows: 1.5e-6
-on average, 8e-6 at most. transformers takes another order in attention, norms and rotations too,
-and PEFT rounds between its two products: 2e-5 at most.
+on average, 8e-6 at most on one processor and 1.2e-5 on another. transformers takes another order in
+attention, norms and rotations too, and PEFT rounds between its two products: 2e-5 at most.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def assert_same(answers, expected):
         for model, answer in answers.items()
         for own, other in zip(answer.logprobs, expected[model].logprobs, strict=True)
     ]
-    assert max(errors) < 1e-5
+    assert max(errors) < 2e-5
 
 
 def test_each_gets_what_it_gets_alone(make_engine, requests, together):

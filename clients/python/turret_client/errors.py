@@ -15,6 +15,7 @@ TurretError
 ├── Conflict              409
 ├── PayloadTooLarge       413
 ├── Overloaded            429  retried
+├── FetchFailed           502  an adapter's remote source cannot be read
 ├── EngineUnavailable     503  retried
 ├── DeadlineExceeded      504  the request's own timeout_s passed
 └── ServerError           5xx  anything else that the server could not do
@@ -151,6 +152,12 @@ class Overloaded(TurretError):
     retryable = True
 
 
+class FetchFailed(TurretError):
+    """The place that an adapter is fetched from does not answer, or not as it should."""
+
+    status, type, code = 502, "bad_gateway_error", "fetch_failed"
+
+
 class EngineUnavailable(TurretError):
     """The engine is starting, restarting or draining."""
 
@@ -183,11 +190,13 @@ _CLASSES: tuple[type[TurretError], ...] = (
     Conflict,
     PayloadTooLarge,
     Overloaded,
+    FetchFailed,
     EngineUnavailable,
     DeadlineExceeded,
 )
 _BY_CODE = {cls.code: cls for cls in _CLASSES}
-_BY_STATUS = {cls.status: cls for cls in reversed(_CLASSES)}  # the general one of each status
+# The general one of each status; a 502 without a code is a proxy's.
+_BY_STATUS = {cls.status: cls for cls in reversed(_CLASSES) if cls is not FetchFailed}
 
 
 def error_from_body(
