@@ -125,13 +125,21 @@ def fuse(logits: Tensor, members: Members, weights: Tensor) -> Tensor:
     vocab, device, stride = logits.shape[1], logits.device, logits.stride(0)
     count, requests = len(members.row), len(members.limit)
     parts = triton.cdiv(vocab, _PART)
-    options = {"V": vocab, "PARTS": parts, "num_warps": 4, "enable_fp_fusion": True}
+    shape = {"V": vocab, "PARTS": parts}
     rows = (members.row, members.temperature, members.mixture, members.plausible, stride)
     stats = None
     if any(f.mixture or f.plausible > 0 for f in members.fusions):
         stats = torch.empty((count, 2, parts), dtype=torch.float32, device=device)
         row_stats_kernel[(parts, count)](
-            stats, logits, members.first, members.request, *rows, PART=_PART, **options
+            stats,
+            logits,
+            members.first,
+            members.request,
+            *rows,
+            PART=_PART,
+            **shape,
+            num_warps=4,
+            enable_fp_fusion=True,
         )
     out = torch.empty((requests, vocab), dtype=torch.float32, device=device)
     fuse_kernel[(triton.cdiv(vocab, _BLOCK), requests)](
@@ -143,6 +151,8 @@ def fuse(logits: Tensor, members: Members, weights: Tensor) -> Tensor:
         *rows,
         BLOCK=_BLOCK,
         PARTS_2=triton.next_power_of_2(parts),
-        **options,
+        **shape,
+        num_warps=4,
+        enable_fp_fusion=True,
     )
     return out
