@@ -27,11 +27,12 @@ import triton.language as tl
 from torch import Tensor
 
 from turret_kernels import gpu
+from turret_kernels.gpu.threshold_search import advance, measure, resume, store_state
 
 _PART = 2048  # logits per program
 _PASSES = 6
 _PIVOTS = 16
-_STATE = 9  # numbers: see _begin
+_STATE = 9  # numbers: see threshold_search.begin
 
 
 @triton.jit
@@ -76,167 +77,6 @@ def block_stats_kernel(
 
 
 @triton.jit
-def _begin(
-    maxima_ptr,
-    sums_ptr,
-    row,
-    inverse,
-    top_k,
-    top_p,
-    V,
-    BLOCKS: tl.constexpr,
-    BLOCKS_2: tl.constexpr,
-):
-    """The state in which the search of a row begins, all of it float64.
-
-    phase: 0 found, 1 top-k, 2 top-p after top-k, whose mass is still to be measured, 3 top-p.
-    least: top-k's threshold, in phases 2 and 3; -inf without top-k.
-    low, high: the threshold lies above low and not above high; once it is found, it is high.
-    start: the first pivot of the next pass.
-    above: the measure of what lies above high.
-    target: the threshold is the first value, from above, with which the measure reaches this.
-    ties: how many logits that equal the threshold are kept; in phases 2 and 3, of top-k's.
-    top: the largest logit.
-    """
-    block = tl.arange(0, BLOCKS_2)
-    inside = block < BLOCKS
-    maxima = tl.load(maxima_ptr + row * BLOCKS + block, mask=inside, other=float("-inf"))
-    sums = tl.load(sums_ptr + row * BLOCKS + block, mask=inside, other=0.0)
-    top = tl.max(maxima, axis=0)
-    some = top != float("-inf")  # else all are banned
-    phase = tl.where(some & (top_k > 0), 1.0, tl.where(some & (top_p < 1), 3.0, 0.0))
-    base = tl.where(some, top, 0.0)
-    mass = tl.sum((sums * tl.exp((maxima - base) * inverse)).to(tl.float64), axis=0)
-    # Where to look first. For top-k: few logits lie above the maximum of every block. For top-p:
-    # tokens below (1 - p) / V of the mass weigh less than 1 - p together.
-    seen = tl.min(tl.where(maxima > float("-inf"), maxima, float("inf")), axis=0)
-    share = tl.maximum((1 - top_p) / V * mass, 1e-30).to(tl.float32)
-    floor = tl.minimum(base + tl.log(share) / inverse, base)
-    lowest = tl.full((), float("-inf"), tl.float64)
-    return (
-        phase.to(tl.float64),
-        lowest,
-        lowest,
-        tl.where(phase > 0, top, float("-inf")).to(tl.float64),
-        tl.where(top_k > 0, seen, floor).to(tl.float64),
-        tl.full((), 0.0, tl.float64),
-        tl.where(top_k > 0, top_k, top_p * mass),
-        tl.full((), 0.0, tl.float64),
-        base.to(tl.float64),
-    )
-
-
-@triton.jit
-def _pivots(state, PIVOTS: tl.constexpr):
-    """From `start` on, evenly, below `high`."""
-    part = tl.arange(0, PIVOTS).to(tl.float32) / PIVOTS
-    return state[4].to(tl.float32) * (1 - part) + state[3].to(tl.float32) * part
-
-
-@triton.jit
-def _measure(x, state, inverse, PIVOTS: tl.constexpr):
-    """Of some logits: what lies above each pivot; the least above low, the largest up to high."""
-    least, low, high = state[1].to(tl.float32), state[2].to(tl.float32), state[3].to(tl.float32)
-    pivots = _pivots(state, PIVOTS)
-    weight = tl.where(state[0] == 1, 1.0, tl.exp((x - state[8].to(tl.float32)) * inverse))
-    above = tl.sum(tl.where(x[None, :] > pivots[:, None], weight[None, :], 0.0), axis=1)
-    first = tl.min(tl.where((x > low) & (x >= least), x, float("inf")), axis=0)
-    last = tl.max(tl.where(x <= high, x, float("-inf")), axis=0)
-    return above, first, last
-
-
-@triton.jit
-def _advance(state, measured, first, last, inverse, top_p, PIVOTS: tl.constexpr):
-    """The state after a pass over the row that measured this; float64 [PIVOTS], float32."""
-    phase, least, low, high, _, above, target, ties, top = state
-    pivots = _pivots(state, PIVOTS).to(tl.float64)
-    first, last = first.to(tl.float64), last.to(tl.float64)
-    # What top-k kept: all above its threshold, the first pivot of phase 2, and some that equal it.
-    equal = tl.exp((tl.where(phase == 2, least, top) - top).to(tl.float32) * inverse)
-    kept = tl.max(measured, axis=0) + ties * equal.to(tl.float64)
-    target = tl.where(phase == 2, top_p * kept, target)
-
-    # One value is left, or none, if rounding hides that all are kept.
-    none, found = first > last, first >= last
-    threshold = tl.where(none, high, last)
-    weight = tl.exp((threshold - top).to(tl.float32) * inverse).to(tl.float64)
-    share = tl.where(phase == 1, target - above, tl.ceil((target - above) / weight))
-    # No more than top-k kept, whatever the sums' rounding says.
-    share = tl.where((phase != 1) & (threshold == least), tl.minimum(share, ties), share)
-    share = tl.where(none, 0.0, share)
-    again = found & (phase == 1) & (top_p < 1)
-
-    under = measured < target
-    lower = tl.maximum(low, tl.max(tl.where(under, float("-inf"), pivots), axis=0))
-    upper = tl.minimum(last, tl.min(tl.where(under, pivots, float("inf")), axis=0))
-    over = tl.maximum(above, tl.max(tl.where(under, measured, above), axis=0))
-    return (
-        tl.where(again, 2.0, tl.where(found, 0.0, tl.where(phase == 2, 3.0, phase))),
-        tl.where(again, threshold, least),
-        tl.where(again, float("-inf"), lower),
-        tl.where(again, top, tl.where(found, threshold, upper)),
-        tl.where(again, threshold, tl.maximum(lower, first)),
-        tl.where(again, 0.0, over),
-        target,
-        tl.where(found, share, ties),
-        top,
-    )
-
-
-@triton.jit
-def _load_state(state_ptr, row):
-    state = state_ptr + row * 9
-    return (
-        tl.load(state),
-        tl.load(state + 1),
-        tl.load(state + 2),
-        tl.load(state + 3),
-        tl.load(state + 4),
-        tl.load(state + 5),
-        tl.load(state + 6),
-        tl.load(state + 7),
-        tl.load(state + 8),
-    )
-
-
-@triton.jit
-def _store_state(state_ptr, row, state):
-    tl.store(state_ptr + row * 9 + 0, state[0])
-    tl.store(state_ptr + row * 9 + 1, state[1])
-    tl.store(state_ptr + row * 9 + 2, state[2])
-    tl.store(state_ptr + row * 9 + 3, state[3])
-    tl.store(state_ptr + row * 9 + 4, state[4])
-    tl.store(state_ptr + row * 9 + 5, state[5])
-    tl.store(state_ptr + row * 9 + 6, state[6])
-    tl.store(state_ptr + row * 9 + 7, state[7])
-    tl.store(state_ptr + row * 9 + 8, state[8])
-
-
-@triton.jit
-def _after(
-    state_ptr, measured_ptr, ends_ptr, row, inverse, top_p,
-    PARTS: tl.constexpr, PARTS_2: tl.constexpr, PIVOTS: tl.constexpr,
-):  # fmt: skip
-    """The state that the last pass led to, the same in every program that asks."""
-    state = _load_state(state_ptr, row)
-    if state[0] > 0:
-        part = tl.arange(0, PARTS_2)
-        at = row * PARTS + part
-        measured = tl.load(
-            measured_ptr + at[:, None] * PIVOTS + tl.arange(0, PIVOTS)[None, :],
-            mask=(part < PARTS)[:, None],
-            other=0.0,
-        )
-        first = tl.load(ends_ptr + at * 2, mask=part < PARTS, other=float("inf"))
-        last = tl.load(ends_ptr + at * 2 + 1, mask=part < PARTS, other=float("-inf"))
-        total = tl.sum(measured.to(tl.float64), axis=0)
-        state = _advance(
-            state, total, tl.min(first, axis=0), tl.max(last, axis=0), inverse, top_p, PIVOTS
-        )
-    return state
-
-
-@triton.jit
 def narrow_kernel(
     state_ptr,  # float64 [R, 9], written
     measured_ptr,  # float32 [R, PARTS, PIVOTS], written
@@ -260,26 +100,16 @@ def narrow_kernel(
     """PART logits of one row per program; nothing for rows whose threshold is found."""
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     inverse, top_k, top_p, _ = _settings(settings_ptr, row, V)
-    if last_state_ptr is None:
-        state = _begin(maxima_ptr, sums_ptr, row, inverse, top_k, top_p, V, BLOCKS, BLOCKS_2)
-    else:
-        state = _after(
-            last_state_ptr,
-            last_measured_ptr,
-            last_ends_ptr,
-            row,
-            inverse,
-            top_p,
-            PARTS,
-            PARTS_2,
-            PIVOTS,
-        )
+    state = resume(
+        last_state_ptr, last_measured_ptr, last_ends_ptr, maxima_ptr, sums_ptr,
+        row, inverse, top_k, top_p, V, BLOCKS, BLOCKS_2, PARTS, PARTS_2, PIVOTS,
+    )  # fmt: skip
     if part == 0:
-        _store_state(state_ptr, row, state)
+        store_state(state_ptr, row, state)
     if state[0] > 0:
         column = part * PART + tl.arange(0, PART)
         x = tl.load(logits_ptr + row * stride + column, mask=column < V, other=float("-inf"))
-        measured, first, last = _measure(x, state, inverse, PIVOTS)
+        measured, first, last = measure(x, state, inverse, PIVOTS)
         at = row * PARTS + part
         tl.store(measured_ptr + at * PIVOTS + tl.arange(0, PIVOTS), measured)
         tl.store(ends_ptr + at * 2, first)
@@ -312,20 +142,10 @@ def weigh_kernel(
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     inverse, top_k, top_p, min_p = _settings(settings_ptr, row, V)
     if (top_k > 0) | (top_p < 1) | (min_p > 0):
-        if last_state_ptr is None:
-            state = _begin(maxima_ptr, sums_ptr, row, inverse, top_k, top_p, V, BLOCKS, BLOCKS_2)
-        else:
-            state = _after(
-                last_state_ptr,
-                last_measured_ptr,
-                last_ends_ptr,
-                row,
-                inverse,
-                top_p,
-                PARTS,
-                PARTS_2,
-                PIVOTS,
-            )
+        state = resume(
+            last_state_ptr, last_measured_ptr, last_ends_ptr, maxima_ptr, sums_ptr,
+            row, inverse, top_k, top_p, V, BLOCKS, BLOCKS_2, PARTS, PARTS_2, PIVOTS,
+        )  # fmt: skip
         while state[0] > 0:  # rare: every program of the row does the same
             total = tl.zeros((PIVOTS,), tl.float64)
             first = tl.full((), float("inf"), tl.float32)
@@ -334,10 +154,10 @@ def weigh_kernel(
                 column = begin + tl.arange(0, 1024)
                 at = logits_ptr + row * stride + column
                 x = tl.load(at, mask=column < V, other=float("-inf"))
-                measured, least, most = _measure(x, state, inverse, PIVOTS)
+                measured, least, most = measure(x, state, inverse, PIVOTS)
                 total += measured.to(tl.float64)
                 first, last = tl.minimum(first, least), tl.maximum(last, most)
-            state = _advance(state, total, first, last, inverse, top_p, PIVOTS)
+            state = advance(state, total, first, last, inverse, top_p, PIVOTS)
         block = part * (PART // BLOCK) + tl.arange(0, PART // BLOCK)
         column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
         x = tl.load(logits_ptr + row * stride + column, mask=column < V, other=float("-inf"))
