@@ -43,10 +43,8 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
         tensors = files.tensors(name)
         if kind.reads_metadata:
             _update(sha, json.dumps(tensors.metadata, sort_keys=True).encode())
-        entries = sorted(tensors.infos.items())
-        listed = [[key, str(info.dtype), info.shape] for key, info in entries]
-        _update(sha, json.dumps(listed).encode())
-        keys = [key for key, _ in entries]
+        _update(sha, tensors.index.listing)
+        keys = tensors.index.names
         copies = {key for key in keys if kind.repeats_base is not None and kind.repeats_base(key)}
         for piece in tensors.all_chunks([key for key in keys if key not in copies]):
             sha.update(piece)
