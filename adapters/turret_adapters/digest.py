@@ -38,7 +38,7 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
     for name in sorted(kind.files_in(files)):
         sha.update(f"{name}\0".encode())
         if name.endswith(".json"):
-            _update(sha, _canonical(files.json(name)))
+            _update(sha, canonical(files.json(name)))
             continue
         tensors = files.tensors(name)
         if kind.reads_metadata:
@@ -55,8 +55,11 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
     return sha.hexdigest()
 
 
-def _canonical(config: dict[str, Any]) -> bytes:
-    """Top-level keys in order; nested objects as they are: in a pattern the first match wins."""
+def canonical(config: dict[str, Any]) -> bytes:
+    """An adapter_config.json without its provenance, as bytes.
+
+    Top-level keys in order; nested objects as they are: in a pattern the first match wins.
+    """
     kept: dict[str, Any] = {}
     for key in sorted(config.keys() - _PROVENANCE):
         value = config[key]

@@ -44,7 +44,7 @@ class ServeConfig:
     max_waiting: int = 1024
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
-    host_adapter_gib: float = 0.0625
+    host_adapter_gib: float = 1.0
     adapter_delta_mib: int = 1024
     sparse_mlp_mib: int = 1024
     threads: int = 0

@@ -105,7 +105,7 @@ def serve(
             help="Memory for adapters that are ready but not on the device; others are read again.",
             rich_help_panel=_ADAPTERS,
         ),
-    ] = 0.0625,
+    ] = 1.0,
     adapter_delta_mib: Annotated[
         int,
         typer.Option(
