@@ -89,8 +89,8 @@ def write_rank_rows(pool: RankPool, start: int, a: Tensor, b: Tensor) -> None:
     """
     rank = a.shape[0]
     if not pool.native or lib is None:
-        pool.a[start : start + rank].copy_(a)
-        pool.b[start : start + rank].copy_(b)
+        pool.a[start : start + rank].copy_(a, non_blocking=True)
+        pool.b[start : start + rank].copy_(b, non_blocking=True)
         return
     a, b = a.to(pool.a.dtype).contiguous(), b.to(pool.b.dtype).contiguous()
     lib.turret_write_rank_rows(

@@ -216,8 +216,8 @@ class LowRankBank:
         pool = self._sites[site].pool
         if site.module is Module.EMBED:  # read by columns, below, not by the kernel
             for part in parts:
-                pool.a[start : start + part.rank].copy_(part.a)
-                pool.b[start : start + part.rank].copy_(part.b)
+                pool.a[start : start + part.rank].copy_(part.a, non_blocking=True)
+                pool.b[start : start + part.rank].copy_(part.b, non_blocking=True)
                 start += part.rank
             return
         if len(parts) > 1:
