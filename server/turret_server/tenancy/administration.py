@@ -14,11 +14,13 @@ from turret_adapters.catalog import name_problem
 from turret_server.errors import BadRequest, Conflict, NotFound
 from turret_server.tenancy import schema
 from turret_server.tenancy.database import Database, changed
+from turret_server.tenancy.directory import read_tenants
 from turret_server.tenancy.journal import INTERRUPTED
 from turret_server.tenancy.principal import (
     EVERYTHING,
     Quotas,
     Scope,
+    Tenant,
     key_digest,
     key_prefix,
     new_key,
@@ -224,6 +226,11 @@ class Administration:
                     delete(schema.grants).where(of_tenant, schema.grants.c.name.in_(held))
                 )
                 self._record(connection, "withdraw", tenant, {"names": held}, None)
+
+    def tenants(self) -> list[Tenant]:
+        """Every tenant, oldest first."""
+        with self._database.begin() as connection:
+            return list(read_tenants(connection).values())
 
     def keys(self, tenant: str | None = None) -> list[KeyRecord]:
         """Every key, or those of a tenant, oldest first."""

@@ -27,7 +27,7 @@ class Database:
     """Transactions on the tables, which are made where they are missing.
 
     Args:
-        url: as SQLAlchemy writes them: "sqlite:////var/lib/turret/turret.db",
+        url: a path for SQLite, or as SQLAlchemy writes them:
             "postgresql+psycopg://user:password@host/turret".
 
     Raises:
@@ -35,6 +35,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
+        url = url if "://" in url else f"sqlite:///{url}"
         try:
             parsed = make_url(url)
             options: dict[str, Any] = {"pool_pre_ping": True}
@@ -45,7 +46,7 @@ class Database:
             raise StartupError(
                 f"the database {_shown(url)!r} cannot be used",
                 str(error).splitlines()[0],
-                "Write sqlite:////path/to/turret.db, or postgresql+psycopg://user@host/turret "
+                "Write /path/to/turret.db, or postgresql+psycopg://user@host/turret "
                 "with `pip install 'turret[postgresql]'`.",
             ) from error
         self.is_sqlite = self._engine.dialect.name == "sqlite"

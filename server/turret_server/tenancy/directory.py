@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from turret_server.tenancy import schema
 from turret_server.tenancy.database import Database
@@ -57,13 +57,7 @@ class Directory:
         if revision == self.revision:
             return False
         with self._database.begin() as connection:
-            grants: defaultdict[int, set[str]] = defaultdict(set)
-            for row in connection.execute(select(schema.grants)):
-                grants[row.tenant_id].add(row.name)
-            tenants = {
-                row.id: _tenant(row, frozenset(grants[row.id]))
-                for row in connection.execute(select(schema.tenants))
-            }
+            tenants = read_tenants(connection)
             valid = select(schema.keys).where(schema.keys.c.revoked_at.is_(None))
             keys = {
                 row.sha256: Principal(
@@ -78,6 +72,15 @@ class Directory:
         self._keys, self.tenants = keys, {tenant.name: tenant for tenant in tenants.values()}
         self.revision = revision
         return True
+
+
+def read_tenants(connection: Connection) -> dict[int, Tenant]:
+    """Every tenant with its grants, by the number of its row."""
+    grants: defaultdict[int, set[str]] = defaultdict(set)
+    for row in connection.execute(select(schema.grants)):
+        grants[row.tenant_id].add(row.name)
+    query = select(schema.tenants).order_by(schema.tenants.c.id)
+    return {row.id: _tenant(row, frozenset(grants[row.id])) for row in connection.execute(query)}
 
 
 def _tenant(row: Any, grants: frozenset[str]) -> Tenant:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from turret_server.tenancy.administration import Administration
 from turret_server.tenancy.database import Database
@@ -25,34 +29,34 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("postgresql")
     bin_ = _BINARIES[0] if _BINARIES else Path(str(shutil.which("initdb"))).parent
     # It refuses to run as root.
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    user = "postgres" if as_user else Path.home().owner()
+    user = "postgres" if os.geteuid() == 0 else Path.home().owner()
+    as_user = {"user": user, "group": user} if os.geteuid() == 0 else {}
     if as_user:
-        for parent in (folder, *folder.parents):
-            if parent == Path("/tmp"):
-                break
+        for parent in (folder, folder.parent, folder.parent.parent):
             parent.chmod(0o755)
-        shutil.chown(folder, "postgres")
+        shutil.chown(folder, user)
     data = folder / "data"
-
-    def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, cwd=folder, capture_output=True)
-
-    run(str(bin_ / "initdb"), "-D", str(data), "-A", "trust", "-E", "UTF8", "--no-sync")
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off"
-    run(
-        str(bin_ / "pg_ctl"),
-        "-D",
-        str(data),
-        "-w",
-        "-l",
-        str(folder / "log"),
-        "-o",
-        options,
-        "start",
+    subprocess.run(
+        [bin_ / "initdb", "-D", data, "-A", "trust", "-E", "UTF8", "-U", user, "--no-sync"],
+        check=True,
+        cwd=folder,
+        capture_output=True,
+        **as_user,
     )
-    yield f"postgresql+psycopg://{user}@/postgres?host={folder}"
-    run(str(bin_ / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+    server = subprocess.Popen(
+        [bin_ / "postgres", "-D", data, "-k", folder, "-h", "", "-c", "fsync=off"],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+        **as_user,
+    )
+    url = f"postgresql+psycopg://{user}@/postgres?host={folder}"
+    for _ in range(300):
+        with contextlib.suppress(OperationalError), create_engine(url).connect():
+            break
+        time.sleep(0.1)
+    yield url
+    server.send_signal(signal.SIGINT)
+    server.wait(60)
 
 
 @pytest.fixture(params=_ENGINES)

@@ -218,7 +218,8 @@ def test_what_was_read_stays_good_when_the_database_is_gone(database, admin, mon
 @pytest.mark.parametrize(
     "url",
     [
-        "nonsense",
+        "/nowhere/at/all/turret.db",
+        "nonsense://x",
         "sqlite:////nowhere/at/all/turret.db",
         "oracle+unknown://x",
         "postgresql+psycopg://user:secret@127.0.0.1:1/turret",
