@@ -27,7 +27,7 @@ from turret_server.api.schema.tenants import (
 )
 from turret_server.api.service import Service, service_of
 from turret_server.api.threads import in_thread
-from turret_server.errors import NotFound, TurretError
+from turret_server.errors import NotFound
 from turret_server.telemetry.record import record_of
 from turret_server.tenancy.administration import Administration
 from turret_server.tenancy.principal import Quotas, Tenant
@@ -38,10 +38,10 @@ T = TypeVar("T")
 Day = Annotated[str, Query(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 
 
-class NoTenants(TurretError):
+class NoTenants(NotFound):
     """The server has no database of tenants."""
 
-    status, type, code = 501, "not_implemented_error", "no_tenants"
+    code = "no_tenants"
 
 
 class _Admin:
