@@ -30,7 +30,7 @@ from turret_server.api.threads import in_thread
 from turret_server.errors import NotFound
 from turret_server.telemetry.record import record_of
 from turret_server.tenancy.administration import Administration
-from turret_server.tenancy.principal import Quotas, Tenant
+from turret_server.tenancy.principal import Quotas, Scope, Tenant
 
 router = APIRouter(route_class=JsonRoute, tags=["Tenants"])
 
@@ -120,9 +120,10 @@ async def list_keys(admin: AdminDep, tenant: str | None = None) -> KeyList:
 @router.post("/v1/admin/keys", summary="Make a key", status_code=201)
 async def create_key(body: CreateKeyBody, admin: AdminDep) -> NewKey:
     """Make a key; this answer alone ever shows it."""
+    scopes = {Scope(scope) for scope in body.scopes}
     key = await admin(
         lambda a: a.create_key(
-            body.tenant, label=body.label, scopes=body.scopes, lifetime_s=body.lifetime_s
+            body.tenant, label=body.label, scopes=scopes, lifetime_s=body.lifetime_s
         )
     )
     return NewKey(key=key)

@@ -64,16 +64,15 @@ def create_tenant(
     pages_per_minute: QuotaOption = None,
 ) -> None:
     """Make a tenant. Without grants it may use the base model alone."""
-    limits = (
-        requests_per_minute,
-        tokens_per_minute,
-        concurrent_requests,
-        resident_adapters,
-        pages_per_minute,
+    quotas = _given(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent_requests=concurrent_requests,
+        resident_adapters=resident_adapters,
+        pages_per_minute=pages_per_minute,
     )
-    quotas = Quotas(*(None if x == -1 else x for x in limits))
     with _administration(database) as admin:
-        admin.create_tenant(name, weight=1.0 if weight is None else weight, quotas=quotas)
+        admin.create_tenant(name, weight=1.0 if weight is None else weight, quotas=Quotas(**quotas))
     Console().print(f"tenant {marked(name)}")
 
 
@@ -89,14 +88,13 @@ def change_tenant(
     pages_per_minute: QuotaOption = None,
 ) -> None:
     """Change a tenant's weight or quotas; what is not named stays."""
-    given = {
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "concurrent_requests": concurrent_requests,
-        "resident_adapters": resident_adapters,
-        "pages_per_minute": pages_per_minute,
-    }
-    quotas = {k: None if v == -1 else v for k, v in given.items() if v is not None}
+    quotas = _given(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent_requests=concurrent_requests,
+        resident_adapters=resident_adapters,
+        pages_per_minute=pages_per_minute,
+    )
     with _administration(database) as admin:
         admin.change_tenant(name, weight=weight, quotas=quotas)
 
@@ -216,6 +214,11 @@ def usage(
         Console().print(_table(rows))
     else:
         note(Console(stderr=True), "nothing was used")
+
+
+def _given(**quotas: int | None) -> dict[str, int | None]:
+    """Those that were named; -1 is none."""
+    return {name: None if x == -1 else x for name, x in quotas.items() if x is not None}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,8 +40,9 @@ class CreateKeyBody(RequestBody):
 
     tenant: str = Field(max_length=64)
     label: str = Field("", max_length=64)
-    # JSON knows no enumerations, so these are told by their values.
-    scopes: list[Scope] = Field([Scope.INFER], min_length=1, max_length=3, strict=False)
+    scopes: list[Literal["infer", "adapters", "admin"]] = Field(
+        ["infer"], min_length=1, max_length=3, description="What it may do; admin is everything."
+    )
     lifetime_s: int | None = Field(None, ge=1, lt=1 << 40, description="null is for ever.")
 
 
