@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem, parse_digest
 from turret_adapters.derivation import Derivation
 from turret_adapters.shelf import AdapterShelf
+from turret_server.api.shelved import ShelvedAdapters
 from turret_server.api.threads import in_thread
 from turret_server.engine.client import EngineClient
 from turret_server.engine.messages import AdapterInfo
@@ -22,20 +22,6 @@ from turret_server.pipeline.recipe import Recipe, RecipeBook
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.telemetry.logging import logger
 from turret_server.telemetry.metrics import Metrics
-
-
-@dataclass(frozen=True, slots=True)
-class _Shelved:
-    """An adapter that was loaded from the shelf.
-
-    Attributes:
-        state: of its folder when it was read.
-        restarts: of the engine that has it. One that restarted gets back what was loaded by name;
-            a thousand others would keep it away.
-    """
-
-    state: object
-    restarts: int
 
 
 class AdapterLoader:
@@ -61,8 +47,9 @@ class AdapterLoader:
         self._metrics = metrics
         self._sources = sources
         self.shelf = shelf or AdapterShelf()
-        self._fetches: dict[str, asyncio.Task[None]] = {}  # from the shelf, under way
-        self._shelved: dict[str, _Shelved] = {}
+        self._shelved = ShelvedAdapters(
+            self.shelf, engine, catalog, recipes, self._load_shelved, self.unload
+        )
         self._held: set[str] = set()  # digests that the engine keeps on the device
         # One change at a time: else the same digest could be loaded and forgotten at once.
         self._changing = asyncio.Lock()
@@ -139,41 +126,14 @@ class AdapterLoader:
         Raises:
             TurretError: as `load`; the adapter on the shelf cannot be served.
         """
-        for name in names:
-            while (found := self._to_fetch(name)) is not None:
-                if name not in self._fetches:
-                    self._fetches[name] = self._spawn(self._fetch(name, *found))
-                # Shielded: the client that goes away is not the only one that waits.
-                await asyncio.shield(self._fetches[name])
-            if name in self._shelved and self.shelf.find(name) is None:
-                await self.unload(name)
+        await self._shelved.fetch(names)
 
     async def sweep(self) -> None:
         """Stop serving what came from the shelf and is gone from it."""
-        if self._shelved:
-            for name in self._shelved.keys() - set(self.shelf.names()):
-                if name in self._shelved:  # another sweep may have been faster
-                    await self.unload(name)
+        await self._shelved.sweep()
 
-    def _to_fetch(self, name: str) -> tuple[Path, Path] | None:
-        """Folder and shelf of what must be loaded before the name can be used."""
-        known, record = self._shelved.get(name), self._catalog.get(name)
-        if known is None and (record is not None or self._recipes.served(name)):
-            return None
-        found = self.shelf.find(name)
-        if found is None or known is None or record is None:
-            return found
-        is_lost = not record.pinned and known.restarts != self._engine.restarts
-        return found if is_lost or known.state != self.shelf.state(found[0]) else None
-
-    async def _fetch(self, name: str, folder: Path, shelf: Path) -> None:
-        try:
-            restarts, state = self._engine.restarts, self.shelf.state(folder)
-            local = LocalAdapter(str(folder), str(folder), (str(shelf),))
-            await self._load(name, local, replace=True, keep=False)
-            self._shelved[name] = _Shelved(state, restarts)
-        finally:
-            del self._fetches[name]
+    async def _load_shelved(self, name: str, local: LocalAdapter) -> None:
+        await self._load(name, local, replace=True, keep=False)
 
     async def _load(
         self,
@@ -208,7 +168,7 @@ class AdapterLoader:
         except TurretError:
             await self._drop([record.digest])
             raise
-        self._shelved.pop(record.name, None)
+        self._shelved.forget(record.name)
         return self._catalog.put(record)
 
     def _pinned(self, name: str, pin: bool | None) -> bool:
@@ -265,7 +225,7 @@ class AdapterLoader:
         record = self._catalog.remove(name)
         if record is None:
             raise _not_loaded(name)
-        self._shelved.pop(name, None)
+        self._shelved.forget(name)
         self._metrics.forget(name)
         await self._drop_unreferenced([record.digest])
 
