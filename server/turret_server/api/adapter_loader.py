@@ -13,6 +13,7 @@ from typing import Any
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem, parse_digest
 from turret_adapters.derivation import Derivation
 from turret_adapters.shelf import AdapterShelf
+from turret_server.api.held_folders import HeldFolders
 from turret_server.api.shelved import ShelvedAdapters
 from turret_server.api.threads import in_thread
 from turret_server.engine.client import EngineClient
@@ -20,6 +21,7 @@ from turret_server.engine.messages import AdapterInfo
 from turret_server.errors import BadRequest, Conflict, Forbidden, NotFound, TurretError
 from turret_server.pipeline.recipe import Recipe, RecipeBook
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
+from turret_server.sources.cached import release
 from turret_server.telemetry.logging import logger
 from turret_server.telemetry.metrics import Metrics
 
@@ -50,6 +52,7 @@ class AdapterLoader:
         self._shelved = ShelvedAdapters(
             self.shelf, engine, catalog, recipes, self._load_shelved, self.unload
         )
+        self._folders = HeldFolders()
         self._held: set[str] = set()  # digests that the engine keeps on the device
         # One change at a time: else the same digest could be loaded and forgotten at once.
         self._changing = asyncio.Lock()
@@ -69,7 +72,8 @@ class AdapterLoader:
 
         Args:
             name: what clients will call it.
-            source: see `AdapterSources`; a relative path is looked up below each adapter root.
+            source: see `AdapterSources`; a relative path is looked up below each adapter root. What
+                was fetched already is released.
             replace: an adapter of this name may exist and is replaced.
             confined: the source must be allowed for run-time loads (false for the operator's own).
             digest: the only content that is accepted, None for any.
@@ -94,7 +98,10 @@ class AdapterLoader:
             # What takes long is done here, in a thread: nobody else's load waits for a download.
             work = partial(self._sources.fetch, located)
             source = work() if located.kind == "folder" else await in_thread(work)
-        return await self._load(name, source, replace=replace, digest=digest, pin=pin)
+        try:
+            return await self._load(name, source, replace=replace, digest=digest, pin=pin)
+        finally:
+            release(source.folder)
 
     async def pin(self, name: str, pinned: bool) -> AdapterRecord:
         """Keep a served adapter on the device whatever else is asked for, or no longer.
@@ -155,6 +162,7 @@ class AdapterLoader:
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
+            self._folders.add(info.digest, local.folder)
             record = _record(name, local.folder, local.source, info, local.roots, pinned)
             old = await self._serve(record)
         if old is not None:
@@ -209,6 +217,8 @@ class AdapterLoader:
                 raise Conflict(f"the name {name!r} is taken", "an adapter has it")
             derive = self._recipes.resolve_sources(derivation)
             info = await self._engine.load_adapter(name, "", None, derive)
+            for made_of in derive.sources:  # an engine that restarts makes it again
+                self._folders.add(info.digest, made_of.path)
             source = str(derivation)
             record = _record(name, source, source, info, None, self._pinned(name, pin))
             old = await self._serve(record)
@@ -284,6 +294,10 @@ class AdapterLoader:
             # An engine that restarts has forgotten it anyway.
             fields = {"digests": list(digests), "error": type(error).__name__}
             logger.warning("adapter_not_unloaded", extra={"fields": fields})
+        finally:
+            for digest in digests:
+                if not self._catalog.is_referenced(digest):
+                    self._folders.drop(digest)
 
     async def _hold(self, changed: AdapterRecord | None = None) -> None:
         """Let the engine hold what the catalog pins, once it has the changed record."""
