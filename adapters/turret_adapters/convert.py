@@ -92,6 +92,7 @@ def convert(
 
     Raises:
         AdapterError: the source cannot be served, is more than low rank, or the target is taken.
+        OSError, SafetensorError: the target cannot be written.
     """
     if any((target / name).exists() for name in (CONFIG_NAME, WEIGHTS_NAME)):
         why = f"{quote(str(target))} holds an adapter already"
@@ -247,8 +248,10 @@ def _error(want: Factors, got: Factors) -> float:
     `B'A' - BA = (B' - B) A' + B (A' - A)`: both terms are small, so nothing cancels.
     """
     (a, b), (new_a, new_b) = want, got
+    if torch.equal(a, new_a) and torch.equal(b, new_b):
+        return 0.0
     error = _norm(torch.cat([new_a, new_a - a]), torch.cat([new_b - b, b]))
-    return error / max(_norm(a, b), 1e-30) if error else 0.0
+    return error / max(_norm(a, b), 1e-30)
 
 
 def _norm(a: Tensor, b: Tensor) -> float:

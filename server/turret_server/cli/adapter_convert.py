@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from turret_adapters.convert import Converted
+    from turret_adapters.loading import Origin
     from turret_adapters.spec import Site
 
 # Heavy imports stay inside the command: `turret --help` must not wait for torch.
@@ -31,7 +33,13 @@ class Dtype(StrEnum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="An adapter's folder or archive.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder or archive; or a recipe with `method`, as JSON, whose sources "
+            "are such paths."
+        ),
+    ],
     base: Annotated[
         str, typer.Option(help="The base model: a folder, a Hugging Face id, or demo.")
     ],
@@ -56,6 +64,7 @@ def convert(
     read them as LoRA. What is more than that is refused by name.
     """
     import torch
+    from safetensors import SafetensorError
 
     from turret_adapters.convert import convert as convert_adapter
     from turret_adapters.errors import AdapterError
@@ -64,10 +73,11 @@ def convert(
     from turret_server.sources import resolve_model
 
     folder = resolve_model(base, progress=Console(stderr=True).is_terminal)
+    origin = _origin(source)
     has_vision = DecoderConfig.from_folder(folder).has_vision
     try:
         result = convert_adapter(
-            unpacked(source),
+            origin,
             to,
             stored_shape(folder, torch.float32),
             dtype=getattr(torch, dtype),
@@ -76,6 +86,8 @@ def convert(
         )
     except AdapterError as error:
         refuse(error)
+    except (OSError, SafetensorError) as error:
+        raise typer.BadParameter(f"{str(to)!r} cannot be written: {error}") from None
     if as_json:
         typer.echo(json.dumps(_report(result, dtype), indent=2, ensure_ascii=False))
         return
@@ -89,6 +101,22 @@ def convert(
     console.print(_ranks_table(result.ranks))
     for remark in result.notes:
         note(console, remark)
+
+
+def _origin(source: str) -> Origin:
+    """A path, or what to derive from some."""
+    if not source.startswith("{"):
+        return unpacked(Path(source))
+    from turret_server.pipeline.recipe_config import parse_derivation
+
+    try:
+        wanted = parse_derivation(json.loads(source))
+    except KeyError as error:
+        raise typer.BadParameter(f"the recipe has no {error}") from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    paths = [replace(one, path=str(unpacked(Path(one.path)))) for one in wanted.sources]
+    return replace(wanted, sources=tuple(paths))
 
 
 def _report(result: Converted, dtype: Dtype) -> dict[str, object]:

@@ -60,3 +60,35 @@ def test_what_is_no_lora_is_refused(tmp_path: Path) -> None:
         assert [line.partition(":")[0] for line in lines] == ["error", "why", "fix"]
         assert "LoRA can only add low-rank changes" in lines[1]
         assert not (tmp_path / name).exists()
+
+
+def test_a_recipe_is_derived_and_written(tmp_path: Path) -> None:
+    sources = [str(DEMO / "sql"), {"name": str(DEMO / "dates"), "weight": 0.5}]
+    recipe = json.dumps({"method": "sum", "sources": sources})
+    result = convert(recipe, "--to", str(tmp_path / "both"), "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["kind"], report["rank"]) == ("derived", 3 + 8)
+    assert report["ranks"]["layers.0.q_proj"] == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        ('{"method": "ties", "sources": ["a"]}', "needs a density"),
+        ('{"sources": ["a"]}', "has no 'method'"),
+        ('{"method": "sum"}', "no list of adapters"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense(tmp_path: Path, recipe: str, why: str) -> None:
+    result = convert(recipe, "--to", str(tmp_path / "lora"))
+    assert result.exit_code == 2
+    assert why in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_target_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("taken")
+    result = convert(str(DEMO / "sql"), "--to", str(tmp_path / "file"))
+    assert result.exit_code == 2
+    assert "cannot be written" in " ".join(result.stderr.replace("│", " ").split())
