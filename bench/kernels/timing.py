@@ -17,6 +17,7 @@ _SETS = 512
 def time_us(calls: Calls) -> tuple[float, float]:
     """Median microseconds of a call, and the spread: half the distance of the quartiles."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # for the operands
     with torch.cuda.stream(stream):
         for call in calls:  # compiles, and makes the tables of tiles, once in a step
             call()
@@ -42,12 +43,11 @@ def ceilings() -> Limits:
     source = torch.randn(1 << 28, device="cuda")
     target, small = torch.empty_like(source), torch.zeros(1, device="cuda")
     a, b = torch.randn(2, 8192, 8192, device="cuda").bfloat16()
-    cached = source[: 1 << 21]  # 8 MB
+    cached, copied = source[: 1 << 21], target[: 1 << 21]  # 8 MB
+    copies = [lambda: copied.copy_(cached)] * 50
     return Limits(
         bytes_per_us=2 * source.nbytes / time_us([lambda: target.copy_(source)])[0],
-        l2_bytes_per_us=2
-        * cached.nbytes
-        / time_us([lambda: target[: 1 << 21].copy_(cached)] * 50)[0],
+        l2_bytes_per_us=2 * cached.nbytes / time_us(copies)[0],
         flop_per_us=2 * 8192**3 / time_us([lambda: a @ b])[0],
         launch_us=time_us([lambda: small.add_(1)] * 200)[0],
     )
