@@ -6,10 +6,13 @@ decide. The rest are launches and a chain from tile to slot to table to the firs
 
 A program takes 32 columns of a tile of rows (`Entries.tiles`). Their blocks are read as one matrix
 [inputs, 32] with zeros (masked, so not read) beside the diagonal: blocks of any size, which need
-not divide 32, are the same loop, and blocks up to 32 one step of it. A block of float32 is split
+not divide 32, are the same loop, and those that do one step of it. A block of float32 is split
 into two 16-bit matrices for the tensor cores: 16 bits of its 24, where outputs have 8 or 11.
 
 Other programs copy the rows that no entry has. So every row is written once.
+
+Expected of an H100 at 4096 inputs: eight rows of as many adapters in 4.4 us, 64 in 21, 60% of the
+bandwidth, since a program has 4 kB of blocks to read behind that chain.
 """
 
 from __future__ import annotations
