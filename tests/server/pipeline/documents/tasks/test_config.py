@@ -1,0 +1,73 @@
+"""Tasks of the configuration."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from turret_server.errors import StartupError
+from turret_server.pipeline.documents.tasks import TASKS, load_tasks, parse, render
+
+FILE = '''
+[tasks.clause]
+instruction = "The document is a contract."
+directive = "Antworte im Wortlaut."
+template = """{instruction}
+
+{document}
+
+Frage: {question}
+{directive}
+Antwort:"""
+answer = "span"
+
+[tasks.docvqa]
+directive = "Short, please."
+'''
+
+
+def test_a_table_makes_a_task() -> None:
+    task = load_tasks(tomllib.loads(FILE)["tasks"])["clause"]
+    assert render(task, ["§ 1 {a}"], "Was?") == (
+        "The document is a contract.\n\n§ 1 {a}\n\nFrage: Was?\nAntworte im Wortlaut.\nAntwort:"
+    )
+    assert parse(task, 'Antwort: "§ 1".').text == "§ 1"
+
+
+def test_a_built_in_task_keeps_what_the_table_does_not_give() -> None:
+    task = load_tasks(tomllib.loads(FILE)["tasks"])["docvqa"]
+    assert (task.directive, task.instruction) == ("Short, please.", TASKS["docvqa"].instruction)
+    assert task.parser is TASKS["docvqa"].parser
+
+
+def test_without_tables_there_are_the_built_in_tasks() -> None:
+    assert list(load_tasks({})) == [
+        "question",
+        "docvqa",
+        "infographic-vqa",
+        "mp-docvqa",
+        "mp-docvqa-by-page",
+        "key-values",
+        "table-csv",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "why"),
+    [
+        ("a b", {}, "letters, digits"),
+        ("", {}, "letters, digits"),
+        ("mine", "x", "no table"),
+        ("mine", {"instrution": "x"}, "'instrution' is not known"),
+        ("mine", {"directive": 3}, "'directive' is no text"),
+        ("mine", {"template": "{document}"}, "{question} is missing"),
+        ("mine", {"template": "{document}{question}{x}"}, "{x} is no placeholder"),
+        ("mine", {"answer": "xml"}, "'answer' is 'xml'"),
+    ],
+)
+def test_a_bad_table_is_refused_at_the_start(name: str, table: Any, why: str) -> None:
+    with pytest.raises(StartupError, match=why) as caught:
+        load_tasks({name: table})
+    assert repr(name) in caught.value.what
