@@ -19,7 +19,9 @@ _SPACES = re.compile(r" {3,}")
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 # What is cut or kept as one: a line, or a piece of a long one, and the white space behind it.
 _UNIT = re.compile(r"[^\n]{1,240}(?:\s+|\Z)|[^\n]{1,240}|\s+")
-_NEIGHBOUR = 0.5  # a value often stands beside or below the words that name it
+# What a line's relevance gives to the next and to the one before: a value often stands below the
+# words that name it, seldom above.
+_BELOW, _ABOVE = 0.5, 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ def fit(texts: Sequence[str], question: str, count: TokenCounter, budget: int) -
     everything = list(range(len(texts)))
     if sum(count(texts)) <= budget:
         return Fitted(list(texts), everything, [])
+    if budget <= 0:
+        raise _nothing_fits(budget)
     dense = [_SPACES.sub("  ", text) for text in texts]
     shrunk = dense != list(texts)
     if shrunk and sum(count(dense)) <= budget:
@@ -80,11 +84,7 @@ def fit(texts: Sequence[str], question: str, count: TokenCounter, budget: int) -
     if text:
         kept[order[whole]] = text
     if not any(kept.values()):
-        raise PromptTooLong(
-            "the document does not fit",
-            f"{max(budget, 0):,} tokens are left for it, too few for any line",
-            "Ask for a shorter answer, or serve the model with a longer context.",
-        )
+        raise _nothing_fits(budget)
     pages = sorted(kept)
     dropped = [at for at in everything if at not in kept]
     return Fitted([kept[at] for at in pages], pages, dropped, shrunk, cut if text else 0)
@@ -109,12 +109,12 @@ def _cut(text: str, question: str, count: TokenCounter, budget: int) -> tuple[st
 
 
 def _spread(scores: Sequence[float]) -> list[float]:
-    """Let each score reach its neighbours, halved with every line between."""
+    """Let each score reach the lines around it, the less the farther they are."""
     spread = list(scores)
     for at in range(1, len(spread)):
-        spread[at] = max(spread[at], spread[at - 1] * _NEIGHBOUR)
+        spread[at] = max(spread[at], spread[at - 1] * _BELOW)
     for at in reversed(range(len(spread) - 1)):
-        spread[at] = max(spread[at], spread[at + 1] * _NEIGHBOUR)
+        spread[at] = max(spread[at], spread[at + 1] * _ABOVE)
     return spread
 
 
@@ -129,3 +129,11 @@ def _with_marks(units: Sequence[str], kept: Sequence[int]) -> str:
     if after < len(units):
         parts.append(MARK)
     return "".join(parts).rstrip()
+
+
+def _nothing_fits(budget: int) -> PromptTooLong:
+    return PromptTooLong(
+        "the document does not fit",
+        f"{max(budget, 0):,} tokens are left for it, too few for any line",
+        "Ask for a shorter answer, or serve the model with a longer context.",
+    )
