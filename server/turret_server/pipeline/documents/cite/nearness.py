@@ -58,7 +58,7 @@ class Nearness:
         hits: dict[str, list[int]] = defaultdict(list)
         reading = self._pages[page][0]
         wanted = set(self._terms)
-        for key, words in zip(*reading, strict=True):
+        for key, words in zip(reading.keys, reading.words, strict=True):
             if key in wanted:
                 hits[key].append(words[0])
         height = float(np.median(boxes[:, 3] - boxes[:, 1])) if len(boxes) else 0.0

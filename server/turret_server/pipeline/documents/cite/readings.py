@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from turret_server.pipeline.documents.cite.tokens import CURRENCY, number_key, tokenize
@@ -28,16 +29,27 @@ _GROUP = re.compile(r"\d{3}")
 _LAST_GROUP = re.compile(r"\d{3}(?:[.,]\d+)?")
 
 
-class Reading(NamedTuple):
+@dataclass(slots=True)
+class Reading:
     """Tokens in the order of a reading.
 
     Attributes:
         keys: of the tokens.
         words: for each token, indices of the page's words that it comes from; seldom more than one.
+        after: words without a token, such as a dash, by the index of the token before them.
     """
 
-    keys: list[str]
-    words: list[tuple[int, ...]]
+    keys: list[str] = field(default_factory=list)
+    words: list[tuple[int, ...]] = field(default_factory=list)
+    after: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def add(self, word: int, keys: Sequence[str]) -> None:
+        """Append the tokens of one word."""
+        if keys:
+            self.keys.extend(keys)
+            self.words.extend([(word,)] * len(keys))
+        elif last := len(self.keys):
+            self.after[last - 1] = (*self.after.get(last - 1, ()), word)
 
 
 class Cell(NamedTuple):
@@ -55,9 +67,9 @@ def readings(page: Page, text: PageText, boxes: Boxes) -> list[Reading]:
     order = [at for at, (start, _) in enumerate(text.spans) if start >= 0]
     order.sort(key=lambda at: text.spans[at][0])
     tokens = _tokens(page, order)
-    by_line = Reading(
-        [key for at in order for key in tokens[at]], [(at,) for at in order for _ in tokens[at]]
-    )
+    by_line = Reading()
+    for at in order:
+        by_line.add(at, tokens[at])
     by_cell = _by_cell(page, _chains(_lines(order, text, boxes)), tokens)
     return [by_line] if by_cell.keys == by_line.keys else [by_line, by_cell]
 
@@ -135,8 +147,8 @@ def _below(cell: Cell, line: Sequence[Cell], lefts: Sequence[float]) -> Cell | N
 def _by_cell(
     page: Page, chains: Sequence[Sequence[Cell]], tokens: Mapping[int, list[str]]
 ) -> Reading:
-    reading = Reading([], [])
-    keys, words = reading
+    reading = Reading()
+    keys, words = reading.keys, reading.words
     for chain in chains:
         hyphenated = False  # the line before ended with a hyphen
         for cell in chain:
@@ -153,8 +165,9 @@ def _by_cell(
                     keys[-1] += found[0]
                     words[-1] += (at,)
                     found = found[1:]
-                keys += found
-                words += [(at,)] * len(found)
+                    if not found:
+                        continue
+                reading.add(at, found)
             last = cell.words[-1]
             hyphenated = (
                 page.words[last].text.endswith(_HYPHENS)

@@ -79,7 +79,9 @@ class Search:
     def words(self, at: int, length: int) -> tuple[int, ...]:
         """Return the words of the run of `length` tokens that stands at `at`."""
         _, reading, token = self._locate(at)
-        found = (word for words in reading.words[token : token + length] for word in words)
+        found = list(reading.words[token])
+        for each in range(token + 1, token + length):
+            found += [*reading.after.get(each - 1, ()), *reading.words[each]]
         return tuple(dict.fromkeys(found))
 
     def _locate(self, at: int) -> tuple[int, Reading, int]:

@@ -55,6 +55,7 @@ def ask(draw: Draw) -> Callable[..., list[tuple[str, str]]]:
                                             "Traders Inter- national Limited")]),
         ("Traders Inter-national Limited", [("Traders Inter-national Limited",
                                              "Traders Inter- national Limited")]),
+        ("Bolt 1 1234.5", [("Bolt 1 1234.5", "Bolt 1 1.234,50")]),
         ("", []),
         ("...", []),
     ],
@@ -63,6 +64,11 @@ def test_an_answer_is_found_however_it_is_written(
     ask: Callable[..., object], answer: str, expected: list[tuple[str, str]]
 ) -> None:
     assert ask(answer) == expected
+
+
+def test_signs_between_words_are_part_of_a_citation(ask: Callable[..., object]) -> None:
+    found = ask("Smith, J. / Republican", text="- Smith - J. / | Republican - 5")
+    assert found == [("Smith, J. / Republican", "Smith - J. / | Republican")]
 
 
 @pytest.mark.parametrize("answer", ["1246", "1246.51", "12.01", "1.234.50", "-4", "04", "412"])
