@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from turret_server.pipeline.documents.cite.nearness import Nearness
@@ -18,12 +18,16 @@ from turret_server.pipeline.documents.cite.tokens import is_number, number_key, 
 from turret_server.pipeline.documents.layout.text import PageText
 from turret_server.pipeline.documents.page import Page
 
+_MAX_QUESTION_TOKENS = 256
+
 # What of a longer part stands on a page by chance is not cited: less than these.
 _MIN_CHARS = 6
 _MIN_DIGITS = 2
 _MAX_OCCURRENCES_OF_A_WORD = 4
 
 _SPACED_NUMBER = re.compile(r"(?<![\w.,])[-−]?[1-9]\d{0,2}(?: \d{3})+(?:[.,]\d+)?(?![\w.,]*\d)")
+
+_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +77,17 @@ def cite(
         answer: plain text, or JSON, of which each value is cited by itself.
         pages: what was shown to the model.
         texts: their layouts.
-        question: of several occurrences, the one nearest to its words is cited.
+        question: of several occurrences, the one nearest to its words is cited; for a JSON value
+            to those of its key.
 
     Returns:
         Citations in the order of the answer; their spans do not overlap.
     """
     boxes = [[word.box for word in page.words] for page in pages]
     found = [readings(*of) for of in zip(pages, texts, boxes, strict=True)]
-    vocabulary = Counter(key for page in found for reading in page for key in reading.keys)
+    vocabulary: dict[str, None] = {}  # not a set: the order of words decides between equals
+    for reading in chain.from_iterable(found):
+        vocabulary.update(dict.fromkeys(reading.keys))
     speller = Speller(vocabulary)
     lines: list[tuple[Part, list[_Piece]]] = []
     left = MAX_TOKENS
@@ -93,38 +100,52 @@ def cite(
             break
 
     search = Search(found, (piece.key for _, pieces in lines for piece in pieces))
-    asked = [token.key for token in tokenize(question)]
-    choose = _Chooser(search, Nearness(found, boxes, asked))
+    asked = _keys(question)
+    known = frozenset(asked)
+    choose = _Chooser(search, Nearness(found, boxes), asked)
     citations: list[Citation] = []
     for part, pieces in lines:
         needle = search.encode(piece.key for piece in pieces)
         for start, end in _runs(search.longest(needle)):
             run = pieces[start:end]
-            page, words, number = choose(needle[start:end])
-            if len(run) == len(pieces) or _says_something(run, number, asked):
+            page, words, number = choose(needle[start:end], part.key)
+            if len(run) == len(pieces) or _says_something(run, number, known):
                 citations.append(_citation(part, run, pages[page], page, words, boxes[page]))
     return citations
 
 
 class _Chooser:
-    """Chooses among the occurrences of a run, once for each run."""
+    """Chooses among the occurrences of a run, once for each run and key."""
 
-    def __init__(self, search: Search, nearness: Nearness):
-        self._search, self._nearness = search, nearness
-        self._chosen: dict[str, tuple[int, tuple[int, ...], int]] = {}
+    def __init__(self, search: Search, nearness: Nearness, asked: tuple[str, ...]):
+        self._search, self._nearness, self._asked = search, nearness, asked
+        self._chosen: dict[tuple[str, str], tuple[int, tuple[int, ...], int]] = {}
 
-    def __call__(self, run: str) -> tuple[int, tuple[int, ...], int]:
-        """Return page and words of the one nearest to the question, and how many there are."""
-        if run not in self._chosen:
+    def __call__(self, run: str, key: str) -> tuple[int, tuple[int, ...], int]:
+        """Return page and words of the occurrence that is cited, and how many there are.
+
+        Args:
+            run: what was found.
+            key: of the JSON value; it is what is asked for, if the pages have a word of it.
+        """
+        if (run, key) not in self._chosen:
             occurrences = self._search.occurrences(run)
-            nearest = max(occurrences, key=lambda place: self._nearness.of(*place))
+            nearest = next(iter(occurrences))
+            if len(occurrences) > 1:
+                named = _keys(_CAMEL_CASE.sub(" ", key))
+                asked = named if self._nearness.has_any(named) else self._asked
+                nearest = self._nearness.nearest(list(occurrences), asked)
             words = self._search.words(occurrences[nearest], len(run))
-            self._chosen[run] = nearest[0], words, len(occurrences)
-        return self._chosen[run]
+            self._chosen[run, key] = nearest[0], words, len(occurrences)
+        return self._chosen[run, key]
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(token.key for token in tokenize(text)))[:_MAX_QUESTION_TOKENS]
 
 
 def _pieces(
-    part: Part, vocabulary: Mapping[str, int], speller: Speller, limit: int
+    part: Part, vocabulary: Collection[str], speller: Speller, limit: int
 ) -> Iterator[_Piece]:
     # "1 234" may be two numbers. It is one where the pages have that one.
     text = _SPACED_NUMBER.sub(
@@ -162,8 +183,8 @@ def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
         at += lengths[at] or 1
 
 
-def _says_something(run: Sequence[_Piece], occurrences: int, asked: Sequence[str]) -> bool:
-    if all(piece.key in asked for piece in run):
+def _says_something(run: Sequence[_Piece], occurrences: int, known: Collection[str]) -> bool:
+    if all(piece.key in known for piece in run):
         return False
     if any(is_number(piece.key) and len(piece.key) >= _MIN_DIGITS for piece in run):
         return True

@@ -1,83 +1,108 @@
-"""How near a page's words stand to the words of the question."""
+"""Which of several occurrences stands nearest to the words of a question."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turret_server.pipeline.documents.cite.readings import Boxes, Reading
 
+Place = tuple[int, int]  # a page and one of its words
+
 _MAX_HITS = 64  # occurrences of question words on a page; those of rare words go first
-_AWAY = 0.1  # what distance counts along a row or column, against distance across
+_MAX_CHOICES = 256  # that are made with care; later ones fall on the first occurrence
+_AWAY = 0.1  # what distance along a row or column counts, against distance across
 
 
 class Nearness:
-    """Scores for words. A page's are made when the first is asked for.
+    """Chooses among places.
 
-    A value stands beside its label or below it, also at the other end of a row. So distance along
-    the row or column that both stand in counts a tenth of distance across.
+    A value stands beside its label or below it, also at the other end of a row. So a place's
+    distance to a question word is that across the row or column which both stand in, and a tenth of
+    that along it, in heights of a line. Rare words weigh more.
 
     Args:
         pages: each with its readings.
         boxes: of each page's words.
-        question: the keys of its tokens.
     """
 
-    def __init__(
-        self,
-        pages: Sequence[Sequence[Reading]],
-        boxes: Sequence[Boxes],
-        question: Sequence[str],
-    ):
+    def __init__(self, pages: Sequence[Sequence[Reading]], boxes: Sequence[Boxes]):
         self._pages, self._boxes = pages, boxes
-        counts = Counter[str]()
-        terms = set(question)
-        for found in pages:
-            counts.update(key for key in found[0].keys if key in terms)
-        # Equally rare words in the order of the question.
-        self._terms = sorted(
-            (key for key in dict.fromkeys(question) if counts[key]), key=lambda key: counts[key]
-        )
-        total = sum(len(found[0].keys) for found in pages)
-        self._weights = {key: math.log(1 + total / counts[key]) for key in self._terms}
-        self._scores: dict[int, NDArray[np.float64]] = {}
+        self._hits: dict[tuple[str, ...], dict[int, _Hits]] = {}
+        self._choices_left = _MAX_CHOICES
 
-    def of(self, page: int, word: int) -> float:
-        """Return a word's score; 0 on pages without a word of the question."""
-        if page not in self._scores:
-            self._scores[page] = self._page_scores(page)
-        return float(self._scores[page][word])
+    @cached_property
+    def _places(self) -> dict[str, list[Place]]:
+        places: dict[str, list[Place]] = defaultdict(list)
+        for page, found in enumerate(self._pages):
+            for key, words in zip(found[0].keys, found[0].words, strict=True):
+                places[key].append((page, words[0]))
+        return places
 
-    def _page_scores(self, page: int) -> NDArray[np.float64]:
-        boxes = np.array(self._boxes[page], dtype=np.float64).reshape(-1, 4)
-        scores = np.zeros(len(boxes))
-        hits: dict[str, list[int]] = defaultdict(list)
-        reading = self._pages[page][0]
-        wanted = set(self._terms)
-        for key, words in zip(reading.keys, reading.words, strict=True):
-            if key in wanted:
-                hits[key].append(words[0])
-        height = float(np.median(boxes[:, 3] - boxes[:, 1])) if len(boxes) else 0.0
-        left = _MAX_HITS
-        for key in self._terms:
-            found = hits[key][:left]
-            if found:
-                distance = _distance(boxes, boxes[found]) / (height or 1.0)
-                scores += self._weights[key] / (1 + distance.min(axis=1))
-                left -= len(found)
-        return scores
+    def has_any(self, question: Collection[str]) -> bool:
+        """Whether a page has a token of the question."""
+        return any(key in self._places for key in question)
+
+    def nearest(self, places: Sequence[Place], question: tuple[str, ...]) -> Place:
+        """Return the place nearest to the question's tokens; the first of equals."""
+        if self._choices_left == 0:
+            return places[0]
+        if question not in self._hits:
+            self._hits[question] = self._find(question)
+        if not (hits := self._hits[question]):
+            return places[0]
+        self._choices_left -= 1
+        of_page: dict[int, list[Place]] = defaultdict(list)
+        for place in places:
+            of_page[place[0]].append(place)
+        best, highest = places[0], 0.0
+        for page, some in of_page.items():
+            if page in hits:
+                scores = hits[page].scores([self._boxes[page][word] for _, word in some])
+                at = int(scores.argmax())
+                if scores[at] > highest:
+                    best, highest = some[at], float(scores[at])
+        return best
+
+    def _find(self, question: tuple[str, ...]) -> dict[int, _Hits]:
+        counts = {key: len(self._places[key]) for key in question if key in self._places}
+        total = sum(len(readings[0].keys) for readings in self._pages)
+        found: dict[int, list[tuple[float, list[int]]]] = defaultdict(list)
+        left = Counter[int]()
+        for key in sorted(counts, key=lambda key: counts[key]):  # stable: equals as in the question
+            weight = math.log(1 + total / counts[key])
+            words: dict[int, list[int]] = defaultdict(list)
+            for page, word in self._places[key]:
+                if left[page] < _MAX_HITS:
+                    left[page] += 1
+                    words[page].append(word)
+            for page, some in words.items():
+                found[page].append((weight, some))
+        return {page: _Hits(self._boxes[page], some) for page, some in found.items()}
 
 
-def _distance(words: NDArray[np.float64], hits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the distance of each word [W, 4] to each hit [H, 4].  # [W, H]"""
-    gaps = [
-        np.maximum(
-            np.maximum(hits[:, low] - words[:, None, high], words[:, None, low] - hits[:, high]), 0
-        )
-        for low, high in ((0, 2), (1, 3))
-    ]
-    return np.minimum(*gaps) + _AWAY * np.maximum(*gaps)
+class _Hits:
+    """Question words on one page."""
+
+    def __init__(self, boxes: Boxes, found: Sequence[tuple[float, Sequence[int]]]):
+        words = [word for _, some in found for word in some]
+        self._boxes = np.array([boxes[word] for word in words])  # [H, 4], by question word
+        self._starts = np.cumsum([0, *(len(some) for _, some in found[:-1])])
+        self._weights = np.array([weight for weight, _ in found])
+        self._height = float(np.median(self._boxes[:, 3] - self._boxes[:, 1])) or 1.0
+
+    def scores(self, boxes: Boxes) -> NDArray[np.float64]:
+        """Return how near boxes [P, 4] are.  # [P]"""
+        places = np.array(boxes)[:, None]  # [P, 1, 4]
+        # Negative where they overlap, seen from above or from the side.
+        gaps = np.maximum(
+            self._boxes[:, :2] - places[:, :, 2:], places[:, :, :2] - self._boxes[:, 2:]
+        ).clip(min=0)  # [P, H, 2]
+        distance = (gaps.min(axis=2) + _AWAY * gaps.max(axis=2)) / self._height
+        nearest = np.minimum.reduceat(distance, self._starts, axis=1)
+        return (self._weights / (1 + nearest)).sum(axis=1)

@@ -13,10 +13,17 @@ _ESCAPE = re.compile(r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\)?(?:u[0-9a-fA-F]{4}|.)
 
 
 class Part(NamedTuple):
-    """A piece of an answer: its text, and for each character, and the end, the place it is from."""
+    """A piece of an answer.
+
+    Attributes:
+        text: of the piece.
+        places: where in the answer each of its characters is from, and where the last one ends.
+        key: of a JSON value: the nearest before it.
+    """
 
     text: str
     places: Sequence[int]
+    key: str = ""
 
 
 def parts(answer: str) -> Iterator[Part]:
@@ -25,15 +32,17 @@ def parts(answer: str) -> Iterator[Part]:
         for match in _LINE.finditer(answer):
             yield Part(match[0], range(match.start(), match.end() + 1))
         return
+    key = ""
     for match in _LITERAL.finditer(answer):
-        if match[2]:  # a key
+        if match[2]:
+            key = match[1]
             continue
         group = 0 if match[1] is None else 1
         start, end = match.span(group)
         if "\\" in match[group]:
-            yield _unescaped(match[group], start)
+            yield _unescaped(match[group], start, key)
         else:
-            yield Part(match[group], range(start, end + 1))
+            yield Part(match[group], range(start, end + 1), key)
 
 
 def _is_json(answer: str) -> bool:
@@ -46,7 +55,7 @@ def _is_json(answer: str) -> bool:
     return True
 
 
-def _unescaped(literal: str, start: int) -> Part:
+def _unescaped(literal: str, start: int, key: str) -> Part:
     characters: list[str] = []
     places: list[int] = []
     for match in _ESCAPE.finditer(literal):
@@ -54,4 +63,4 @@ def _unescaped(literal: str, start: int) -> Part:
         character = json.loads(f'"{text}"') if text[0] == "\\" else text
         characters.append(character)
         places += [start + match.start()] * len(character)
-    return Part("".join(characters), [*places, start + len(literal)])
+    return Part("".join(characters), [*places, start + len(literal)], key)

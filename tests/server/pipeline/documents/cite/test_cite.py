@@ -136,6 +136,13 @@ def test_the_occurrence_near_the_question_is_cited(
     assert citation.words == (word,)
 
 
+def test_json_values_are_cited_near_their_keys(draw: Draw) -> None:
+    page, text = draw(TWICE)
+    answer = json.dumps({"subtotal": "40.00", "TotalAmount": "40.00", "x": ["40.00"]})
+    found = cite(answer, [page], [text], "What is due in June?")
+    assert [each.words for each in found] == [(1,), (5,), (13,)]
+
+
 def test_the_page_of_the_question_is_cited(draw: Draw) -> None:
     drawn = [draw("Subtotal 40.00"), draw("Total 40.00"), draw("40.00 in all")]
     pages, texts = [page for page, _ in drawn], [text for _, text in drawn]
