@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from turret_server.pipeline.documents.cite import Citation, cite
+from turret_server.pipeline.documents.cite.tokens import tokenize
 from turret_server.pipeline.documents.layout.text import PageText
 from turret_server.pipeline.documents.page import Page
 
@@ -185,6 +186,25 @@ def test_citations_hold(draw: Draw, answer: str, lines: list[str], asked: str) -
         assert each.text == " ".join(page.words[at].text for at in each.words)
         end = each.end
     assert cite(answer, [page], [text], asked) == found
+
+
+@settings(derandomize=True, deadline=None, max_examples=100,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(lines=st.lists(st.lists(WORDS, min_size=1, max_size=6), min_size=1), data=st.data())
+def test_any_words_of_a_line_are_found(
+    draw: Draw, lines: list[list[str]], data: st.DataObject
+) -> None:
+    page, text = draw("\n".join(" ".join(line) for line in lines))
+    line = data.draw(st.sampled_from(lines))
+    start = data.draw(st.integers(0, len(line) - 1))
+    answer = " ".join(line[start : data.draw(st.integers(start + 1, len(line)))])
+    tokens = tokenize(answer)
+    found = cite(answer, [page], [text])
+    if answer.startswith(("{", "[", '"')) or not tokens:
+        return  # may be JSON, or nothing to find
+    assert len(found) == 1
+    assert found[0].score == 1
+    assert [token.key for token in tokenize(found[0].text)] == [token.key for token in tokens]
 
 
 @pytest.mark.parametrize("words", ["a ", "ab- ", "1 234 ", "年年 ", "{} ", "random "])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from turret_server.errors import StartupError
-from turret_server.pipeline.documents.tasks import TASKS, load_tasks, parse, render
+from turret_server.pipeline.documents.tasks import TASKS, Mode, load_tasks, parse, render
+from turret_server.pipeline.documents.tasks.template import SKELETON
 
 FILE = '''
 [tasks.clause]
@@ -52,6 +56,18 @@ def test_without_tables_there_are_the_built_in_tasks() -> None:
         "key-values",
         "table-csv",
     ]
+
+
+def test_the_guide_says_what_there_is() -> None:
+    guide = (Path(__file__).parents[5] / "docs" / "documents.md").read_text()
+    blocks = dict(re.findall(r"```(toml|text)\n(.*?)\n *```", guide, re.DOTALL))
+    tasks = load_tasks(tomllib.loads(blocks["toml"])["tasks"])
+    assert list(tasks) == [*TASKS, "clause"]
+    assert dedent(blocks["text"]) == SKELETON
+    section = guide.partition("| task |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([\w-]+)`", section, re.MULTILINE) == list(TASKS)
+    section = guide.partition("| mode |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(Mode)
 
 
 @pytest.mark.parametrize(
