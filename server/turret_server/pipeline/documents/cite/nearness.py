@@ -6,13 +6,15 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from turret_server.pipeline.documents.cite.readings import Boxes, Reading
+from turret_server.pipeline.documents.cite.readings import Reading
 
-Place = tuple[int, int]  # a page and one of its words
+Boxes: TypeAlias = Sequence[Sequence[float]]  # left, top, right and bottom, of each word
+Place: TypeAlias = tuple[int, int]  # a page and one of its words
 
 _MAX_HITS = 64  # occurrences of question words on a page; those of rare words go first
 _MAX_CHOICES = 256  # that are made with care; later ones fall on the first occurrence

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from turret_server.pipeline.documents.cite import Citation, cite
 from turret_server.pipeline.documents.cite.tokens import tokenize
 from turret_server.pipeline.documents.layout.text import PageText
-from turret_server.pipeline.documents.page import Page
+from turret_server.pipeline.documents.page import Page, Word, upright
 
 Draw = Callable[[str], tuple[Page, PageText]]
 
@@ -65,6 +65,16 @@ def test_an_answer_is_found_however_it_is_written(
     ask: Callable[..., object], answer: str, expected: list[tuple[str, str]]
 ) -> None:
     assert ask(answer) == expected
+
+
+def test_a_cell_is_followed_over_its_lines(ask: Callable[..., object]) -> None:
+    text = """\
+Number    Number     Total
+of all    of states
+plants    included   in all
+seen      here"""
+    for cell in ("Number of all plants seen", "Number of states included here", "Total in all"):
+        assert ask(cell, text=text) == [(cell, cell)]
 
 
 def test_signs_between_words_are_part_of_a_citation(ask: Callable[..., object]) -> None:
@@ -160,6 +170,16 @@ def test_the_box_is_around_all_words(draw: Draw) -> None:
 def test_words_left_out_of_the_text_are_not_cited(draw: Draw) -> None:
     page, text = draw("seen unseen")
     assert cite("unseen", [page], [PageText("seen", [text.spans[0], (-1, -1)])]) == []
+
+
+def test_a_turned_page_is_read_as_its_text_is(draw: Draw) -> None:
+    page, text = draw(INVOICE)
+    words = [
+        Word(word.text, upright(-word.box[3], word.box[0], -word.box[1], word.box[2]))
+        for word in page.words
+    ]
+    [citation] = cite("Northwind Traders International Limited", [Page(words, 1, 1)], [text])
+    assert citation.text == "Northwind Traders Inter- national Limited"
 
 
 def test_no_pages_and_empty_pages(draw: Draw) -> None:
