@@ -1,4 +1,4 @@
-"""The tokens of a page in the order of its text, and which words they are from."""
+"""The tokens of a page in the orders in which they may be read, and which words they are from."""
 
 from __future__ import annotations
 
@@ -43,11 +43,14 @@ class Reading:
 
 
 def readings(page: Page, text: PageText) -> list[Reading]:
-    """Return the tokens of a page; and again where groups of digits may be one number, as one.
+    """Return the tokens of a page, first in the order of its text.
 
-    Words left out of the text have no part in it.
+    There may be two readings more: in the order of the source, which often keeps paragraphs and
+    cells together and knows the direction of the script; and with groups of digits that may be one
+    number as one. Words left out of the text have no part in any.
     """
     order = [at for at, (start, _) in enumerate(text.spans) if start >= 0]
+    source = order.copy()
     order.sort(key=lambda at: text.spans[at][0])
     tokens = _tokens(page, order)
     plain = Reading()
@@ -55,9 +58,14 @@ def readings(page: Page, text: PageText) -> list[Reading]:
         plain.add(at, tokens[at])
         if tokens[at] and page.words[at].text.endswith(_HYPHENS):
             plain.hyphenated.add(tokens[at][-1])
+    found = [plain]
+    if source != order:
+        found.append(Reading())
+        for at in source:
+            found[-1].add(at, tokens[at])
     numbers = _grouped_numbers(page, text, order)
     if not numbers:
-        return [plain]
+        return found
     grouped = Reading()
     for at in order:
         if at not in numbers:
@@ -65,7 +73,7 @@ def readings(page: Page, text: PageText) -> list[Reading]:
         elif (number := numbers[at]) is not None:
             grouped.keys.append(number[0])
             grouped.words.append(number[1])
-    return [plain, grouped]
+    return [*found, grouped]
 
 
 def _tokens(page: Page, order: Sequence[int]) -> dict[int, list[str]]:

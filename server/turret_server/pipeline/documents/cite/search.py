@@ -53,16 +53,15 @@ class Search:
         Costs a few operations on arrays for each token, whatever the texts are.
         """
         text = _codes(self._text)  # [T]
-        masks: dict[int, NDArray[np.uint16]] = {}
+        same = np.empty(len(text), dtype=bool)
         # Tokens from each place of the text on that equal those of the answer from `at` on.
         run, before = np.zeros((2, len(text) + 1), dtype=np.uint16)
         lengths: list[int] = []
-        for code in _codes(needle)[::-1].tolist():
-            if code not in masks:
-                masks[code] = (text == code).astype(np.uint16)
+        for code in _codes(needle)[::-1]:
             run, before = before, run
+            np.equal(text, code, out=same)
             np.add(before[1:], 1, out=run[:-1])
-            run[:-1] *= masks[code]
+            run[:-1] *= same
             lengths.append(int(run.max()))
         return lengths[::-1]
 

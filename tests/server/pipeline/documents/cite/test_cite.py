@@ -172,6 +172,12 @@ def test_words_left_out_of_the_text_are_not_cited(draw: Draw) -> None:
     assert cite("unseen", [page], [PageText("seen", [text.spans[0], (-1, -1)])]) == []
 
 
+def test_words_may_follow_each_other_as_in_the_source(draw: Draw) -> None:
+    page, text = draw("name my")  # as on paper, from right to left
+    page, text = Page(page.words[::-1], 1, 1), PageText(text.text, text.spans[::-1])
+    assert [each.words for each in cite("my name", [page], [text])] == [(0, 1)]
+
+
 def test_a_turned_page_is_read_as_its_text_is(draw: Draw) -> None:
     page, text = draw(INVOICE)
     words = [
