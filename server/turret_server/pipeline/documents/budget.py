@@ -20,8 +20,9 @@ _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 # What is cut or kept as one: a line, or a piece of a long one, and the white space behind it.
 _UNIT = re.compile(r"[^\n]{1,240}(?:\s+|\Z)|[^\n]{1,240}|\s+")
 # What a line's relevance gives to the next and to the one before: a value often stands below the
-# words that name it, seldom above.
-_BELOW, _ABOVE = 0.5, 0.4
+# words that name it, seldom above. The top of a page has its title and the heads of its tables;
+# its first line gets this part of the best line's relevance, later ones less.
+_BELOW, _ABOVE, _TOP = 0.7, 0.5, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,10 @@ def fit(texts: Sequence[str], question: str, count: TokenCounter, budget: int) -
 
 def _cut(text: str, question: str, count: TokenCounter, budget: int) -> tuple[str, int]:
     """Return the most relevant lines that fit, in their order, and how many others there are."""
+    if not text:
+        return "", 0
     units = _UNIT.findall(text)
-    order = ranked(_spread(bm25(units, question)))
+    order = ranked(_in_context(bm25(units, question)))
 
     def shortened(number: int) -> str:
         return _with_marks(units, sorted(order[:number]))
@@ -108,14 +111,15 @@ def _cut(text: str, question: str, count: TokenCounter, budget: int) -> tuple[st
     return (shortened(low) if low else ""), len(units) - low
 
 
-def _spread(scores: Sequence[float]) -> list[float]:
-    """Let each score reach the lines around it, the less the farther they are."""
+def _in_context(scores: Sequence[float]) -> list[float]:
+    """Let each line's score reach the lines around it, the less the farther they are."""
     spread = list(scores)
     for at in range(1, len(spread)):
         spread[at] = max(spread[at], spread[at - 1] * _BELOW)
     for at in reversed(range(len(spread) - 1)):
         spread[at] = max(spread[at], spread[at + 1] * _ABOVE)
-    return spread
+    top = _TOP * max(spread) / len(spread)
+    return [score + top * (len(spread) - at) for at, score in enumerate(spread)]
 
 
 def _with_marks(units: Sequence[str], kept: Sequence[int]) -> str:

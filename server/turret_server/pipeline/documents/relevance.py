@@ -23,7 +23,11 @@ def words(text: str) -> list[str]:
 
 
 def bm25(texts: Sequence[str], question: str) -> list[float]:
-    """Return a score for each text, 0 where it has no word of the question. Linear in the texts."""
+    """Return a score for each text, 0 where it has no word of the question. Linear in the texts.
+
+    The weight of a word, its inverse document frequency, is squared: so the words that questions
+    are made of ("what is the") count little, without a list of them, which would be one language's.
+    """
     terms = set(words(question))
     counts: list[Counter[str]] = []
     lengths: list[int] = []
@@ -34,7 +38,7 @@ def bm25(texts: Sequence[str], question: str) -> list[float]:
     mean = sum(lengths) / len(texts) if any(lengths) else 1.0
     having = Counter(term for count in counts for term in count)
     weights = {
-        term: math.log(1 + (len(texts) - number + 0.5) / (number + 0.5))
+        term: math.log(1 + (len(texts) - number + 0.5) / (number + 0.5)) ** 2
         for term, number in having.items()
     }
     return [

@@ -13,7 +13,7 @@ from turret_server.pipeline.documents.retrieval import ordered
 def test_scores_follow_the_formula() -> None:
     texts = ["a b a", "b c", "c d e f"]
     idf = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5))
-    expected = idf * 2 * 2.2 / (2 + 1.2 * (0.25 + 0.75 * 3 / 3))
+    expected = idf**2 * 2 * 2.2 / (2 + 1.2 * (0.25 + 0.75 * 3 / 3))
     assert bm25(texts, "A!") == pytest.approx([expected, 0, 0])
 
 
