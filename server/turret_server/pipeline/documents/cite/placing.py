@@ -72,25 +72,46 @@ class Placer:
             key: of a JSON value. It is what is asked for, if a page has a word of it.
         """
         runs = list(_cover(self._search.longest(needle)))
+        if not runs:
+            return
+        end, paths = self._follow(needle, runs, 0, min_tokens=1)
+        if (runs[0][0], runs[end - 1][1]) == (0, len(needle)):
+            yield self._placed(needle, 0, len(needle), paths, key)
+            return
         at = 0
         while at < len(runs):
-            start, end = runs[at]
-            at += 1
-            paths: list[Words] = []
-            while at < len(runs) and runs[at][0] == end:
-                above = paths or self._some(needle[start:end])
-                longer = self._joined(above, self._some(needle[slice(*runs[at])]))
-                if not longer:
-                    break
-                paths, end = longer, runs[at][1]
-                at += 1
-            if paths:
-                by_place = {(page, words[0]): words for page, words in reversed(paths)}
-                place = self._nearest(list(by_place), key)
-                yield Placed(start, end, place[0], by_place[place], len(paths))
-            else:
-                (page, words), number = self._choose(needle[start:end], key)
-                yield Placed(start, end, page, words, number)
+            # In a text that is not all there, single words stand below each other by chance.
+            end, paths = self._follow(needle, runs, at, min_tokens=2)
+            yield self._placed(needle, runs[at][0], runs[end - 1][1], paths, key)
+            at = end
+
+    def _placed(self, needle: str, start: int, end: int, paths: list[Words], key: str) -> Placed:
+        if not paths:
+            (page, words), number = self._choose(needle[start:end], key)
+            return Placed(start, end, page, words, number)
+        by_place = {(page, words[0]): words for page, words in reversed(paths)}
+        place = self._nearest(list(by_place), key)
+        return Placed(start, end, place[0], by_place[place], len(paths))
+
+    def _follow(
+        self, needle: str, runs: Sequence[tuple[int, int]], at: int, *, min_tokens: int
+    ) -> tuple[int, list[Words]]:
+        """Follow a cell over its lines, from one run to those right behind it.
+
+        Returns:
+            The index behind the last run of the cell, and the words that all of them together may
+            be; none where it is one run alone.
+        """
+        end, paths = at + 1, list[Words]()
+        while end < len(runs) and runs[end][0] == runs[end - 1][1]:
+            if any(stop - start < min_tokens for start, stop in runs[end - 1 : end + 1]):
+                break
+            above = paths or self._some(needle[slice(*runs[end - 1])])
+            longer = self._joined(above, self._some(needle[slice(*runs[end])]))
+            if not longer:
+                break
+            end, paths = end + 1, longer
+        return end, paths
 
     def _choose(self, run: str, key: str) -> tuple[Words, int]:
         if (run, key) not in self._chosen:

@@ -42,6 +42,7 @@ class Search:
             encoded.append("".join([self._codes.get(key, _ELSEWHERE) for key in reading.keys]))
             start += len(encoded[-1]) + 1
         self._text = _END.join(encoded)
+        self._array = _codes(self._text)
 
     def encode(self, keys: Iterable[str]) -> str:
         """Return the answer's tokens as the text to look for."""
@@ -52,7 +53,7 @@ class Search:
 
         Costs a few operations on arrays for each token, whatever the texts are.
         """
-        text = _codes(self._text)  # [T]
+        text = self._array  # [T]
         same = np.empty(len(text), dtype=bool)
         # Tokens from each place of the text on that equal those of the answer from `at` on.
         run, before = np.zeros((2, len(text) + 1), dtype=np.uint16)

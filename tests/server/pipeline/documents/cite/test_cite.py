@@ -77,6 +77,14 @@ seen      here"""
         assert ask(cell, text=text) == [(cell, cell)]
 
 
+def test_words_of_a_sentence_are_not_joined_by_chance(ask: Callable[..., object]) -> None:
+    text = """\
+goods     price
+delivered paid"""
+    assert ask("goods delivered", text=text) == [("goods delivered", "goods delivered")]
+    assert ask("The goods delivered were few", text=text) == [("delivered", "delivered")]
+
+
 def test_signs_between_words_are_part_of_a_citation(ask: Callable[..., object]) -> None:
     found = ask("Smith, J. / Republican", text="- Smith - J. / | Republican - 5")
     assert found == [("Smith, J. / Republican", "Smith - J. / | Republican")]
