@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import ipaddress
 import signal
 import socket
@@ -18,7 +17,7 @@ from rich.console import Console
 import turret_adapters
 from turret_server.api.app import create_app
 from turret_server.api.service import Service
-from turret_server.api.settings import ApiKey, ApiSettings
+from turret_server.api.settings import ApiSettings
 from turret_server.cache import cache_root
 from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
@@ -30,8 +29,11 @@ from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, re
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
+from turret_server.sources.cached import FetchLimits, shrink
 from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
 from turret_server.telemetry.logging import configure_logging
+from turret_server.tenancy.database import Database
+from turret_server.tenancy.service import Tenancy, static_keys
 
 _MAX_HEADER_BYTES = 64 << 10
 
@@ -47,7 +49,7 @@ def run_server(config: ServeConfig) -> None:
     folder = resolve_model(config.model, progress=console.is_terminal)
     check_remotes(config.adapter_remotes)
     adapters = parse_adapters({**_demo_adapters(config.model), **config.adapters})
-    sources = AdapterSources()
+    sources = AdapterSources(limits=FetchLimits(cache_bytes=_adapter_cache_bytes(config)))
     local = {
         name: sources.fetch(
             sources.locate(adapter.source, confined=False), progress=console.is_terminal
@@ -55,6 +57,7 @@ def run_server(config: ServeConfig) -> None:
         for name, adapter in adapters.items()
     }
     configure_logging(config.log_level)
+    shrink(_adapter_cache_bytes(config))  # the last server may have had more room
     if config.is_open and not _is_loopback(config.host):
         console.print(
             f"[bold red]warning:[/] {config.host} is reachable from other machines and no key is "
@@ -229,16 +232,24 @@ def _api_settings(config: ServeConfig, folder: Path, recipes: Mapping[str, Stack
         adapter_roots=(*config.adapter_roots, cache_root()),
         adapter_remotes=config.adapter_remotes,
         adapter_dirs=config.adapter_dirs,
+        adapter_cache_bytes=_adapter_cache_bytes(config),
         recipes=recipes,
-        keys=tuple(
-            ApiKey(hashlib.sha256(key.encode()).hexdigest(), admin)
-            for keys, admin in ((config.api_keys, False), (config.admin_keys, True))
-            for key in keys
-        ),
+        tenancy=_tenancy(config),
         generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,
         max_body_bytes=config.max_body_bytes,
     )
+
+
+def _tenancy(config: ServeConfig) -> Tenancy:
+    keys = static_keys(config.api_keys, config.admin_keys)
+    if not config.database:
+        return Tenancy(keys)
+    return Tenancy(keys, Database(config.database), config.state_dir / "usage")
+
+
+def _adapter_cache_bytes(config: ServeConfig) -> int:
+    return int(config.adapter_cache_gib * 2**30)
 
 
 def _demo_adapters(model: str) -> dict[str, str]:

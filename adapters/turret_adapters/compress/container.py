@@ -11,7 +11,7 @@ its first 16 digits. Tensors that are not compressed are stored as they are. The
 are strings:
 
     format    "turret-compeft"
-    version   "1"
+    version   "2" ("1" held the table undeflated, in the metadata)
     rest      "0" or "1": what a value is where its bit is 0 (LoRA, (IA)3)
     config    the adapter's own adapter_config.json
 
@@ -43,10 +43,11 @@ from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, listing
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import CONFIG_NAME, WEIGHTS_NAME
 from turret_adapters.strict_json import parse_object
-from turret_adapters.tensor_file import TensorFile, TensorInfo
+from turret_adapters.tensor_file import TensorFile
+from turret_adapters.tensor_index import Index, TensorInfo
 
 CONTAINER_NAME = "adapter_model.compeft.safetensors"
-FORMAT, VERSION = "turret-compeft", "1"
+FORMAT, VERSION = "turret-compeft", "2"
 _PLACES, _SIGNS, _TABLE = "compeft.places", "compeft.signs", "compeft.table"
 _RESTS = {"0": 0.0, "1": 1.0}
 
@@ -143,11 +144,13 @@ class DecodedFiles(AdapterFiles):
         metadata = stored.metadata
         if metadata.get("format") != FORMAT:
             raise _malformed("its metadata do not name the format")
-        if metadata.get("version") != VERSION:
+        if (version := metadata.get("version")) != VERSION:
             raise AdapterUnsupported(
                 f"{CONTAINER_NAME!r} was refused",
-                f"it is of version {quote(metadata.get('version'))}, this server reads {VERSION!r}",
-                "Update the server, or compress the adapter again.",
+                f"it is of version {quote(version)}, and this server reads version {VERSION!r}",
+                "Compress the adapter again."
+                if version == "1"
+                else "Update the server, or compress the adapter again.",
             )
         rest = _RESTS.get(metadata.get("rest", ""))
         if rest is None:
@@ -186,17 +189,18 @@ class _DecodedTensors(TensorFile):
         total = 4 * sum(math.prod(entry.shape) for entry in entries.values())
         if total > max_bytes:
             raise _malformed(f"it unpacks to {total} bytes; at most {max_bytes} are read")
-        self._infos = {name: info for name, info in stored.infos.items() if name != _TABLE}
+        infos = {name: info for name, info in stored.infos.items() if name != _TABLE}
         lengths = {_PLACES: [e.num_place_bytes for e in entries.values()]}
         lengths[_SIGNS] = [-(-e.nnz // 8) for e in entries.values()]
         for stream, parts in lengths.items():
-            info = self._infos.pop(stream, None)
+            info = infos.pop(stream, None)
             if info is None or info.dtype != torch.uint8 or info.shape != (sum(parts),):
                 raise _malformed(f"it holds no {sum(parts)} bytes of {stream!r}")
-        if twice := [key for key in entries if key in self._infos]:
+        if twice := [key for key in entries if key in infos]:
             raise _malformed(f"{listing(twice)} are stored twice")
         for key, entry in entries.items():
-            self._infos[key] = TensorInfo(torch.float32, entry.shape, 0, 4 * math.prod(entry.shape))
+            infos[key] = TensorInfo(torch.float32, entry.shape, 0, 4 * math.prod(entry.shape))
+        self.index = Index(infos, stored.metadata)
         ends = [accumulate(parts) for parts in lengths.values()]
         self._ends = dict(zip(entries, zip(*ends, strict=True), strict=True))
 
