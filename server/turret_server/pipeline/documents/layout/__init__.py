@@ -1,7 +1,7 @@
 """A page's words as text whose spaces and line breaks keep the layout.
 
 frame      words -> upright boxes, a frame for each direction of reading
-lines      boxes -> lines, rid of their tilt
+lines      boxes -> lines; shape: what they climb and bend in common is taken back
 phrases    lines -> phrases, cells of a table among them; corridors: which gaps go on
 prose      lines -> what is read down before what stands beside it
 blocks     lines -> what shares columns

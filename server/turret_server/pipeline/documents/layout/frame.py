@@ -20,6 +20,9 @@ TALL = 2.0
 # Coordinates beyond this lose their order, not the page.
 FARTHEST = 1e12
 
+# The usual line is at least so high, compared with the page.
+LOWEST = 1e-6
+
 
 def frames(page: Page, mirror: bool = True) -> list[Boxes]:
     """The page's words by direction of reading, the most frequent first.
@@ -86,10 +89,10 @@ def _upright(texts: list[str], index: Ints, quads: Floats, mirror: bool) -> Boxe
         half = np.stack([np.hypot(*edge.T), np.hypot(*side.T)], axis=1) / 2
         centre = np.stack([x * cos + y * sin, y * cos - x * sin], axis=1)
         low, high = centre - half, centre + half
-    low, high, unit = low - low.min(axis=0), high - low.min(axis=0), 1.0
+    low, high = low - low.min(axis=0), high - low.min(axis=0)
     height = high[:, 1] - low[:, 1]
-    if (height > 0).any():
-        unit = float(np.median(height[height > 0]))
+    unit = float(np.median(height[height > 0])) if (height > 0).any() else 0.0
+    unit = max(unit, float(high.max()) * LOWEST) or 1.0
     low, high = low / unit, high / unit
     word_texts = [texts[i] for i in index]
     mirrored = mirror and reads_right_to_left(word_texts)

@@ -1,18 +1,18 @@
 """Lines: words that follow each other along a line, on pages that may be tilted or curved.
 
 Going from left to right, each word continues the line whose level it best agrees with, and a line's
-level follows its words, so that a line may climb or sag. What the lines of a page climb in common
-is its tilt; it is turned back, and lines are followed once more.
+level follows its words, so that a line may climb or sag. What the lines of a page have in common in
+this is its tilt or bend; it is taken back, and lines are followed once more.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import replace
 
 import numpy as np
 
 from turret_server.pipeline.documents.layout.boxes import Boxes
+from turret_server.pipeline.documents.layout.shape import turned_back, unbent
 
 # Middles, or baselines, agree within this share of the lower of two heights. What is less than half
 # as high as its line, a dot or a dash, may stand anywhere within it.
@@ -26,21 +26,20 @@ DISTANCE = 0.05
 FARTHEST = 0.75
 # Lines looked at on either side of a word: enough for any page, and a bound for hostile ones.
 NEIGHBOURS = 8
-# A tilt is worth turning back if it moves words by this share of a line across the page.
-NOTABLE = 0.2
 
 
 def find_lines(boxes: Boxes) -> tuple[Boxes, list[list[int]]]:
-    """The page rid of its tilt, and its lines.
+    """The words on a straight sheet, and its lines.
 
     Returns:
         The boxes, and lines of word numbers: from top to bottom, each from left to right.
     """
     lines = _follow(boxes)
-    tilt = _tilt(boxes, lines)
-    if abs(tilt) * float(boxes.right.max(initial=0)) > NOTABLE:
-        boxes = _turn_back(boxes, tilt)
-        lines = _follow(boxes)
+    for straighten in (turned_back, unbent):
+        straight = straighten(boxes, lines)
+        if straight is not None:
+            boxes = straight
+            lines = _follow(boxes)
     middle = ((boxes.top + boxes.bottom) / 2).tolist()
     lines.sort(key=lambda line: sorted([middle[i] for i in line])[len(line) // 2])
     return boxes, lines
@@ -98,40 +97,3 @@ def _follow(boxes: Boxes) -> list[list[int]]:
             levels.insert(place, level)
             at_level.insert(place, at_level.pop(best))
     return lines
-
-
-def _tilt(boxes: Boxes, lines: list[list[int]]) -> float:
-    """The median slope of the lines, long ones counting most."""
-    xs = ((boxes.left + boxes.right) / 2).tolist()
-    ys = ((boxes.top + boxes.bottom) / 2).tolist()
-    slopes: list[tuple[float, float]] = []
-    for line in lines:
-        if len(line) > 2:
-            x, y = [xs[i] for i in line], [ys[i] for i in line]
-            x_mean, y_mean = sum(x) / len(x), sum(y) / len(y)
-            spread = sum([(a - x_mean) ** 2 for a in x])
-            if spread > 0:
-                rise = sum([(a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)])
-                slopes.append((rise / spread, spread))
-    slopes.sort()
-    rest = sum([weight for _, weight in slopes]) / 2
-    for slope, weight in slopes:
-        rest -= weight
-        if rest <= 0:
-            return slope
-    return 0.0
-
-
-def _turn_back(boxes: Boxes, tilt: float) -> Boxes:
-    """The middle of each box turned, its sides left as they are."""
-    x, y = (boxes.left + boxes.right) / 2, (boxes.top + boxes.bottom) / 2
-    norm = float(np.hypot(1, tilt))
-    dx, dy = (x + tilt * y) / norm - x, (y - tilt * x) / norm - y
-    left, top = boxes.left + dx, boxes.top + dy
-    return replace(
-        boxes,
-        left=left - left.min(),
-        right=boxes.right + dx - left.min(),
-        top=top - top.min(),
-        bottom=boxes.bottom + dy - top.min(),
-    )

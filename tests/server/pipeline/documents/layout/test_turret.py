@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -19,6 +20,7 @@ from tests.server.pipeline.documents.layout.drawing import (
 from turret_server.pipeline.documents.layout import LayoutOptions, lay_out
 from turret_server.pipeline.documents.page import Page, Word, upright
 
+FOOT = "Payable within thirty days of the date above, without deduction, to our account"
 FIVE = ["Five", "words", "on", "one", "line"]
 
 
@@ -34,6 +36,18 @@ def test_a_turned_page_reads_as_the_upright_one(degrees: float):
 @pytest.mark.parametrize("degrees", [-1.5, 1.0])
 def test_a_tilt_is_found_from_upright_boxes_too(degrees: float):
     assert text(boxed(turned(INVOICE, degrees))) == INVOICE_TEXT
+
+
+@pytest.mark.parametrize("depth", [-8, 8])
+def test_a_bent_page_is_straightened(depth: float):
+    def bend(word: Word) -> Word:
+        left, top, right, bottom = word.box
+        sag = depth * math.sin(math.pi * (left + right) / 2 / 600)
+        return Word(word.text, upright(left, top + sag, right, bottom + sag))
+
+    # Enough lines to read the bend from.
+    words = [*INVOICE, *(w for i in range(9) for w in cell(40, 140 + 12 * i, FOOT))]
+    assert text([bend(word) for word in words]) == text(words)
 
 
 def test_words_of_another_direction_come_after_the_rest():
@@ -108,6 +122,7 @@ def hostile(kind: str, count: int) -> Page:
         "stairs": lambda i: (5 * i, 5 * i, 5 * i + 24, 5 * i + 10),
         "nested": lambda i: (-i, -i, i, i),
         "far apart": lambda i: (i * 1e290, i * -1e290, i * 1e290 + 10, i * -1e290 + 10),
+        "tiny": lambda i: (i, i * i, i + 1e-290, i * i + 1e-290),
         "beside": lambda i: (
             (20 * i, 5, 20 * i + 9, 15) if i % 2 else (1e6, 12 * i, 1e6 + 9, 12 * i + 9)
         ),
@@ -117,7 +132,17 @@ def hostile(kind: str, count: int) -> Page:
 
 @pytest.mark.parametrize(
     "kind",
-    ["one point", "one spot", "one line", "one column", "stairs", "nested", "far apart", "beside"],
+    [
+        "one point",
+        "one spot",
+        "one line",
+        "one column",
+        "stairs",
+        "nested",
+        "far apart",
+        "tiny",
+        "beside",
+    ],
 )
 def test_hostile_pages_cost_no_more_than_their_words(kind: str):
     start = time.process_time()
