@@ -87,11 +87,12 @@ def _enter(line: Gaps, corridors: list[Corridor]) -> tuple[list[Corridor], set[i
     narrowest = NARROWEST * line.unit
     entered: list[Corridor] = []
     gaps_within = [0] * len(corridors)
+    into: dict[int, int] = {}  # by corridor, the gap it leads into: one, the widest
     first = 0
-    for left, right in line.spans:
+    for gap, (left, right) in enumerate(line.spans):
         while first < len(corridors) and corridors[first][1] <= left:
             first += 1
-        best, widest = (left, right, 0, 0.0, 0), narrowest
+        best, widest, chosen = (left, right, 0, 0.0, 0), narrowest, -1
         for number in range(first, len(corridors)):
             start, end, count, total, last = corridors[number]
             if start >= right:
@@ -101,7 +102,14 @@ def _enter(line: Gaps, corridors: list[Corridor]) -> tuple[list[Corridor], set[i
             if end - start >= narrowest:
                 gaps_within[number] += 1
                 if end - start >= widest and not lone:
-                    best, widest = (start, end, count, total, last), end - start
+                    best, widest, chosen = (start, end, count, total, last), end - start, number
+        if chosen in into and line.widths[into[chosen]] >= line.widths[gap]:
+            best = (left, right, 0, 0.0, 0)
+        elif chosen >= 0:
+            if chosen in into:
+                other = into[chosen]
+                entered[other] = (*line.spans[other], 0, 0.0, 0)
+            into[chosen] = gap
         entered.append(best)
     # With two gaps within it, a word stands in the corridor.
     return entered, {number for number, gaps in enumerate(gaps_within) if gaps == 1}

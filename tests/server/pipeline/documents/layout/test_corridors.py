@@ -49,3 +49,9 @@ def test_a_line_that_fills_the_corridors_is_no_row():
 
 def test_a_small_gap_within_an_empty_cell_is_none_of_the_columns():
     assert measure(*["a               b"] * 3, "a      x y      b")[-1][1] == (0, 0.0)
+
+
+def test_a_corridor_leads_into_one_gap_of_a_line_the_widest():
+    # The last word of the first cell stands in what is white above.
+    rows = [*["aa        bb    cc"] * 3, "aa aaa    bb    cc"]
+    assert measure(*rows)[-1] == [(0, 0.0), (3, 3 * WIDEST), (3, 3 * WIDEST)]
