@@ -10,12 +10,16 @@ costs nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+
 from turret_server.pipeline.documents.layout.phrases import Line
 
 # Spaces between cells of a line, at least.
 CELL_GAP = 2
-# Edges agree within this share of a character.
+# Edges agree within this share of a character; from line to line they may drift, as far as so many
+# times that.
 TOLERANCE = 0.4
+DRIFT = 4.0
 # Kinds of stops, in the order they are passed where they lie at the same place.
 RIGHT, CENTRE, LEFT = range(3)
 
@@ -73,15 +77,24 @@ def place(lines: list[Line], unit: float) -> list[list[int]]:
 
 
 def _agree(edges: list[float], tolerance: float) -> list[tuple[float, list[int]]]:
-    """Groups of edges that agree: their mean, and the phrases, from left to right."""
+    """Groups of edges that agree, each with the last before it: their mean, and the phrases."""
     groups: list[list[int]] = []
-    first = float("-inf")
-    for i in sorted(range(len(edges)), key=edges.__getitem__):
-        if edges[i] - first > tolerance:
-            first = edges[i]
-            groups.append([])
-        groups[-1].append(i)
-    return [(sum(edges[i] for i in group) / len(group), group) for group in groups]
+    latest: list[tuple[float, int]] = []  # each group's last edge and number, from left to right
+    for i, x in enumerate(edges):
+        place = bisect_left(latest, (x, -1))
+        if place and (place == len(latest) or x - latest[place - 1][0] < latest[place][0] - x):
+            place -= 1
+        if place < len(latest):
+            last, number = latest[place]
+            first = edges[groups[number][0]]
+            if abs(x - last) <= tolerance and abs(x - first) <= DRIFT * tolerance:
+                groups[number].append(i)
+                del latest[place]
+                insort(latest, (x, number))
+                continue
+        insort(latest, (x, len(groups)))
+        groups.append([i])
+    return sorted((sum(edges[i] for i in group) / len(group), group) for group in groups)
 
 
 def _sizes(groups: list[tuple[float, list[int]]], count: int) -> list[int]:

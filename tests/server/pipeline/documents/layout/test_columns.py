@@ -30,6 +30,12 @@ def test_numbers_that_end_together_are_printed_so():
     assert ends == [15, 15, 15]
 
 
+def test_edges_that_drift_from_line_to_line_stay_together():
+    # A column that leans by a third of a character a line: what is left of a tilt.
+    rows = [line((0, 4, 4), (20 + k / 3, 23 + k / 3, 3)) for k in range(4)]
+    assert place(rows, 1.0) == [[0, 6]] * 4
+
+
 def test_centred_cells_are_printed_over_each_other():
     rows = [
         line((0, 4, 4), (18, 32, 14)),
