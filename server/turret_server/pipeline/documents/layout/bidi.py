@@ -30,16 +30,11 @@ def direction(text: str) -> str:
     return found
 
 
-def reads_right_to_left(texts: Sequence[str]) -> bool:
-    """Whether most words that have a direction go from right to left."""
-    balance = 0
-    for text in texts:
-        if text.isascii():
-            balance += text.isalpha()
-        else:
-            kind = direction(text)
-            balance += (kind == LEFT_TO_RIGHT) - (kind == RIGHT_TO_LEFT)
-    return balance < 0
+def count_directions(texts: Sequence[str]) -> tuple[int, int]:
+    """How many words go from left to right, and how many from right to left."""
+    plain = sum(text.isascii() and text.isalpha() for text in texts)
+    kinds = [direction(text) for text in texts if not text.isascii()]
+    return plain + kinds.count(LEFT_TO_RIGHT), kinds.count(RIGHT_TO_LEFT)
 
 
 def reading_order(texts: Sequence[str], right_to_left: bool) -> list[int]:

@@ -22,6 +22,7 @@ class Boxes:
         width: [N] columns the text takes on a terminal.
         left, top, right, bottom: [N] sides, left <= right and top <= bottom.
         mirrored: the page reads from right to left, and x has been mirrored.
+        leftward: some words go from right to left.
     """
 
     index: list[int]
@@ -32,6 +33,7 @@ class Boxes:
     right: Floats
     bottom: Floats
     mirrored: bool = False
+    leftward: bool = False
 
     def __len__(self) -> int:
         return len(self.text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from turret_server.pipeline.documents.layout.bidi import reads_right_to_left
+from turret_server.pipeline.documents.layout.bidi import count_directions
 from turret_server.pipeline.documents.layout.boxes import Boxes, Floats, Ints, display_width
 from turret_server.pipeline.documents.layout.text import collapse
 from turret_server.pipeline.documents.page import Page
@@ -95,7 +95,8 @@ def _upright(texts: list[str], index: Ints, quads: Floats, mirror: bool) -> Boxe
     unit = max(unit, float(high.max()) * LOWEST) or 1.0
     low, high = low / unit, high / unit
     word_texts = [texts[i] for i in index]
-    mirrored = mirror and reads_right_to_left(word_texts)
+    rightward, leftward = count_directions(word_texts)
+    mirrored = mirror and leftward > rightward
     if mirrored:
         right = float(high[:, 0].max())
         low[:, 0], high[:, 0] = right - high[:, 0], right - low[:, 0]
@@ -111,6 +112,7 @@ def _upright(texts: list[str], index: Ints, quads: Floats, mirror: bool) -> Boxe
         right=high[order, 0],
         bottom=high[order, 1],
         mirrored=mirrored,
+        leftward=leftward > 0,
     )
 
 

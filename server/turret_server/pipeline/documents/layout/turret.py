@@ -78,9 +78,9 @@ def _print(builder: TextBuilder, boxes: Boxes, line: Line, columns: list[int]) -
 
 def _as_read(boxes: Boxes, words: list[int]) -> list[int]:
     """A phrase's words, given from left to right in their frame, in the order of reading."""
-    texts = [boxes.text[i] for i in words]
-    if boxes.mirrored:
-        words, texts = words[::-1], texts[::-1]
-    elif all(map(str.isascii, texts)):
+    if not boxes.leftward:
         return words
-    return [words[k] for k in reading_order(texts, boxes.mirrored)]
+    if boxes.mirrored:
+        words = words[::-1]
+    order = reading_order([boxes.text[i] for i in words], boxes.mirrored)
+    return [words[k] for k in order]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from turret_server.pipeline.documents.layout.bidi import (
+    count_directions,
     direction,
     reading_order,
-    reads_right_to_left,
 )
 
 
@@ -37,7 +37,5 @@ def test_the_direction_of_a_word_is_that_of_its_first_letter():
     assert [direction(word) for word in words] == ["L", "R", "N", "N", "", "R", "L"]
 
 
-def test_most_words_decide_where_a_page_begins():
-    assert reads_right_to_left(["שלום", "עולם", "Ltd."])
-    assert not reads_right_to_left(["hello", "world", "עולם"])
-    assert not reads_right_to_left(["12", "—"])
+def test_words_are_counted_by_direction():
+    assert count_directions(["שלום", "עולם", "Ltd.", "acme", "12", "—", "(סגור)"]) == (1, 3)
