@@ -70,14 +70,15 @@ def _margin(lines: list[Line]) -> float:
     return min(line.phrases[0].left for line in lines)
 
 
-def _regions(lines: list[Line], unit: float, depth: int) -> list[Region]:
-    """Regions of prose in columns, none overlapping another, the longest first."""
+def _regions(lines: list[Line], unit: float, depth: int, least: float = LINES) -> list[Region]:
+    """Regions of at least so many lines in columns, none overlapping another, longest first."""
     if len(lines) < LINES or not depth:
         return []
     found = [
         (first, last, x)
         for x in _gutters([p for line in lines for p in line.phrases], unit)
         for first, last in _uncrossed(lines, x)
+        if last - first >= least
     ]
     found.sort(key=lambda run: run[0] - run[1])
     regions: list[Region] = []
@@ -96,8 +97,8 @@ def _columns(lines: list[Line], x: float, unit: float, depth: int) -> list[list[
         if _is_prose(side):
             columns.append(side)
             continue
-        inner = _regions(side, unit, depth - 1)
-        if not inner or inner[0].last - inner[0].first < WHOLE * len(side):
+        inner = _regions(side, unit, depth - 1, max(LINES, WHOLE * len(side)))
+        if not inner:
             return None
         first, last, parts = inner[0]
         parts[0] = side[:first] + parts[0]
