@@ -1,0 +1,271 @@
+"""Collects the words of pages, and checks what every source can get wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sized
+from math import hypot, inf
+
+import msgspec
+
+from turret_server.errors import BadRequest, PayloadTooLarge
+from turret_server.pipeline.documents.page import Page, Quad, Word
+
+# A word may lie off its page (skew, cropped scans, pages turned by 90 degrees): its coordinates
+# may be this many times the longer side. What is further out is an error of units or worse.
+_PAGES_AWAY = 4.0
+_FURTHEST = 1e7  # where the page's size is not known
+# C0 and C1 controls, surrogates, and what is neither seen nor takes room at the edges of words.
+_UNSEEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff\u200b]")
+
+
+class ReadLimits(msgspec.Struct, frozen=True):
+    """What one document may hold.
+
+    Attributes:
+        max_bytes: of the OCR result. Its parsed form takes up to ten times as much, for a moment.
+        max_pages: in it.
+        max_words: in all its pages.
+    """
+
+    max_bytes: int = 64 << 20
+    max_pages: int = 1000
+    max_words: int = 500_000
+
+
+class PageBuilder:
+    """The words of one page.
+
+    Args:
+        document: what the page belongs to.
+        page: the page without words; a width or height of 0 stands for "not known".
+    """
+
+    __slots__ = ("_document", "_page", "_reach", "_room", "_words")
+
+    def __init__(self, document: Builder, page: Page, room: int) -> None:
+        self._document, self._page, self._room = document, page, room
+        self._words = page.words
+        known = page.width and page.height
+        self._reach = _PAGES_AWAY * max(page.width, page.height) if known else _FURTHEST
+
+    @property
+    def width(self) -> float:
+        """Of the page; 0 if it is not known."""
+        return self._page.width
+
+    @property
+    def height(self) -> float:
+        """Of the page; 0 if it is not known."""
+        return self._page.height
+
+    @property
+    def num_words(self) -> int:
+        """How many there are so far."""
+        return len(self._words)
+
+    def box(
+        self,
+        text: str,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        confidence: float | None = None,
+        line: int = -1,
+        block: int = -1,
+    ) -> None:
+        """Add a word in an axis-aligned box; left and right, or top and bottom, may be swapped.
+
+        Raises:
+            BadRequest: a coordinate is not finite or far off the page.
+            PayloadTooLarge: there are too many words.
+        """
+        if left > right:
+            left, right = right, left
+        if top > bottom:
+            top, bottom = bottom, top
+        quad = (left, top, right, top, right, bottom, left, bottom)
+        self.quad(text, quad, confidence, line, block)
+
+    def quad(
+        self,
+        text: str,
+        quad: Quad,
+        confidence: float | None = None,
+        line: int = -1,
+        block: int = -1,
+    ) -> None:
+        """Add a word by its corners; nothing is added for white space.
+
+        Raises:
+            BadRequest: a coordinate is not finite or far off the page.
+            PayloadTooLarge: there are too many words.
+        """
+        # Not less than the furthest coordinate, and NaN if one is NaN: what passes is all right.
+        if not hypot(*quad) <= self._reach and not all(abs(x) <= self._reach for x in quad):
+            raise self._far(text, quad)
+        if not text.isprintable():
+            text = _visible(text)
+        text = text.strip()
+        if not text:
+            return
+        if confidence is not None and not 0.0 <= confidence <= 1.0:
+            confidence = _clamped(confidence)
+        words = self._words
+        if len(words) >= self._room:
+            raise self._document.too_many("words", self._document.limits.max_words)
+        words.append(Word(text, quad, confidence, line, block))
+
+    def points(
+        self,
+        text: str,
+        points: Iterable[tuple[float, float]],
+        confidence: float | None = None,
+        line: int = -1,
+        block: int = -1,
+    ) -> None:
+        """Add a word by its outline: four corners are its quad, other outlines their bounding box.
+
+        Raises:
+            BadRequest: there is no point, or one is not finite or far off the page.
+            PayloadTooLarge: there are too many words.
+        """
+        flat: list[float] = []
+        for point in points:
+            flat += point
+        self.outline(text, tuple(flat), confidence, line, block)
+
+    def outline(
+        self,
+        text: str,
+        flat: tuple[float, ...],
+        confidence: float | None = None,
+        line: int = -1,
+        block: int = -1,
+    ) -> None:
+        """As `points`, of x and y in turn.
+
+        Raises:
+            BadRequest: as in `points`, or a y is missing.
+            PayloadTooLarge: there are too many words.
+        """
+        if len(flat) == 8:
+            self.quad(text, flat, confidence, line, block)
+        elif len(flat) >= 4 and len(flat) % 2 == 0:
+            xs, ys = flat[0::2], flat[1::2]
+            if not all(-inf < value < inf for value in flat):
+                raise self._far(text, flat)
+            self.box(text, min(xs), min(ys), max(xs), max(ys), confidence, line, block)
+        elif text.strip():
+            raise self._document.wrong(
+                f"{_short(text)} on page {self._page.number} has no box", "Give every word one."
+            )
+
+    def _far(self, text: str, numbers: Iterable[float]) -> BadRequest:
+        page = self._page
+        size = f"{page.width:g} x {page.height:g} {page.unit}" if page.width else "of unknown size"
+        at = ", ".join(f"{number:g}" for number in numbers)
+        return self._document.wrong(
+            f"{_short(text)} lies at {at}, on page {page.number} ({size})",
+            "Coordinates must be finite numbers on the page or near it, in the page's unit.",
+        )
+
+    def build(self) -> Page:
+        """The page; where its size is not known, it reaches to its last word."""
+        page = self._page
+        if page.width and page.height:
+            return page
+        right = max((max(word.quad[0::2]) for word in page.words), default=0.0)
+        bottom = max((max(word.quad[1::2]) for word in page.words), default=0.0)
+        width = right if right > 0 else 1.0
+        height = bottom if bottom > 0 else 1.0
+        return Page(page.words, width, height, page.number, page.unit, page.angle)
+
+
+class Builder:
+    """The pages of one document.
+
+    Args:
+        title: of its format, for errors.
+        limits: what it may hold.
+    """
+
+    def __init__(self, title: str, limits: ReadLimits) -> None:
+        self.title, self.limits = title, limits
+        self._pages: list[PageBuilder] = []
+        self._num_words = 0
+        self._last: Page | None = None
+
+    def page(
+        self,
+        width: float | None = 0.0,
+        height: float | None = 0.0,
+        *,
+        number: int | None = None,
+        unit: str = "px",
+        angle: float | None = None,
+    ) -> PageBuilder:
+        """Begin the next page. A size or number that can be none counts as not given.
+
+        Raises:
+            PayloadTooLarge: there are too many pages or words.
+        """
+        if len(self._pages) >= self.limits.max_pages:
+            raise self.too_many("pages", self.limits.max_pages)
+        if self._last is not None:
+            self._num_words += len(self._last.words)
+        sized = width is not None and height is not None and 0 < width < inf and 0 < height < inf
+        page = Page(
+            [],
+            float(width) if sized and width else 0.0,
+            float(height) if sized and height else 0.0,
+            number if number is not None and 0 < number < 1 << 31 else len(self._pages) + 1,
+            unit,
+            float(angle) if angle is not None and -360 <= angle <= 360 else 0.0,
+        )
+        self._last = page
+        builder = PageBuilder(self, page, self.limits.max_words - self._num_words)
+        self._pages.append(builder)
+        return builder
+
+    def build(self) -> list[Page]:
+        """All pages, in the order in which they were begun."""
+        return [page.build() for page in self._pages]
+
+    def wrong(self, why: str, fix: str = "Check how the file was made.") -> BadRequest:
+        """The error for content that is not as the format says."""
+        return BadRequest(f"the OCR result cannot be read as {self.title}", why, fix)
+
+    def same_length(self, parts: Mapping[str, Sized]) -> None:
+        """Refuse parallel lists that are not.
+
+        Raises:
+            BadRequest: their lengths differ.
+        """
+        if len({len(part) for part in parts.values()}) > 1:
+            lengths = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+            raise self.wrong(f"it has {lengths}", "Every word needs one of each.")
+
+    def too_many(self, what: str, limit: int) -> PayloadTooLarge:
+        """The error for a document over a limit."""
+        return PayloadTooLarge(
+            f"the document has too many {what}",
+            f"{limit} are allowed",
+            "Send fewer pages at once, or raise the limit in the server's settings.",
+        )
+
+
+def _clamped(confidence: float) -> float | None:
+    if confidence != confidence:
+        return None
+    return min(max(confidence, 0.0), 1.0)
+
+
+def _visible(text: str) -> str:
+    """Without control characters and surrogates; white space within becomes one space."""
+    return " ".join(_UNSEEN.sub("", text).split())
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")

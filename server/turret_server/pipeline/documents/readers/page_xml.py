@@ -1,0 +1,93 @@
+"""PAGE XML, of Transkribus, OCR-D and eScriptorium: outlines of words, or of lines only."""
+
+from __future__ import annotations
+
+from xml.etree.ElementTree import Element
+
+from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
+from turret_server.pipeline.documents.readers.format import Format
+from turret_server.pipeline.documents.readers.glimpse import Glimpse
+from turret_server.pipeline.documents.readers.markup import parse_xml
+from turret_server.pipeline.documents.readers.quads import turned
+
+
+def _fits(content: Glimpse) -> bool:
+    return content.root == "PcGts"
+
+
+def _collect(data: bytes, document: Builder) -> None:
+    root = parse_xml(data, document)
+    space, _, name = root.tag.rpartition("}")
+    if name != "PcGts":
+        raise document.wrong(f"its outermost element is <{name}>", "PAGE XML begins with <PcGts>.")
+    prefix = space + "}" if space else ""
+    reader = _Reader(prefix, document)
+    for page in root.iter(prefix + "Page"):
+        reader.page(page)
+
+
+class _Reader:
+    def __init__(self, prefix: str, document: Builder) -> None:
+        self._document = document
+        self._region, self._line = prefix + "TextRegion", prefix + "TextLine"
+        self._word, self._coords = prefix + "Word", prefix + "Coords"
+        self._equiv, self._unicode = prefix + "TextEquiv", prefix + "Unicode"
+        self._order = prefix + "ReadingOrder"
+        self._num_lines = self._num_regions = 0
+
+    def page(self, element: Element) -> None:
+        """Add a page; its regions in the reading order that the file gives."""
+        width, height = element.get("imageWidth", "0"), element.get("imageHeight", "0")
+        try:
+            page = self._document.page(float(width), float(height))
+        except ValueError:
+            raise self._document.wrong(f"its page measures {width!r} x {height!r}") from None
+        regions = list(element.iter(self._region))
+        if (order := element.find(self._order)) is not None:
+            # Groups nest; their members stand in order, whatever their indices say.
+            refs = [ref for part in order.iter() if (ref := part.get("regionRef")) is not None]
+            rank = {ref: i for i, ref in reversed(list(enumerate(refs)))}
+            regions.sort(key=lambda region: rank.get(region.get("id", ""), len(rank)))
+        for region in regions:
+            # How far to turn the region clockwise to make it upright.
+            angle = -self._number(region.get("orientation"))
+            for line in region.findall(self._line):
+                for part in line.findall(self._word) or [line]:
+                    self._add(page, part, angle)
+                self._num_lines += 1
+            self._num_regions += 1
+
+    def _add(self, page: PageBuilder, element: Element, angle: float) -> None:
+        equiv = element.find(self._equiv)  # others are alternatives
+        text = equiv.findtext(self._unicode) if equiv is not None else None
+        if equiv is None or not text:
+            return
+        coords = element.find(self._coords)
+        points = "" if coords is None else coords.get("points", "")
+        try:
+            numbers = list(map(float, points.replace(",", " ").split()))
+            sure = equiv.get("conf")
+            confidence = None if sure is None else float(sure)
+        except ValueError as error:
+            raise self._document.wrong(f"the outline of {text!r}: {error}") from error
+        if not numbers or len(numbers) % 2:
+            raise self._document.wrong(f"{text!r} has no Coords", "Export with coordinates.")
+        # Outlines hug the letters, and begin anywhere: a box is all that can be told from them.
+        xs, ys = numbers[0::2], numbers[1::2]
+        box = (min(xs), min(ys), max(xs), max(ys))
+        if angle:
+            quad = turned(*box, angle)
+            page.quad(text, quad, confidence, self._num_lines, self._num_regions)
+        else:
+            page.box(text, *box, confidence, self._num_lines, self._num_regions)
+
+    @staticmethod
+    def _number(text: str | None) -> float:
+        try:
+            value = float(text or 0)
+        except ValueError:
+            return 0.0
+        return value if abs(value) <= 360 else 0.0
+
+
+FORMAT = Format("page-xml", "PAGE XML", _fits, _collect)
