@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import starmap
 from math import hypot, inf
+from typing import TypeAlias
 
 import msgspec
 
 from turret_server.errors import BadRequest, PayloadTooLarge
 from turret_server.pipeline.documents.page import Page, Quad, Word
+
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 # A word may lie off its page (skew, cropped scans, pages turned by 90 degrees): its coordinates
 # may be this many times the longer side. What is further out is an error of units or worse.
@@ -116,6 +120,43 @@ class PageBuilder:
         if len(words) >= self._room:
             raise self._document.too_many("words", self._document.limits.max_words)
         words.append(Word(text, quad, confidence, line, block))
+
+    def boxes(
+        self,
+        texts: Sequence[str],
+        boxes: Sequence[Box],
+        confidences: Sequence[float | None],
+        lines: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        """Add many words at once, as `box` does one by one; a third of its time if all are sound.
+
+        Raises:
+            BadRequest: as in `box`.
+            PayloadTooLarge: as in `box`.
+        """
+        lines = lines if lines is not None else [-1] * len(texts)
+        blocks = blocks if blocks is not None else [-1] * len(texts)
+        together = "".join(texts)
+        if (
+            len(texts) <= self._room - len(self._words)
+            and together.isprintable()
+            and " " not in together
+            and all(texts)
+            and all(map(self._reach.__ge__, starmap(hypot, boxes)))
+            and all(left <= right and top <= bottom for left, top, right, bottom in boxes)
+            and all(sure is None or 0.0 <= sure <= 1.0 for sure in confidences)
+        ):
+            self._words += [
+                Word(text, (x0, y0, x1, y0, x1, y1, x0, y1), sure, line, block)
+                for text, (x0, y0, x1, y1), sure, line, block in zip(
+                    texts, boxes, confidences, lines, blocks, strict=True
+                )
+            ]
+            return
+        rows = zip(texts, boxes, confidences, lines, blocks, strict=True)
+        for text, box, sure, line, block in rows:
+            self.box(text, *box, sure, line, block)
 
     def points(
         self,

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import msgspec
 
-from turret_server.pipeline.documents.readers.builder import Builder
+from turret_server.pipeline.documents.readers.builder import Box, Builder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
-from turret_server.pipeline.documents.readers.spans import owners
 
-_Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 _BEST = "microsoft_cv"  # of the tools that a file has results of; LATIN reads this one too
 
 
 class _Structure(msgspec.Struct, gc=False):
     structure_value: list[tuple[int, int]]  # of tokens: begin, end (exclusive)
-    positions: list[_Box] | None = None
+    positions: list[Box] | None = None
 
 
 class _Structures(msgspec.Struct, gc=False):
@@ -27,7 +23,7 @@ class _Structures(msgspec.Struct, gc=False):
 
 class _Common(msgspec.Struct, gc=False):
     tokens: list[str]
-    positions: list[_Box]
+    positions: list[Box]
     scores: list[float] | None = None
     structures: _Structures | None = None
 
@@ -59,18 +55,25 @@ def _collect(content: _Document | _Content | _Common, document: Builder) -> None
     pages, lines = None, None
     if source.structures is not None:
         pages, lines = source.structures.pages, source.structures.lines
-    ranges = lines.structure_value if lines is not None else []
-    of_lines = owners(range(len(tokens)), [[part] for part in ranges])
+    of_lines = [-1] * len(tokens)
+    for number, (begin, end) in enumerate(lines.structure_value if lines is not None else ()):
+        _check_range("line", begin, end, len(tokens), document)
+        of_lines[begin:end] = [number] * (end - begin)
     pages = pages or _Structure([(0, len(tokens))])
     sizes = pages.positions or [(0.0, 0.0, 0.0, 0.0)] * len(pages.structure_value)
     document.same_length({"pages": pages.structure_value, "positions of pages": sizes})
     for (begin, end), (left, top, right, bottom) in zip(pages.structure_value, sizes, strict=True):
-        if not 0 <= begin <= end <= len(tokens):
-            raise document.wrong(f"a page has the tokens {begin} to {end} of {len(tokens)}")
+        _check_range("page", begin, end, len(tokens), document)
         page = document.page(right - left, bottom - top)
-        for i in range(begin, end):
-            x0, y0, x1, y1 = positions[i]
-            page.box(tokens[i], x0 - left, y0 - top, x1 - left, y1 - top, scores[i], of_lines[i])
+        boxes = positions[begin:end]
+        if left or top:  # one system of coordinates for all pages
+            boxes = [(x0 - left, y0 - top, x1 - left, y1 - top) for x0, y0, x1, y1 in boxes]
+        page.boxes(tokens[begin:end], boxes, scores[begin:end], of_lines[begin:end])
+
+
+def _check_range(what: str, begin: int, end: int, num_tokens: int, document: Builder) -> None:
+    if not 0 <= begin <= end <= num_tokens:
+        raise document.wrong(f"a {what} has the tokens {begin} to {end} of {num_tokens}")
 
 
 def _common(content: _Document | _Content | _Common) -> _Common | None:

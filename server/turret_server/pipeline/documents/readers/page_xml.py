@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
+from turret_server.pipeline.documents.readers.builder import Box, Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
 from turret_server.pipeline.documents.readers.markup import parse_xml
@@ -49,45 +49,65 @@ class _Reader:
             rank = {ref: i for i, ref in reversed(list(enumerate(refs)))}
             regions.sort(key=lambda region: rank.get(region.get("id", ""), len(rank)))
         for region in regions:
-            # How far to turn the region clockwise to make it upright.
-            angle = -self._number(region.get("orientation"))
+            words: list[Element] = []
+            lines: list[int] = []
             for line in region.findall(self._line):
-                for part in line.findall(self._word) or [line]:
-                    self._add(page, part, angle)
+                own = line.findall(self._word) or [line]
+                words += own
+                lines += [self._num_lines] * len(own)
                 self._num_lines += 1
+            self._add(page, words, lines, -_angle(region.get("orientation")))
             self._num_regions += 1
 
-    def _add(self, page: PageBuilder, element: Element, angle: float) -> None:
-        equiv = element.find(self._equiv)  # others are alternatives
-        text = equiv.findtext(self._unicode) if equiv is not None else None
-        if equiv is None or not text:
-            return
-        coords = element.find(self._coords)
-        points = "" if coords is None else coords.get("points", "")
-        try:
-            numbers = list(map(float, points.replace(",", " ").split()))
+    def _add(self, page: PageBuilder, words: list[Element], lines: list[int], turn: float) -> None:
+        """Add the words of a region, turned clockwise by so many degrees."""
+        texts: list[str] = []
+        boxes: list[Box] = []
+        confidences: list[float | None] = []
+        numbers: list[int] = []
+        for element, number in zip(words, lines, strict=True):
+            equiv = element.find(self._equiv)  # others are alternatives
+            text = equiv.findtext(self._unicode) if equiv is not None else None
+            if equiv is None or not text:
+                continue
+            texts.append(text)
+            numbers.append(number)
+            coords = element.find(self._coords)
+            points = "" if coords is None else coords.get("points", "")
             sure = equiv.get("conf")
-            confidence = None if sure is None else float(sure)
-        except ValueError as error:
-            raise self._document.wrong(f"the outline of {text!r}: {error}") from error
-        if not numbers or len(numbers) % 2:
-            raise self._document.wrong(f"{text!r} has no Coords", "Export with coordinates.")
-        # Outlines hug the letters, and begin anywhere: a box is all that can be told from them.
-        xs, ys = numbers[0::2], numbers[1::2]
-        box = (min(xs), min(ys), max(xs), max(ys))
-        if angle:
-            quad = turned(*box, angle)
-            page.quad(text, quad, confidence, self._num_lines, self._num_regions)
-        else:
-            page.box(text, *box, confidence, self._num_lines, self._num_regions)
+            try:
+                boxes.append(_around(list(map(float, points.replace(",", " ").split()))))
+                confidences.append(None if sure is None else float(sure))
+            except ValueError:
+                raise self._document.wrong(
+                    f"{text!r} has no Coords, or no numbers in them", "Export with coordinates."
+                ) from None
+        blocks = [self._num_regions] * len(texts)
+        if not turn:
+            page.boxes(texts, boxes, confidences, numbers, blocks)
+            return
+        for i, box in enumerate(boxes):
+            page.quad(texts[i], turned(*box, turn), confidences[i], numbers[i], blocks[i])
 
-    @staticmethod
-    def _number(text: str | None) -> float:
-        try:
-            value = float(text or 0)
-        except ValueError:
-            return 0.0
-        return value if abs(value) <= 360 else 0.0
+
+def _around(numbers: list[float]) -> Box:
+    """The box around an outline: outlines hug the letters and begin anywhere."""
+    if len(numbers) == 8:
+        a, b, c, d, e, f, g, h = numbers
+        if a == g and b == d and c == e and f == h:  # a box already, as Tesseract's are
+            return a, b, e, f
+    if len(numbers) % 2:
+        raise ValueError
+    xs, ys = numbers[0::2], numbers[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _angle(text: str | None) -> float:
+    try:
+        angle = float(text or 0)
+    except ValueError:
+        return 0.0
+    return angle if abs(angle) <= 360 else 0.0
 
 
 FORMAT = Format("page-xml", "PAGE XML", _fits, _collect)

@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
+from turret_server.pipeline.documents.readers.builder import Box, Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
 from turret_server.pipeline.documents.readers.quads import clockwise
@@ -127,13 +128,21 @@ def _collect_page(source: _Page, document: Builder) -> None:
         boxes = [_own_box(text, document) for text in texts]
     confidences = source.confidences or source.scores or [None] * len(texts)
     document.same_length({"words": texts, "boxes": boxes, "confidences": confidences})
+    if (plain := _plain(texts, boxes)) is not None:
+        words, sides = plain
+        page, scale = _begin(source, sides, document)
+        if scale is not None:
+            x, y = scale
+            sides = [(x0 * x, y0 * y, x1 * x, y1 * y) for x0, y0, x1, y1 in sides]
+        page.boxes(words, sides, confidences)
+        return
     outlines = [_flat(box, document) for box in boxes]
     page, scale = _begin(source, outlines, document)
     for text, outline, confidence in zip(texts, outlines, confidences, strict=True):
         if scale is not None:
             outline = tuple([value * scale[i % 2] for i, value in enumerate(outline)])
         line = block = -1
-        if type(text) is not str:
+        if isinstance(text, _Segment):
             if confidence is None:
                 confidence = _first(text, _CONFIDENCES)
             line, block = text.line, text.block
@@ -146,8 +155,20 @@ def _collect_page(source: _Page, document: Builder) -> None:
             page.outline(text, outline, confidence, line, block)
 
 
+def _plain(texts: Any, boxes: Any) -> tuple[Sequence[str], Sequence[Box]] | None:
+    """Both, if all texts are strings and all boxes four numbers, as nearly always."""
+    if (
+        {str}.issuperset(map(type, texts))
+        and {tuple}.issuperset(map(type, boxes))
+        and {4}.issuperset(map(len, boxes))
+        and {float}.issuperset(map(type, chain.from_iterable(boxes)))
+    ):
+        return texts, boxes
+    return None
+
+
 def _begin(
-    source: _Page, outlines: list[tuple[float, ...]], document: Builder
+    source: _Page, outlines: Sequence[tuple[float, ...]], document: Builder
 ) -> tuple[PageBuilder, tuple[float, float] | None]:
     """The page, and what to multiply x and y by."""
     number = source.page if isinstance(source.page, int) else source.number
@@ -170,7 +191,7 @@ def _begin(
     return page, (1.0 / whole, 1.0 / whole)
 
 
-def _within_one(outlines: list[tuple[float, ...]]) -> bool:
+def _within_one(outlines: Sequence[tuple[float, ...]]) -> bool:
     """Whether all coordinates lie in 0 to 1, which no page's pixels do."""
     if not outlines or max(outlines[0], default=0.0) > 1.0:
         return False
