@@ -8,7 +8,7 @@ from turret_server.pipeline.documents.readers.builder import Builder, PageBuilde
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
 from turret_server.pipeline.documents.readers.markup import parse_xml
-from turret_server.pipeline.documents.readers.quads import turned
+from turret_server.pipeline.documents.readers.quads import Box
 
 # Unit of the file -> ours, and how many of the file's are one of ours.
 _UNITS = {"pixel": ("px", 1.0), "mm10": ("mm", 10.0), "inch1200": ("inch", 1200.0)}
@@ -50,32 +50,30 @@ def _collect_line(
     document: Builder,
     place: tuple[float, float, int, int],
 ) -> None:
-    divisor, rotation, line, block = place
+    divisor, turn, line, block = place
     word, hyphen = prefix + "String", prefix + "HYP"
-    parts = list(row)
-    for i, part in enumerate(parts):
+    texts: list[str] = []
+    boxes: list[Box] = []
+    confidences: list[float | None] = []
+    for part in row:
+        get = part.get
+        if part.tag == hyphen and texts:
+            texts[-1] += get("CONTENT", "")
         if part.tag != word:
             continue
-        get = part.get
-        text = get("CONTENT", "")
         try:
-            left, top = float(get("HPOS", "")) / divisor, float(get("VPOS", "")) / divisor
-            right = left + float(get("WIDTH", "")) / divisor
-            bottom = top + float(get("HEIGHT", "")) / divisor
+            left, top = float(get("HPOS", "")), float(get("VPOS", ""))
+            right, bottom = left + float(get("WIDTH", "")), top + float(get("HEIGHT", ""))
             sure = get("WC")
-            confidence = None if sure is None else float(sure)
+            confidences.append(None if sure is None else float(sure))
         except ValueError:
             raise document.wrong(
-                f"the String {text!r} has no HPOS, VPOS, WIDTH and HEIGHT, or no numbers in them",
+                f"the String {get('CONTENT')!r} has no HPOS, VPOS, WIDTH and HEIGHT, or no numbers",
                 "Export with the positions of words.",
             ) from None
-        if i + 1 < len(parts) and parts[i + 1].tag == hyphen:
-            text += parts[i + 1].get("CONTENT", "")
-        if rotation:
-            quad = turned(left, top, right, bottom, rotation)
-            page.quad(text, quad, confidence, line, block)
-        else:
-            page.box(text, left, top, right, bottom, confidence, line, block)
+        texts.append(get("CONTENT", ""))
+        boxes.append((left / divisor, top / divisor, right / divisor, bottom / divisor))
+    page.line(texts, boxes, confidences, line, block, turn)
 
 
 def _size(page: Element, prefix: str) -> tuple[float, float]:

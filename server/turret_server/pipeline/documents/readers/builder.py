@@ -6,14 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import starmap
 from math import hypot, inf
-from typing import TypeAlias
 
 import msgspec
 
 from turret_server.errors import BadRequest, PayloadTooLarge
 from turret_server.pipeline.documents.page import Page, Quad, Word
-
-Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+from turret_server.pipeline.documents.readers.quads import Box, turn_of_line, turned
 
 # A word may lie off its page (skew, cropped scans, pages turned by 90 degrees): its coordinates
 # may be this many times the longer side. What is further out is an error of units or worse.
@@ -157,6 +155,28 @@ class PageBuilder:
         rows = zip(texts, boxes, confidences, lines, blocks, strict=True)
         for text, box, sure, line, block in rows:
             self.box(text, *box, sure, line, block)
+
+    def line(
+        self,
+        texts: Sequence[str],
+        boxes: Sequence[Box],
+        confidences: Sequence[float | None],
+        line: int,
+        block: int,
+        turn: float = 0.0,
+    ) -> None:
+        """Add the words of one line, turned clockwise by so many degrees, or as their order says.
+
+        Raises:
+            BadRequest: as in `box`.
+            PayloadTooLarge: as in `box`.
+        """
+        if turn := turn or turn_of_line(boxes):
+            for text, box, confidence in zip(texts, boxes, confidences, strict=True):
+                self.quad(text, turned(*box, turn), confidence, line, block)
+        else:
+            num = len(texts)
+            self.boxes(texts, boxes, confidences, [line] * num, [block] * num)
 
     def points(
         self,

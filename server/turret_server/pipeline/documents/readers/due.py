@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from turret_server.pipeline.documents.readers.builder import Box, Builder
+from turret_server.pipeline.documents.readers.builder import Builder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
+from turret_server.pipeline.documents.readers.quads import Box
 
 _BEST = "microsoft_cv"  # of the tools that a file has results of; LATIN reads this one too
 

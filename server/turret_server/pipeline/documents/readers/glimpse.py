@@ -30,25 +30,29 @@ class Glimpse:
     def __init__(self, content: Any) -> None:
         self.root = self.head = self.fault = ""
         self._parts: dict[str | int, Glimpse | None] = {}
-        self._value = content
+        self._value = None
         if isinstance(content, msgspec.Raw):
-            self._value = _LAYER.decode(content)
+            self._open(content)
         elif isinstance(content, bytes):
             self._look(content)
+        else:
+            self._value = content
 
     def _look(self, data: bytes) -> None:
-        start = data[:_MARKUP].lstrip()
-        if start.startswith((b"{", b"[")):
-            try:
-                self._value = _LAYER.decode(data)
-                return
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                self.fault = str(error)
-        self._value = None
+        if data[:_MARKUP].lstrip().startswith((b"{", b"[")) and self._open(data):
+            return
         encoding = "utf-16" if data.startswith(_UTF_16) else "utf-8"
         self.head = data[:_MARKUP].decode(encoding, "replace").lstrip("\ufeff \t\r\n").lower()
         if self.head.startswith("<"):
             self.root = root_name(data).rpartition("}")[2]
+
+    def _open(self, data: bytes | msgspec.Raw) -> bool:
+        try:
+            self._value = _LAYER.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self.fault = str(error)
+            return False
+        return True
 
     def at(self, *path: str | int) -> Glimpse | None:
         """The part of a JSON value at `path`: names and positions; None if there is none."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from xml.etree.ElementTree import Element
 
 from turret_server.errors import BadRequest
-from turret_server.pipeline.documents.readers.builder import Box, Builder, PageBuilder
+from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
 from turret_server.pipeline.documents.readers.markup import parse_html, parse_xml
-from turret_server.pipeline.documents.readers.quads import turned
+from turret_server.pipeline.documents.readers.quads import Box, turned
 
 _LINES = frozenset(["ocr_line", "ocrx_line", "ocr_header", "ocr_caption", "ocr_textfloat"])
 _BLOCKS = frozenset(["ocr_carea", "ocrx_block", "ocr_par"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-from turret_server.pipeline.documents.readers.builder import Box, Builder, PageBuilder
+from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
 from turret_server.pipeline.documents.readers.markup import parse_xml
-from turret_server.pipeline.documents.readers.quads import turned
+from turret_server.pipeline.documents.readers.quads import Box, turned
 
 
 def _fits(content: Glimpse) -> bool:

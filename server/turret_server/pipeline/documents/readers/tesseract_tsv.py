@@ -5,6 +5,7 @@ from __future__ import annotations
 from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
+from turret_server.pipeline.documents.readers.quads import Box
 
 _COLUMNS = (
     "level", "page_num", "block_num", "par_num", "line_num", "word_num",
@@ -33,6 +34,16 @@ def _collect(data: bytes, document: Builder) -> None:
     page: PageBuilder | None = None
     page_num, place = "", ("", "", "")
     line_num = block_num = -1
+    texts: list[str] = []
+    boxes: list[Box] = []
+    confidences: list[float | None] = []
+
+    def end_line() -> None:
+        if page is not None and texts:
+            page.line(texts, boxes, confidences, line_num, block_num)
+        for column in (texts, boxes, confidences):
+            column.clear()
+
     for number, row in enumerate(rows[1:], start=2):
         cells = row.split("\t", len(header) - 1)
         if len(cells) < len(header):
@@ -43,27 +54,31 @@ def _collect(data: bytes, document: Builder) -> None:
             cells = [cells[i] for i in order]
         level, num, block, paragraph, line, _, left, top, width, height, sure, text = cells
         try:
-            if level == _PAGE:
-                page, page_num = document.page(float(width), float(height)), num
             if level != _WORD:
-                if level == "level":  # another file, appended
-                    page = None
+                if level == _PAGE:
+                    end_line()
+                    page = document.page(float(width), float(height))
+                    page_num, place = num, ("", "", "")
+                elif level == "level":  # another file, appended
+                    page_num = ""
                 continue
-            if page is None or num != page_num:  # its row is missing
-                page, page_num = document.page(), num
             x, y, confidence = float(left), float(top), float(sure)
-            right, bottom = x + float(width), y + float(height)
+            box = (x, y, x + float(width), y + float(height))
         except ValueError as error:
             raise document.wrong(f"line {number}: {error}") from error
+        if page is None or num != page_num:  # its row is missing
+            end_line()
+            page, page_num, place = document.page(), num, ("", "", "")
         where = (block, paragraph, line)
-        if where != place or not page.num_words:
+        if where != place:
+            end_line()
             line_num += 1
-            block_num += where[:2] != place[:2] or not page.num_words
+            block_num += where[:2] != place[:2]
             place = where
-        page.box(
-            text, x, y, right, bottom,
-            None if confidence < 0 else confidence / 100, line_num, block_num,
-        )  # fmt: skip
+        texts.append(text)
+        boxes.append(box)
+        confidences.append(None if confidence < 0 else confidence / 100)
+    end_line()
 
 
 FORMAT = Format("tesseract-tsv", "Tesseract TSV", _fits, _collect)

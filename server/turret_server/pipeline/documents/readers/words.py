@@ -13,10 +13,10 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from turret_server.pipeline.documents.readers.builder import Box, Builder, PageBuilder
+from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
-from turret_server.pipeline.documents.readers.quads import clockwise
+from turret_server.pipeline.documents.readers.quads import Box, clockwise
 
 
 class _Sides(msgspec.Struct, gc=False):
