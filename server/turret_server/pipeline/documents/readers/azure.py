@@ -80,10 +80,13 @@ def _collect(content: _Result, document: Builder) -> None:
     paragraphs = [_starts(paragraph.spans) for paragraph in analysis.paragraphs or ()]
     num_lines = 0
     for source in analysis.pages:
+        number = source.pageNumber or source.page_number
+        if number is None:
+            raise document.wrong("one of its pages has no 'pageNumber'")
         page = document.page(
             source.width,
             source.height,
-            number=source.pageNumber or source.page_number,
+            number=number,
             unit=UNITS.get(source.unit or "pixel", "px"),
             angle=source.angle,
         )

@@ -329,4 +329,5 @@ def _visible(text: str) -> str:
 
 
 def _short(text: str) -> str:
+    text = text.strip()
     return repr(text if len(text) <= 40 else text[:40] + "…")

@@ -45,7 +45,7 @@ class _Layout(_Part, gc=False):
 
 
 class _Item(_Part, gc=False):
-    layout: _Layout | None = None
+    layout: _Layout
 
 
 class _Dimension(_Part, gc=False):
@@ -112,7 +112,7 @@ def _collect_page(source: _Page, text: str, first_line: int, document: Builder) 
     for item, part, line, block in zip(items, ranges, of_lines, of_blocks, strict=True):
         content = "".join(text[begin:end] for begin, end in part)
         shape = item.layout
-        if shape is None or not content.strip():
+        if not content.strip():
             continue
         quad = _quad(shape, page, content, document)
         line = line + first_line if line >= 0 else -1
@@ -122,7 +122,7 @@ def _collect_page(source: _Page, text: str, first_line: int, document: Builder) 
 
 
 def _ranges(item: _Item, document: Builder) -> list[tuple[int, int]]:
-    anchor = item.layout.text_anchor if item.layout is not None else None
+    anchor = item.layout.text_anchor
     segments = anchor.text_segments if anchor is not None else None
     try:
         return [(int(part.start_index), int(part.end_index)) for part in segments or ()]

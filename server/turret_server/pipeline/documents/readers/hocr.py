@@ -8,7 +8,11 @@ from turret_server.errors import BadRequest
 from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
-from turret_server.pipeline.documents.readers.markup import parse_html, parse_xml
+from turret_server.pipeline.documents.readers.markup import (
+    parse_html,
+    parse_xml,
+    refuse_entities,
+)
 from turret_server.pipeline.documents.readers.quads import Box, turned
 
 _LINES = frozenset(["ocr_line", "ocrx_line", "ocr_header", "ocr_caption", "ocr_textfloat"])
@@ -20,12 +24,13 @@ def _fits(content: Glimpse) -> bool:
 
 
 def _collect(data: bytes, document: Builder) -> None:
+    refuse_entities(data, document)
     try:
         root = parse_xml(data, document)
     except BadRequest:
         lowered = data.lower()
-        if b"<!entity" in lowered or (b"<html" in lowered and b"</html" not in lowered):
-            raise  # an attack, or cut off
+        if b"<html" in lowered and b"</html" not in lowered:
+            raise  # it was cut off
         root = parse_html(data, document)
     reader = _Reader(document)
     take = reader.words.append

@@ -30,15 +30,13 @@ def parse_xml(data: bytes, document: Builder) -> Element:
         BadRequest: it is not well formed, or declares entities (no OCR tool writes any, while
             a few lines of them unfold to gigabytes or name other files).
     """
+    refuse_entities(data, document)
     try:
-        _refuse_entities(data)
         parser = ElementTree.XMLParser()
         # Those of HTML, which expat does not know: XHTML names them without declaring them.
         parser.entity.update(_HTML_ENTITIES)
         parser.feed(data)
         return parser.close()
-    except _Refused:
-        raise document.wrong("it declares XML entities", "Remove its <!ENTITY ...>.") from None
     except (ElementTree.ParseError, expat.ExpatError, ValueError, LookupError) as error:
         raise document.wrong(f"it is not well-formed XML: {error}") from error
 
@@ -50,14 +48,21 @@ def parse_html(data: bytes, document: Builder) -> Element:
         BadRequest: it holds no element, or nests them too deeply.
     """
     reader = _TreeParser()
-    reader.feed(data.decode("utf-8", "replace"))
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    reader.feed(data.decode(encoding, "replace"))
     reader.close()
     if reader.too_deep:
         raise document.wrong(f"its elements are nested more than {_MAX_DEPTH} deep")
     return reader.root()
 
 
-def _refuse_entities(data: bytes) -> None:
+def refuse_entities(data: bytes, document: Builder) -> None:
+    """Look for entities of its own in what comes before a document's first element.
+
+    Raises:
+        BadRequest: it declares some.
+    """
+
     def declared(*_: object) -> None:
         raise _Refused
 
@@ -70,8 +75,10 @@ def _refuse_entities(data: bytes) -> None:
     try:
         for begin in range(0, len(data), _CHUNK):
             parser.Parse(data[begin : begin + _CHUNK])
-    except _Prolog:
-        return
+    except _Refused:
+        raise document.wrong("it declares XML entities", "Remove its <!ENTITY ...>.") from None
+    except (_Prolog, expat.ExpatError, ValueError, LookupError):
+        return  # whoever parses all of it sees what is wrong
 
 
 class _TreeParser(HTMLParser):

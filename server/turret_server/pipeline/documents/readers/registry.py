@@ -126,7 +126,7 @@ def _decoder(schema: Any) -> msgspec.json.Decoder[Any]:
 
 def _furthest(errors: Sequence[Exception]) -> str:
     """What is wrong by the type that fitted best."""
-    return max((_fault(error) for error in errors), key=lambda text: len(text.rpartition("$")[2]))
+    return max((_fault(error) for error in errors), key=lambda text: len(text.partition("$")[2]))
 
 
 def _fault(error: Exception) -> str:
