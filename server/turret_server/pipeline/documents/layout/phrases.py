@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from turret_server.pipeline.documents.layout.boxes import Boxes
+from turret_server.pipeline.documents.layout.corridors import Gaps, measure_corridors
+
+# In characters. Below NARROW no gap parts cells, from WIDE on a corridor's mean does.
+NARROW = 0.65
+WIDE = 1.3
+# A gap is averaged with its corridor and this, a space in prose.
+SPACE = 0.6
+BULLETS = frozenset("•‣⁃∙◦▪▫■□●○◆◇►▶➢➤☐☑☒✓✔")
 
 
 @dataclass(slots=True)
@@ -23,16 +33,40 @@ class Phrase:
     width: int
 
 
-def find_phrases(boxes: Boxes, line: list[int]) -> list[Phrase]:
-    """Splits a line where the gap is wide."""
-    phrases: list[Phrase] = []
-    for i in line:
-        left, right, width = float(boxes.left[i]), float(boxes.right[i]), int(boxes.width[i])
-        if phrases and left - phrases[-1].right < 0.6:
+def find_phrases(boxes: Boxes, lines: list[list[int]]) -> list[list[Phrase]]:
+    """Splits lines where a gap is wide, or part of a wide corridor."""
+    left, right, width = boxes.left.tolist(), boxes.right.tolist(), boxes.width.tolist()
+    char = _char_width(boxes)
+    gaps: list[Gaps] = []
+    for line in lines:
+        spans: list[tuple[float, float]] = []
+        reach = right[line[0]]
+        for i in line[1:]:
+            spans.append((reach, left[i]))
+            reach = max(reach, right[i])
+        taken = sum(right[i] - left[i] for i in line) / max(sum(width[i] for i in line), 1)
+        gaps.append(Gaps(spans, left[line[0]], reach, max(char, taken)))
+    sp = [w for gap in gaps for w in ((high - low) / gap.unit for low, high in gap.spans) if 0.1 < w < 1.6]
+    iso = min(max(2 * float(np.quantile(sp, 0.9)) if sp else 2.0, 1.2), 2.5)
+    result: list[list[Phrase]] = []
+    for line, gap, corridors in zip(lines, gaps, measure_corridors(gaps), strict=True):
+        phrases = [Phrase([line[0]], left[line[0]], right[line[0]], width[line[0]])]
+        widths = [(high - low) / gap.unit for low, high in gap.spans]
+        for i, wide, (count, total) in zip(line[1:], widths, corridors, strict=True):
             last = phrases[-1]
-            last.words.append(i)
-            last.right = max(last.right, right)
-            last.width += 1 + width
-        else:
-            phrases.append(Phrase([i], left, right, width))
-    return phrases
+            mean = (min(wide, 4.0) + total + SPACE) / (count + 2)
+            bullet = len(last.words) == 1 and boxes.text[last.words[0]] in BULLETS and wide < 6
+            if (wide >= iso or (wide >= NARROW and mean >= WIDE)) and not bullet:
+                phrases.append(Phrase([i], left[i], right[i], width[i]))
+            else:
+                last.words.append(i)
+                last.right = max(last.right, right[i])
+                last.width += 1 + width[i]
+        result.append(phrases)
+    return result
+
+
+def _char_width(boxes: Boxes) -> float:
+    """The median word's width per column of print."""
+    wide = (boxes.right - boxes.left) / np.maximum(boxes.width, 1)
+    return max(float(np.median(wide)), 1e-6)

@@ -18,7 +18,8 @@ def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
     for number, boxes in enumerate(frames(page)):
         if number:
             builder.newline(1 + min(1, options.max_blank_lines))
-        lines = [find_phrases(boxes, line) for line in find_lines(boxes)]
+        boxes, rows = find_lines(boxes)
+        lines = find_phrases(boxes, rows)
         emit(builder, boxes, lines, place(lines), options)
     return builder.finish()
 
