@@ -1,81 +1,106 @@
 """Columns: where each phrase is printed.
 
-The left and right edges of all phrases, those that agree taken as one, are the page's tab stops.
-Going through them from left to right, each gets the smallest column that keeps the stops in order,
-gives every phrase room between its two stops and keeps cells of a line two spaces apart. This is
-the longest path from the left margin, so aligned edges stay aligned and empty width costs nothing.
+Phrases are aligned by their left edges, right edges or centres, whichever most others share. The
+edges and centres that agree are the page's tab stops. Going through the stops from left to right,
+each gets the smallest column that keeps them in order, gives every phrase room between its edges
+and keeps cells of a line two spaces apart. This is the longest path from the left margin: what is
+aligned on the page is aligned in print, and empty width costs nothing.
 """
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+
 from turret_server.pipeline.documents.layout.phrases import Phrase
 
 CELL_GAP = 2
-TOLERANCE = 0.2
+TOLERANCE = float(os.environ.get("TOL", 0.4))
+LEFT, CENTRE, RIGHT = 0, 1, 2
+CPREF = float(os.environ.get("CPREF", 1))
+RPREF = float(os.environ.get("RPREF", 1))
 
 
-def place(lines: list[list[Phrase]]) -> list[list[int]]:
-    """The column at which each phrase of each line starts."""
+def place(lines: list[list[Phrase]], unit: float) -> list[list[int]]:
+    """The column at which each phrase of each line starts.
+
+    Args:
+        lines: from top to bottom, each from left to right.
+        unit: width of a character.
+    """
     phrases = [phrase for line in lines for phrase in line]
     if not phrases:
         return []
-    left_stop = _stops([phrase.left for phrase in phrases])
-    right_stop = _stops([phrase.right for phrase in phrases])
-    count = max(left_stop) + 1
-    edges = _positions([p.left for p in phrases], left_stop) + _positions(
-        [p.right for p in phrases], right_stop
+    tolerance = TOLERANCE * unit
+    lefts = _group([p.left for p in phrases], tolerance)
+    rights = _group([p.right for p in phrases], tolerance)
+    centres = _group([(p.left + p.right) / 2 for p in phrases], tolerance)
+    size_l, size_r, size_c = _sizes(lefts), _sizes(rights), _sizes(centres)
+    mode = [LEFT] * len(phrases)
+    for i in range(len(phrases)):
+        l, r, c = size_l[i], size_r[i], size_c[i]
+        if r > l + RPREF and r >= c:
+            mode[i] = RIGHT
+        elif c > l + CPREF:
+            mode[i] = CENTRE
+    centred = [i for i in range(len(phrases)) if mode[i] == CENTRE]
+    stops = (
+        [(x, 2, m) for x, m in lefts]
+        + [(x, 0, m) for x, m in rights]
+        + [(x, 1, [i for i in m if mode[i] == CENTRE]) for x, m in centres]
     )
-    # A right edge goes before a left edge at the same place.
-    order = sorted(range(len(edges)), key=lambda stop: (edges[stop], stop < count))
-    ending: list[list[int]] = [[] for _ in edges]
-    starting: list[list[int]] = [[] for _ in edges]
+    stops.sort()
     before = [-1] * len(phrases)
     number = 0
     for line in lines:
         for k in range(len(line)):
-            if k:
-                before[number] = number - 1
-            starting[left_stop[number]].append(number)
-            ending[count + right_stop[number]].append(number)
+            before[number] = number - 1 if k else -1
             number += 1
-    column = [0] * len(edges)
-    reach = 0
-    for stop in order:
-        for p in starting[stop]:
-            if before[p] >= 0:
-                reach = max(reach, column[count + right_stop[before[p]]] + CELL_GAP)
-        for p in ending[stop]:
-            reach = max(reach, column[left_stop[p]] + phrases[p].width)
-        column[stop] = reach
-    starts: list[list[int]] = []
+    start = [-1] * len(phrases)
+    middle = [-1] * len(phrases)
+    end = [-1] * len(phrases)
+    column = 0
+    for _, kind, members in stops:
+        for p in members:
+            if kind == 2:
+                if before[p] >= 0 and end[before[p]] >= 0:
+                    column = max(column, end[before[p]] + CELL_GAP)
+            elif kind == 1:
+                if start[p] >= 0:
+                    column = max(column, start[p] + phrases[p].width // 2)
+            elif middle[p] >= 0:
+                column = max(column, middle[p] - phrases[p].width // 2 + phrases[p].width)
+            elif start[p] >= 0:
+                column = max(column, start[p] + phrases[p].width)
+        for p in members:
+            (end, middle, start)[kind][p] = column
+    result: list[list[int]] = []
     number = 0
     for line in lines:
         row: list[int] = []
         for phrase in line:
-            left, right = left_stop[number], count + right_stop[number]
-            by_right = len(ending[right]) > len(starting[left])
-            row.append(column[right] - phrase.width if by_right else column[left])
+            if mode[number] == RIGHT:
+                row.append(end[number] - phrase.width)
+            elif mode[number] == CENTRE:
+                row.append(middle[number] - phrase.width // 2)
+            else:
+                row.append(start[number])
             number += 1
-        starts.append(row)
-    return starts
+        result.append(row)
+    return result
 
 
-def _stops(edges: list[float]) -> list[int]:
-    """Numbers edges that agree alike."""
-    stops = [0] * len(edges)
-    number, first = -1, float("-inf")
+def _sizes(groups: list[tuple[float, list[int]]]) -> dict[int, int]:
+    return {i: len(members) for _, members in groups for i in members}
+
+
+def _group(edges: list[float], tolerance: float) -> list[tuple[float, list[int]]]:
+    """Edges that agree: their mean, and the phrases."""
+    groups: list[list[int]] = []
+    first = float("-inf")
     for i in sorted(range(len(edges)), key=edges.__getitem__):
-        if edges[i] - first > TOLERANCE:
-            number, first = number + 1, edges[i]
-        stops[i] = number
-    return stops
-
-
-def _positions(edges: list[float], stops: list[int]) -> list[float]:
-    """Each stop's mean edge."""
-    total = [0.0] * (max(stops) + 1)
-    count = [0] * (max(stops) + 1)
-    for edge, stop in zip(edges, stops, strict=True):
-        total[stop] += edge
-        count[stop] += 1
-    return [t / n for t, n in zip(total, count, strict=True)]
+        if edges[i] - first > tolerance:
+            first = edges[i]
+            groups.append([])
+        groups[-1].append(i)
+    return [(sum(edges[i] for i in members) / len(members), members) for members in groups]

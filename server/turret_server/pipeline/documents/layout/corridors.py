@@ -53,23 +53,39 @@ def _sweep(lines: Iterable[Gaps]) -> list[list[tuple[int, float]]]:
     for line in lines:
         narrowest = NARROWEST * line.unit
         row: list[tuple[int, float]] = []
-        # Corridors beside the line pass it by.
-        opened = [(c[0], min(c[1], line.left), *c[2:]) for c in corridors if c[0] < line.left]
+        gaps: list[tuple[float, float]] = []
+        kept: set[int] = set()
         first = 0
         for left, right in line.spans:
-            width = min(max((right - left) / line.unit, 0.0), WIDEST)
             while first < len(corridors) and corridors[first][1] <= left:
                 first += 1
-            best = (left, right, 0, 0.0)
-            for corridor in corridors[first:]:
+            best, free, widest = (left, right, 0, 0.0), (left, right), narrowest
+            for number in range(first, len(corridors)):
+                corridor = corridors[number]
                 if corridor[0] >= right:
                     break
                 low, high = max(corridor[0], left), min(corridor[1], right)
-                if high - low >= narrowest and corridor[2] > best[2]:
-                    best = (low, high, corridor[2], corridor[3])
-            row.append((best[2], best[3]))
+                if high - low >= narrowest:
+                    kept.add(number)
+                if high - low >= widest:
+                    best, free, widest = corridor, (low, high), high - low
+            row.append(best[2:])
+            gaps.append(free)
+        within = {
+            number
+            for number, c in enumerate(corridors)
+            if c[2] >= 2 and c[0] > line.left and c[1] < line.right
+        }
+        if len(within - kept) > len(within & kept):
+            # The line fills the corridors: it is no row of the table before it.
+            row = [(0, 0.0)] * len(row)
+            corridors = []
+        # Corridors beside the line pass it by.
+        opened = [(c[0], min(c[1], line.left), *c[2:]) for c in corridors if c[0] < line.left]
+        for (left, right), free, (count, total) in zip(line.spans, gaps, row, strict=True):
             if right - left >= narrowest:
-                opened.append((best[0], best[1], best[2] + 1, best[3] + width))
+                width = min((right - left) / line.unit, WIDEST)
+                opened.append((*free, count + 1, total + width))
         opened += [(max(c[0], line.right), *c[1:]) for c in corridors if c[1] > line.right]
         corridors = opened
         measured.append(row)

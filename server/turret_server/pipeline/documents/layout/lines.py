@@ -15,10 +15,12 @@ import numpy as np
 from turret_server.pipeline.documents.layout.boxes import Boxes
 
 # Middles, or baselines, agree within this share of the lower of two heights.
-MIDDLES = 0.45
+MIDDLES = 0.5
 BASELINES = 0.2
 # How much of its level a line takes from each new word.
-FOLLOW = 0.5
+FOLLOW = 0.7
+# What a gap as wide as a line is high counts for, in the same shares.
+DISTANCE = 0.05
 # Lines looked at on either side of a word: enough for any page, and a bound for hostile ones.
 NEIGHBOURS = 8
 # A tilt is worth turning back if it moves words by this share of a line across the page.
@@ -59,7 +61,7 @@ def _follow(boxes: Boxes) -> list[list[int]]:
         best, best_off = -1, float("inf")
         for k in range(max(start - NEIGHBOURS, 0), min(start + NEIGHBOURS, len(levels))):
             off = abs(levels[k] - y)
-            if off > far or off >= best_off:
+            if off > far:
                 continue
             line = at_level[k]
             big, small = max(h, tall[line]), min(h, tall[line])
@@ -68,8 +70,9 @@ def _follow(boxes: Boxes) -> list[list[int]]:
                 continue
             base = abs(levels[k] + tall[line] / 2 - y - h / 2)
             inside = small < 0.5 * big and off + small / 2 <= 0.5 * big + 0.5 * small
-            if off < MIDDLES * small or base < BASELINES * small or inside:
-                best, best_off = k, off
+            cost = off / small + DISTANCE * min(max(left[i] - reach[line], 0), 10)
+            if cost < best_off and (off < MIDDLES * small or base < BASELINES * small or inside):
+                best, best_off = k, cost
         if best < 0:
             levels.insert(start, y)
             at_level.insert(start, len(lines))

@@ -11,9 +11,7 @@ from turret_server.pipeline.documents.layout.corridors import Gaps, measure_corr
 
 # In characters. Below NARROW no gap parts cells, from WIDE on a corridor's mean does.
 NARROW = 0.65
-WIDE = 1.3
-# A gap is averaged with its corridor and this, a space in prose.
-SPACE = 0.6
+WIDE = 1.2
 BULLETS = frozenset("•‣⁃∙◦▪▫■□●○◆◇►▶➢➤☐☑☒✓✔")
 
 
@@ -46,15 +44,21 @@ def find_phrases(boxes: Boxes, lines: list[list[int]]) -> list[list[Phrase]]:
             reach = max(reach, right[i])
         taken = sum(right[i] - left[i] for i in line) / max(sum(width[i] for i in line), 1)
         gaps.append(Gaps(spans, left[line[0]], reach, max(char, taken)))
-    sp = [w for gap in gaps for w in ((high - low) / gap.unit for low, high in gap.spans) if 0.1 < w < 1.6]
+    corr = measure_corridors(gaps)
+    sp = [
+        (high - low) / gap.unit
+        for gap, counts in zip(gaps, corr, strict=True)
+        for (low, high), (n, _) in zip(gap.spans, counts, strict=True)
+        if n <= 1 and 0.1 < (high - low) / gap.unit < 1.6
+    ]
     iso = min(max(2 * float(np.quantile(sp, 0.9)) if sp else 2.0, 1.2), 2.5)
     result: list[list[Phrase]] = []
-    for line, gap, corridors in zip(lines, gaps, measure_corridors(gaps), strict=True):
+    for line, gap, corridors in zip(lines, gaps, corr, strict=True):
         phrases = [Phrase([line[0]], left[line[0]], right[line[0]], width[line[0]])]
         widths = [(high - low) / gap.unit for low, high in gap.spans]
         for i, wide, (count, total) in zip(line[1:], widths, corridors, strict=True):
             last = phrases[-1]
-            mean = (min(wide, 4.0) + total + SPACE) / (count + 2)
+            mean = (min(wide, 4.0) + total) / (count + 1) if count >= 3 else 0.0
             bullet = len(last.words) == 1 and boxes.text[last.words[0]] in BULLETS and wide < 6
             if (wide >= iso or (wide >= NARROW and mean >= WIDE)) and not bullet:
                 phrases.append(Phrase([i], left[i], right[i], width[i]))

@@ -1,16 +1,19 @@
 """Our layout of a page: its stages in order."""
 
 from __future__ import annotations
-
+import os
+from turret_server.pipeline.documents.layout.blocks import find_blocks
 from turret_server.pipeline.documents.layout.boxes import Boxes
 from turret_server.pipeline.documents.layout.columns import CELL_GAP, place
 from turret_server.pipeline.documents.layout.frame import frames
 from turret_server.pipeline.documents.layout.lines import find_lines
 from turret_server.pipeline.documents.layout.options import LayoutOptions
-from turret_server.pipeline.documents.layout.phrases import Phrase, find_phrases
+from turret_server.pipeline.documents.layout.phrases import Phrase, _char_width, find_phrases
 from turret_server.pipeline.documents.layout.text import PageText, TextBuilder
 from turret_server.pipeline.documents.page import Page
 
+LEAD = int(os.environ.get("LEAD", 20))
+ALPHA = float(os.environ.get("ALPHA", 0.3))
 
 def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
     """The page's words in rows and columns."""
@@ -20,7 +23,18 @@ def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
             builder.newline(1 + min(1, options.max_blank_lines))
         boxes, rows = find_lines(boxes)
         lines = find_phrases(boxes, rows)
-        emit(builder, boxes, lines, place(lines), options)
+        unit = _char_width(boxes)
+        gaps, bottom = [], float("inf")
+        for row in rows:
+            gaps.append(float(boxes.top[row].min()) - bottom)
+            bottom = float(boxes.bottom[row].max())
+        margin = min((p.left for line in lines for p in line), default=0.0)
+        columns: list[list[int]] = []
+        for block in find_blocks(lines, gaps, unit):
+            left = min(p.left for line in lines[block] for p in line)
+            offset = min(int((left - margin) / unit * ALPHA), LEAD)
+            columns += [[c + offset for c in row] for row in place(lines[block], unit)]
+        emit(builder, boxes, lines, columns, gaps, options)
     return builder.finish()
 
 
@@ -29,16 +43,13 @@ def emit(
     boxes: Boxes,
     lines: list[list[Phrase]],
     columns: list[list[int]],
+    gaps: list[float],
     options: LayoutOptions,
 ) -> None:
     """Prints phrases at their columns, cells at least two spaces apart."""
-    bottom = float("inf")
     for number, (line, starts) in enumerate(zip(lines, columns, strict=True)):
-        words = [i for phrase in line for i in phrase.words]
         if number:
-            gap = float(boxes.top[words].min()) - bottom
-            builder.newline(1 + min(max(int(gap), 0), options.max_blank_lines))
-        bottom = float(boxes.bottom[words].max())
+            builder.newline(1 + min(max(int(gaps[number] + 0.2), 0), options.max_blank_lines))
         length = 0
         for k, (phrase, start) in enumerate(zip(line, starts, strict=True)):
             space = max(start - length, CELL_GAP if k else 0)
