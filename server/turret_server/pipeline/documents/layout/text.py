@@ -1,8 +1,10 @@
-"""What the layout of a page comes to."""
+"""What the layout of a page comes to, and how it is put together."""
 
 from __future__ import annotations
 
 import msgspec
+
+ABSENT: tuple[int, int] = (-1, -1)
 
 
 class PageText(msgspec.Struct, frozen=True):
@@ -16,3 +18,40 @@ class PageText(msgspec.Struct, frozen=True):
 
     text: str
     spans: list[tuple[int, int]]
+
+
+class TextBuilder:
+    """Appends words and white space, and remembers where each word went."""
+
+    def __init__(self, word_count: int) -> None:
+        """Starts an empty text for a page of `word_count` words."""
+        self._parts: list[str] = []
+        self._length = 0
+        self._spans = [ABSENT] * word_count
+
+    def space(self, count: int) -> None:
+        """Appends `count` spaces; none if it is negative."""
+        if count > 0:
+            self._parts.append(" " * count)
+            self._length += count
+
+    def newline(self, count: int = 1) -> None:
+        """Ends `count` lines."""
+        self._parts.append("\n" * count)
+        self._length += count
+
+    def word(self, index: int, text: str) -> None:
+        """Appends the text of the page's word `index`."""
+        end = self._length + len(text)
+        self._parts.append(text)
+        self._spans[index] = (self._length, end)
+        self._length = end
+
+    def finish(self) -> PageText:
+        """The page's text."""
+        return PageText("".join(self._parts), self._spans)
+
+
+def collapse(text: str) -> str:
+    """`text` on one line: white space at its ends dropped, any inner run of it one space."""
+    return " ".join(text.split())

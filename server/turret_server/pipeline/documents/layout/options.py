@@ -1,0 +1,22 @@
+"""How a page is laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["turret", "latin", "plain"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutOptions:
+    """Options of `lay_out`.
+
+    Attributes:
+        mode: "turret": rows, phrases and columns, as `layout/__init__.py` tells. "latin": LATIN as
+            published. "plain": the words in the given order, one space between any two.
+        max_blank_lines: at most so many empty lines for a vertical gap; 0 for none.
+    """
+
+    mode: Mode = "turret"
+    max_blank_lines: int = 1
