@@ -21,6 +21,7 @@ class Boxes:
         text: [N] each word's text, on one line.
         width: [N] columns the text takes on a terminal.
         left, top, right, bottom: [N] sides, left <= right and top <= bottom.
+        mirrored: the page reads from right to left, and x has been mirrored.
     """
 
     index: Ints
@@ -30,6 +31,7 @@ class Boxes:
     top: Floats
     right: Floats
     bottom: Floats
+    mirrored: bool = False
 
     def __len__(self) -> int:
         return len(self.text)
@@ -41,3 +43,8 @@ def display_width(text: str) -> int:
         return len(text)
     width = wcswidth(text)
     return width if width >= 0 else sum(max(wcwidth(char), 0) for char in text)
+
+
+def char_width(boxes: Boxes) -> float:
+    """The median word's width per column of print; never 0."""
+    return max(float(np.median((boxes.right - boxes.left) / np.maximum(boxes.width, 1))), 1e-6)

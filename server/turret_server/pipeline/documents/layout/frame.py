@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from turret_server.pipeline.documents.layout.bidi import reads_right_to_left
 from turret_server.pipeline.documents.layout.boxes import Boxes, Floats, Ints, display_width
 from turret_server.pipeline.documents.layout.text import collapse
 from turret_server.pipeline.documents.page import Page
@@ -59,6 +60,10 @@ def _upright(texts: list[str], index: Ints, quads: Floats) -> Boxes:
         unit = float(np.median(height[height > 0]))
     low, high = low / unit, high / unit
     word_texts = [texts[i] for i in index]
+    mirrored = reads_right_to_left(word_texts)
+    if mirrored:
+        right = float(high[:, 0].max())
+        low[:, 0], high[:, 0] = right - high[:, 0], right - low[:, 0]
     order = sorted(
         range(len(index)), key=lambda i: (low[i, 1], low[i, 0], word_texts[i], high[i, 0])
     )
@@ -70,6 +75,7 @@ def _upright(texts: list[str], index: Ints, quads: Floats) -> Boxes:
         top=low[order, 1],
         right=high[order, 0],
         bottom=high[order, 1],
+        mirrored=mirrored,
     )
 
 

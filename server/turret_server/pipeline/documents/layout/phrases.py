@@ -1,18 +1,32 @@
-"""Phrases: the words of a line that stand close together."""
+"""Phrases: the words of a line that stand close together.
+
+Gaps are measured in characters of their line. What a space is wide comes from the page: from the
+gaps no corridor continues. A gap parts two phrases if it is much wider than that, or if its
+corridor is, seen over all the lines it crosses: the narrow gap between two long numbers counts as
+the column gap it is, the wide gap of a justified line does not.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from turret_server.pipeline.documents.layout.boxes import Boxes
-from turret_server.pipeline.documents.layout.corridors import Gaps, measure_corridors
+from turret_server.pipeline.documents.layout.corridors import WIDEST, Gaps, measure_corridors
 
-# In characters. Below NARROW no gap parts cells, from WIDE on a corridor's mean does.
-NARROW = 0.65
-WIDE = 1.2
-BULLETS = frozenset("•‣⁃∙◦▪▫■□●○◆◇►▶➢➤☐☑☒✓✔")
+# A corridor parts phrases if it crosses this many other lines and is so wide on average, in
+# characters; in no line may it be narrower than a space.
+CROSSED = 3
+CORRIDOR = 1.2
+SPACE = 0.65
+# Without a corridor, a gap parts phrases if it is twice as wide as nine out of ten spaces.
+TIMES, SHARE = 2.0, 0.9
+LEAST, MOST = 1.2, 2.5
+# A bullet or "a)" at the start of a phrase belongs to what follows within so many characters.
+ITEM = re.compile(r"[•‣⁃∙◦▪▫■□●○◆◇►▶➢➤☐☑☒✓✔]|\(?([0-9]{1,2}|[A-Za-z])[.)]")
+ITEM_GAP = 4.0
 
 
 @dataclass(slots=True)
@@ -31,36 +45,30 @@ class Phrase:
     width: int
 
 
-def find_phrases(boxes: Boxes, lines: list[list[int]]) -> list[list[Phrase]]:
-    """Splits lines where a gap is wide, or part of a wide corridor."""
+def find_phrases(boxes: Boxes, lines: list[list[int]], unit: float) -> list[list[Phrase]]:
+    """The phrases of each line, from left to right.
+
+    Args:
+        boxes: the words.
+        lines: numbers of words, none empty.
+        unit: width of a character of the page.
+    """
     left, right, width = boxes.left.tolist(), boxes.right.tolist(), boxes.width.tolist()
-    char = _char_width(boxes)
-    gaps: list[Gaps] = []
-    for line in lines:
-        spans: list[tuple[float, float]] = []
-        reach = right[line[0]]
-        for i in line[1:]:
-            spans.append((reach, left[i]))
-            reach = max(reach, right[i])
-        taken = sum(right[i] - left[i] for i in line) / max(sum(width[i] for i in line), 1)
-        gaps.append(Gaps(spans, left[line[0]], reach, max(char, taken)))
-    corr = measure_corridors(gaps)
-    sp = [
-        (high - low) / gap.unit
-        for gap, counts in zip(gaps, corr, strict=True)
-        for (low, high), (n, _) in zip(gap.spans, counts, strict=True)
-        if n <= 1 and 0.1 < (high - low) / gap.unit < 1.6
-    ]
-    iso = min(max(2 * float(np.quantile(sp, 0.9)) if sp else 2.0, 1.2), 2.5)
+    gaps = [_gaps(line, left, right, width, unit) for line in lines]
+    corridors = measure_corridors(gaps)
+    far = _far(gaps, corridors)
     result: list[list[Phrase]] = []
-    for line, gap, corridors in zip(lines, gaps, corr, strict=True):
-        phrases = [Phrase([line[0]], left[line[0]], right[line[0]], width[line[0]])]
-        widths = [(high - low) / gap.unit for low, high in gap.spans]
-        for i, wide, (count, total) in zip(line[1:], widths, corridors, strict=True):
+    for line, gap_line, crossings in zip(lines, gaps, corridors, strict=True):
+        first = line[0]
+        phrases = [Phrase([first], left[first], right[first], width[first])]
+        for i, gap, (count, total) in zip(line[1:], gap_line.widths, crossings, strict=True):
             last = phrases[-1]
-            mean = (min(wide, 4.0) + total) / (count + 1) if count >= 3 else 0.0
-            bullet = len(last.words) == 1 and boxes.text[last.words[0]] in BULLETS and wide < 6
-            if (wide >= iso or (wide >= NARROW and mean >= WIDE)) and not bullet:
+            wide = gap >= far
+            if not wide and count >= CROSSED and gap >= SPACE:
+                wide = (gap + total) / (count + 1) >= CORRIDOR
+            if wide and gap < ITEM_GAP and len(last.words) == 1:
+                wide = ITEM.fullmatch(boxes.text[last.words[0]]) is None
+            if wide:
                 phrases.append(Phrase([i], left[i], right[i], width[i]))
             else:
                 last.words.append(i)
@@ -70,7 +78,31 @@ def find_phrases(boxes: Boxes, lines: list[list[int]]) -> list[list[Phrase]]:
     return result
 
 
-def _char_width(boxes: Boxes) -> float:
-    """The median word's width per column of print."""
-    wide = (boxes.right - boxes.left) / np.maximum(boxes.width, 1)
-    return max(float(np.median(wide)), 1e-6)
+def _gaps(
+    line: list[int], left: list[float], right: list[float], width: list[int], unit: float
+) -> Gaps:
+    """The gaps of a line, measured in its own characters, or the page's if those are wider."""
+    spans: list[tuple[float, float]] = []
+    reach = right[line[0]]
+    taken = columns = 0.0
+    for i in line:
+        taken += right[i] - left[i]
+        columns += width[i]
+    unit = max(unit, taken / max(columns, 1))
+    for i in line[1:]:
+        spans.append((reach, left[i]))
+        reach = max(reach, right[i])
+    widths = [min((end - start) / unit, WIDEST) for start, end in spans]
+    return Gaps(spans, widths, left[line[0]], reach, unit)
+
+
+def _far(gaps: list[Gaps], corridors: list[list[tuple[int, float]]]) -> float:
+    """How wide a gap must be to part phrases by itself."""
+    spaces = [
+        width
+        for line, crossings in zip(gaps, corridors, strict=True)
+        for width, (count, _) in zip(line.widths, crossings, strict=True)
+        if count <= 1 and 0.1 < width < 1.6
+    ]
+    usual = float(np.quantile(spaces, SHARE)) if spaces else 1.0
+    return min(max(TIMES * usual, LEAST), MOST)

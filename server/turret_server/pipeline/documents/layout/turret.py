@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 import os
+from turret_server.pipeline.documents.layout.bidi import reading_order
 from turret_server.pipeline.documents.layout.blocks import find_blocks
-from turret_server.pipeline.documents.layout.boxes import Boxes
+from turret_server.pipeline.documents.layout.boxes import Boxes, char_width
 from turret_server.pipeline.documents.layout.columns import CELL_GAP, place
 from turret_server.pipeline.documents.layout.frame import frames
 from turret_server.pipeline.documents.layout.lines import find_lines
 from turret_server.pipeline.documents.layout.options import LayoutOptions
-from turret_server.pipeline.documents.layout.phrases import Phrase, _char_width, find_phrases
+from turret_server.pipeline.documents.layout.phrases import Phrase, find_phrases
 from turret_server.pipeline.documents.layout.text import PageText, TextBuilder
 from turret_server.pipeline.documents.page import Page
 
@@ -22,8 +23,8 @@ def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
         if number:
             builder.newline(1 + min(1, options.max_blank_lines))
         boxes, rows = find_lines(boxes)
-        lines = find_phrases(boxes, rows)
-        unit = _char_width(boxes)
+        unit = char_width(boxes)
+        lines = find_phrases(boxes, rows, unit)
         gaps, bottom = [], float("inf")
         for row in rows:
             gaps.append(float(boxes.top[row].min()) - bottom)
@@ -55,6 +56,16 @@ def emit(
             space = max(start - length, CELL_GAP if k else 0)
             builder.space(space)
             length += space + phrase.width
-            for n, i in enumerate(phrase.words):
+            for n, i in enumerate(in_reading_order(boxes, phrase.words)):
                 builder.space(1 if n else 0)
                 builder.word(int(boxes.index[i]), boxes.text[i])
+
+
+def in_reading_order(boxes: Boxes, words: list[int]) -> list[int]:
+    """A phrase's words as they are read; they come in the order of the frame."""
+    texts = [boxes.text[i] for i in words]
+    if all(map(str.isascii, texts)) and not boxes.mirrored:
+        return words
+    if boxes.mirrored:
+        words, texts = words[::-1], texts[::-1]
+    return [words[k] for k in reading_order(texts, boxes.mirrored)]
