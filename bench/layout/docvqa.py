@@ -1,0 +1,81 @@
+"""Sets in DocVQA's format: questions about pages, and the pages as Microsoft's Read saw them.
+
+A folder holds the questions (a JSON file with `data`: `question`, `answers`,
+`ucsf_document_id`, `ucsf_document_page_no`) and `ocr_results/<document>_<page>.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from bench.layout.anls import anls, similarity
+
+_TIMEOUT_S = 600.0
+
+
+def questions(folder: Path) -> list[dict[str, Any]]:
+    """All that have answers and whose page is there.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        data = json.loads(path.read_text()).get("data", [])
+        for item in data:
+            page = f"{item['ucsf_document_id']}_{item['ucsf_document_page_no']}.json"
+            ocr = folder / "ocr_results" / page
+            if item.get("answers") and ocr.exists():
+                found.append({**item, "ocr": ocr})
+    if not found:
+        raise SystemExit(f"{folder}: no question with answers and a page in ocr_results/")
+    return found
+
+
+def body(question: str, ocr: Any, model: str, mode: str) -> dict[str, Any]:
+    """The request that asks it."""
+    document = {"data": ocr, "format": "docvqa"}
+    content = [{"type": "document", "document": document}, {"type": "text", "text": question}]
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "layout": {"task": "docvqa", "mode": mode},
+        "temperature": 0,
+        "max_tokens": 100,
+    }
+
+
+def evaluate(folder: Path, url: str, model: str, mode: str, limit: int | None) -> dict[str, Any]:
+    """Ask all questions, one after the other, and compare the answers."""
+    answered, failed = [], []
+    for item in questions(folder)[:limit]:
+        request = body(item["question"], json.loads(item["ocr"].read_text()), model, mode)
+        try:
+            answer = ask(url, request)
+        except urllib.error.HTTPError as error:
+            failed.append({"question": item["question"], "error": error.read().decode()[:300]})
+            answer = ""
+        answered.append((answer, item["answers"]))
+    ranked = sorted(answered, key=lambda pair: similarity(*pair))
+    return {
+        "anls": round(anls(answered), 4),
+        "questions": len(answered),
+        "mode": mode,
+        "failed": failed,
+        "worst": [{"answer": answer, "right": right} for answer, right in ranked[:10]],
+    }
+
+
+def ask(url: str, request: dict[str, Any]) -> str:
+    """The answer of a running server."""
+    call = urllib.request.Request(
+        f"{url.rstrip('/')}/v1/chat/completions",
+        json.dumps(request).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(call, timeout=_TIMEOUT_S) as reply:
+        return json.load(reply)["choices"][0]["message"]["content"] or ""
