@@ -62,9 +62,12 @@ def results(rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]:
             }
             for engine, of_engine in _by_engine(rows).items()
         },
-        "pages": [
-            {"engine": row.engine, "page": row.sample.name, **asdict(row.scores)} for row in rows
-        ],
+        "worst": {
+            engine: [
+                {"page": row.sample.name, **asdict(row.scores)} for row in worst(of_engine, 10)
+            ]
+            for engine, of_engine in _by_engine(rows).items()
+        },
     }
 
 
