@@ -25,6 +25,8 @@ from bench.layout.metrics import score
 from bench.layout.report import Row, markdown, results
 from bench.layout.samples import make_samples
 
+from turret_server.loadtest.environment import machine
+
 _RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -66,7 +68,7 @@ def main() -> None:
     rows = compare(args.count, args.seed)
     text = markdown(rows)
     print(text)
-    settings = {"count": args.count, "seed": args.seed}
+    settings = {"count": args.count, "seed": args.seed, "machine": machine()}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(results(rows, settings), indent=1) + "\n")
     args.output.with_suffix(".md").write_text(text)

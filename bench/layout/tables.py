@@ -218,7 +218,7 @@ def spanning(sheet: Sheet) -> None:
     truth, heads = sheet.truth, placed.cells[0]
     spans = []
     for first in (1, 3):
-        text = (vocabulary.filler().capitalize(),)
+        text = (vocabulary.filler().capitalize(), vocabulary.filler(), vocabulary.filler())
         middle = (placed.middles[first] + placed.middles[first + 1]) / 2
         sheet.put(text, middle, top + 22.0, 22.0, "centre")
         spans.append(len(truth.cells))

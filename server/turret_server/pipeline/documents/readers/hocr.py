@@ -62,7 +62,9 @@ class _Reader:
 
     def other(self, element: Element, names: str) -> None:
         """Take an element of some other class, or of several."""
-        kind = next((name for name in names.split() if name.startswith("ocr")), "")
+        kind = names
+        if " " in names:
+            kind = next((name for name in names.split() if name.startswith("ocr")), "")
         if kind == "ocrx_word":
             self.words.append(element)
         elif kind in _LINES:
@@ -155,7 +157,10 @@ def _any_maker(
 
 def _after(name: str, element: Element, offset: int = 1) -> float:
     """The number that follows a property's name in the title; 0 where there is none."""
-    parts = element.get("title", "").replace(";", " ").split()
+    title = element.get("title", "")
+    if name not in title:
+        return 0.0
+    parts = title.replace(";", " ").split()
     try:
         return float(parts[parts.index(name) + offset])
     except (ValueError, IndexError):
