@@ -31,16 +31,15 @@ def _collect(data: bytes, document: Builder) -> None:
         )
     unit, divisor = _UNITS[named]
     line = block = -1
-    for element in root.iter(prefix + "Page"):
+    for element in root.findall(f"{prefix}Layout/{prefix}Page"):
         width, height = _size(element, prefix)
         page = document.page(width / divisor, height / divisor, unit=unit)
         for part in element.iter(prefix + "TextBlock"):
             block += 1
-            # Counterclockwise degrees.
-            rotation = -_number(part.get("ROTATION"))
-            for row in part.iter(prefix + "TextLine"):
+            turn = -_number(part.get("ROTATION"))  # which is counterclockwise
+            for row in part.findall(prefix + "TextLine"):
                 line += 1
-                _collect_line(row, prefix, page, document, (divisor, rotation, line, block))
+                _collect_line(row, prefix, page, document, (divisor, turn, line, block))
 
 
 def _collect_line(

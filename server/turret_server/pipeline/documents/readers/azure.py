@@ -8,7 +8,7 @@ from turret_server.pipeline.documents.readers.azure_read import UNITS, ReadPage,
 from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
-from turret_server.pipeline.documents.readers.spans import owners
+from turret_server.pipeline.documents.readers.spans import Parts
 
 
 class _Point(msgspec.Struct, gc=False):
@@ -77,7 +77,7 @@ def _collect(content: _Result, document: Builder) -> None:
             "it has neither 'analyzeResult.pages' nor 'analyzeResult.readResults'",
             "Send the response of a finished analysis, as it came.",
         )
-    paragraphs = [_starts(paragraph.spans) for paragraph in analysis.paragraphs or ()]
+    paragraphs = Parts(_ranges(paragraph.spans) for paragraph in analysis.paragraphs or ())
     num_lines = 0
     for source in analysis.pages:
         number = source.pageNumber or source.page_number
@@ -91,15 +91,11 @@ def _collect(content: _Result, document: Builder) -> None:
             angle=source.angle,
         )
         lines = source.lines or []
-        items = source.words or lines
-        starts = [_start(item) for item in items]
-        if source.words:
-            of_lines = owners(starts, [_starts(line.spans) for line in lines])
-        else:
-            of_lines = list(range(len(lines)))
-        blocks = owners(starts, paragraphs)
-        for item, line, block in zip(items, of_lines, blocks, strict=True):
-            _add(page, item, line + num_lines if line >= 0 else -1, block)
+        by_span = Parts(_ranges(line.spans) for line in lines)
+        for i, item in enumerate(source.words or lines):
+            start = _start(item)
+            line = by_span.at(start) if source.words else i
+            _add(page, item, line + num_lines if line >= 0 else -1, paragraphs.at(start))
         num_lines += len(lines)
 
 
@@ -109,7 +105,7 @@ def _start(item: _Text) -> int:
     return item.spans[0].offset if item.spans else -1
 
 
-def _starts(spans: list[_Span] | None) -> list[tuple[int, int]]:
+def _ranges(spans: list[_Span] | None) -> list[tuple[int, int]]:
     return [(span.offset, span.offset + span.length) for span in spans or ()]
 
 

@@ -16,6 +16,7 @@ from turret_server.pipeline.documents.readers.quads import Box, turn_of_line, tu
 # A word may lie off its page (skew, cropped scans, pages turned by 90 degrees): its coordinates
 # may be this many times the longer side. What is further out is an error of units or worse.
 _PAGES_AWAY = 4.0
+_MAX_WHY = 300  # characters of an error, which may quote the content
 _FURTHEST = 1e7  # where the page's size is not known
 # C0 and C1 controls, surrogates, and what is neither seen nor takes room at the edges of words.
 _UNSEEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff\u200b]")
@@ -296,6 +297,7 @@ class Builder:
 
     def wrong(self, why: str, fix: str = "Check how the file was made.") -> BadRequest:
         """The error for content that is not as the format says."""
+        why = why if len(why) <= _MAX_WHY else why[:_MAX_WHY] + "…"
         return BadRequest(f"the OCR result cannot be read as {self.title}", why, fix)
 
     def same_length(self, parts: Mapping[str, Sized]) -> None:

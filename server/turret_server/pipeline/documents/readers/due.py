@@ -57,8 +57,12 @@ def _collect(content: _Document | _Content | _Common, document: Builder) -> None
     if source.structures is not None:
         pages, lines = source.structures.pages, source.structures.lines
     of_lines = [-1] * len(tokens)
+    taken = 0
     for number, (begin, end) in enumerate(lines.structure_value if lines is not None else ()):
         _check_range("line", begin, end, len(tokens), document)
+        taken += end - begin
+        if taken > len(tokens):
+            raise document.wrong("its lines overlap", "Each token belongs to one line.")
         of_lines[begin:end] = [number] * (end - begin)
     pages = pages or _Structure([(0, len(tokens))])
     sizes = pages.positions or [(0.0, 0.0, 0.0, 0.0)] * len(pages.structure_value)

@@ -8,9 +8,11 @@ from turret_server.pipeline.documents.page import Quad, upright
 from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
-from turret_server.pipeline.documents.readers.spans import owners
+from turret_server.pipeline.documents.readers.spans import Parts
 
-_ANGLES = {"PAGE_RIGHT": 90.0, "PAGE_DOWN": 180.0, "PAGE_LEFT": 270.0}
+# Clients write names of enumerations, or their numbers.
+_ANGLES = {"PAGE_RIGHT": 90.0, "PAGE_DOWN": 180.0, "PAGE_LEFT": 270.0, 2: 90.0, 3: 180.0, 4: 270.0}
+_MOST_OVERLAP = 2  # how often tokens may name a letter, on average
 _NEAR = 0.6  # gap within a word, in heights: tokens are cut at punctuation, words are not
 
 
@@ -41,7 +43,7 @@ class _Layout(_Part, gc=False):
     text_anchor: _Anchor | None = None
     bounding_poly: _Outline | None = None
     confidence: float | None = None
-    orientation: str | None = None
+    orientation: str | int | None = None
 
 
 class _Item(_Part, gc=False):
@@ -99,24 +101,28 @@ def _collect_page(source: _Page, text: str, first_line: int, document: Builder) 
         size.height if sized and size else 1,
         number=source.page_number,
         unit="px" if sized else "relative",
-        angle=_ANGLES.get(source.layout.orientation or "", 0.0) if source.layout else 0.0,
+        angle=_ANGLES.get(source.layout.orientation or 0, 0.0) if source.layout else 0.0,
     )
     lines = source.lines or []
     items = source.tokens or lines or source.paragraphs or source.blocks or []
-    ranges = [_ranges(item, document) for item in items]
-    starts = [part[0][0] if part else -1 for part in ranges]
-    of_lines = owners(starts, [_ranges(item, document) for item in lines])
+    by_line = Parts(_ranges(item, document) for item in lines)
     blocks = source.blocks or source.paragraphs or []
-    of_blocks = owners(starts, [_ranges(item, document) for item in blocks])
+    by_block = Parts(_ranges(item, document) for item in blocks)
     word = _Pending(page)
-    for item, part, line, block in zip(items, ranges, of_lines, of_blocks, strict=True):
-        content = "".join(text[begin:end] for begin, end in part)
-        shape = item.layout
+    room = _MOST_OVERLAP * len(text)
+    for item in items:
+        ranges = _ranges(item, document)
+        room -= sum(max(min(end, len(text)) - begin, 0) for begin, end in ranges)
+        if room < 0:
+            raise document.wrong("its tokens overlap", "Each letter of 'text' belongs to one.")
+        content = "".join(text[begin:end] for begin, end in ranges)
         if not content.strip():
             continue
-        quad = _quad(shape, page, content, document)
+        start = ranges[0][0]
+        quad = _quad(item.layout, page, content, document)
+        line, block = by_line.at(start), by_block.at(start)
         line = line + first_line if line >= 0 else -1
-        word.add(content, part[0][0], quad, shape.confidence, line, block)
+        word.add(content, start, quad, item.layout.confidence, line, block)
     word.flush()
     return len(lines)
 
@@ -125,9 +131,12 @@ def _ranges(item: _Item, document: Builder) -> list[tuple[int, int]]:
     anchor = item.layout.text_anchor
     segments = anchor.text_segments if anchor is not None else None
     try:
-        return [(int(part.start_index), int(part.end_index)) for part in segments or ()]
+        ranges = [(int(part.start_index), int(part.end_index)) for part in segments or ()]
     except ValueError as error:
         raise document.wrong(f"an index into its text is no number: {error}") from error
+    if any(not 0 <= begin <= end for begin, end in ranges):
+        raise document.wrong("an index into its text is negative, or an end before its start")
+    return ranges
 
 
 def _quad(shape: _Layout, page: PageBuilder, text: str, document: Builder) -> Quad:

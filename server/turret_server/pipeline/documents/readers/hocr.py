@@ -16,6 +16,7 @@ from turret_server.pipeline.documents.readers.markup import (
 from turret_server.pipeline.documents.readers.quads import Box, turned
 
 _LINES = frozenset(["ocr_line", "ocrx_line", "ocr_header", "ocr_caption", "ocr_textfloat"])
+_MAX_LEVELS = 8  # of elements within a word
 _BLOCKS = frozenset(["ocr_carea", "ocrx_block", "ocr_par"])
 
 
@@ -105,7 +106,7 @@ class _Reader:
     def _flush(self) -> None:
         if not self.words:
             return
-        texts = ["".join(word.itertext()) if len(word) else word.text or "" for word in self.words]
+        texts = [_text(word) if len(word) else word.text or "" for word in self.words]
         titles = [word.get("title", "") for word in self.words]
         boxes, confidences = _tesseract(titles) or _any_maker(texts, titles, self._document)
         page = self._page = self._page or self._document.page()
@@ -117,6 +118,14 @@ class _Reader:
             page.boxes(texts, boxes, confidences, self._lines, self._blocks)
         for column in (self.words, self._lines, self._blocks):
             column.clear()
+
+
+def _text(element: Element, levels: int = _MAX_LEVELS) -> str:
+    """All text within, but not deeper than words are marked up: of words in words, all the same."""
+    parts = [element.text or ""]
+    for child in element:
+        parts += (_text(child, levels - 1) if levels else "", child.tail or "")
+    return "".join(parts)
 
 
 def _tesseract(titles: list[str]) -> tuple[list[Box], list[float | None]] | None:

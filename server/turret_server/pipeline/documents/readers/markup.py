@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import entities
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from xml.parsers import expat
 from turret_server.pipeline.documents.readers.builder import Builder
 
 _CHUNK = 4096
+_DECLARATION = re.compile(r"<!--|<[!?]")
 _VOID = frozenset(["area", "base", "br", "col", "hr", "img", "input", "link", "meta", "wbr"])
 _MAX_DEPTH = 200  # of HTML whose elements are not closed
 
@@ -47,9 +49,9 @@ def parse_html(data: bytes, document: Builder) -> Element:
     Raises:
         BadRequest: it holds no element, or nests them too deeply.
     """
-    reader = _TreeParser()
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
-    reader.feed(data.decode(encoding, "replace"))
+    reader = _TreeParser()
+    reader.feed(_tags_only(data.decode(encoding, "replace")))
     reader.close()
     if reader.too_deep:
         raise document.wrong(f"its elements are nested more than {_MAX_DEPTH} deep")
@@ -79,6 +81,24 @@ def refuse_entities(data: bytes, document: Builder) -> None:
         raise document.wrong("it declares XML entities", "Remove its <!ENTITY ...>.") from None
     except (_Prolog, expat.ExpatError, ValueError, LookupError):
         return  # whoever parses all of it sees what is wrong
+
+
+def _tags_only(text: str) -> str:
+    """Without comments and declarations, and without what follows the last tag.
+
+    On these, where they are not closed, Python's parser can take time that grows with the square
+    of their number.
+    """
+    kept, at = [], 0
+    text = text[: text.rfind(">") + 1]
+    while (start := _DECLARATION.search(text, at)) is not None:
+        kept.append(text[at : start.start()])
+        end = "-->" if start.group() == "<!--" else ">"
+        at = text.find(end, start.end())
+        if at < 0:
+            return "".join(kept)
+        at += len(end)
+    return "".join([*kept, text[at:]])
 
 
 class _TreeParser(HTMLParser):

@@ -22,7 +22,7 @@ def _collect(data: bytes, document: Builder) -> None:
         raise document.wrong(f"its outermost element is <{name}>", "PAGE XML begins with <PcGts>.")
     prefix = space + "}" if space else ""
     reader = _Reader(prefix, document)
-    for page in root.iter(prefix + "Page"):
+    for page in root.findall(prefix + "Page"):
         reader.page(page)
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
-def owners(starts: Sequence[int], parts: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
-    """The part that each piece of a text begins in.
+class Parts:
+    """Parts of a text, such as its lines.
 
     Args:
-        starts: offsets of the pieces; -1 where one has none.
-        parts: of each, such as a line, the ranges it consists of: begin, and end (exclusive).
-
-    Returns:
-        For each piece the position of its part in `parts`, or -1.
+        parts: of each the ranges it consists of: begin, and end (exclusive).
     """
-    ranges = sorted((begin, end, i) for i, part in enumerate(parts) for begin, end in part)
-    begins = [begin for begin, _, _ in ranges]
-    found = []
-    for start in starts:
-        at = bisect_right(begins, start) - 1
-        found.append(ranges[at][2] if at >= 0 and start < ranges[at][1] else -1)
-    return found
+
+    def __init__(self, parts: Iterable[Sequence[tuple[int, int]]]) -> None:
+        ranges = sorted((begin, end, i) for i, part in enumerate(parts) for begin, end in part)
+        self._begins = [begin for begin, _, _ in ranges]
+        self._ends = [end for _, end, _ in ranges]
+        self._owners = [owner for _, _, owner in ranges]
+
+    def at(self, offset: int) -> int:
+        """The part that holds the letter at `offset`, by its position in `parts`; -1 if none."""
+        i = bisect_right(self._begins, offset) - 1
+        return self._owners[i] if i >= 0 and offset < self._ends[i] else -1

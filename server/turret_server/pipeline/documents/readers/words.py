@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import msgspec
 
@@ -17,6 +17,8 @@ from turret_server.pipeline.documents.readers.builder import Builder, PageBuilde
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
 from turret_server.pipeline.documents.readers.quads import Box, clockwise
+
+_Number: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
 
 
 class _Sides(msgspec.Struct, gc=False):
@@ -55,8 +57,8 @@ class _Segment(msgspec.Struct, gc=False):
     confidence: float | None = None
     conf: float | None = None
     score: float | None = None
-    line: int = -1
-    block: int = -1
+    line: _Number = -1
+    block: _Number = -1
 
 
 class _Page(msgspec.Struct, gc=False):
