@@ -1,7 +1,11 @@
-"""Our layout of a page: its stages in order."""
+"""Our layout of a page: its stages in order, and the text they come to."""
 
 from __future__ import annotations
-import os
+
+from dataclasses import dataclass
+
+import numpy as np
+
 from turret_server.pipeline.documents.layout.bidi import reading_order
 from turret_server.pipeline.documents.layout.blocks import find_blocks
 from turret_server.pipeline.documents.layout.boxes import Boxes, char_width
@@ -13,59 +17,87 @@ from turret_server.pipeline.documents.layout.phrases import Phrase, find_phrases
 from turret_server.pipeline.documents.layout.text import PageText, TextBuilder
 from turret_server.pipeline.documents.page import Page
 
-LEAD = int(os.environ.get("LEAD", 20))
-ALPHA = float(os.environ.get("ALPHA", 0.3))
+# A block is indented by this share of its distance from the margin, and no further than that.
+INDENT = 0.3
+DEEPEST = 20
+# White space between lines, in heights of a line and in usual gaps, that shows as a blank line.
+BLANK = 0.8
+UNUSUAL = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedLine:
+    """A line as it is printed.
+
+    Attributes:
+        phrases: from left to right.
+        starts: the column each begins at, if the one before leaves room.
+        gap: white space above it, in heights of a line.
+    """
+
+    phrases: list[Phrase]
+    starts: list[int]
+    gap: float
+
 
 def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
-    """The page's words in rows and columns."""
+    """The page's words in lines and columns; words of another direction below the rest."""
     builder = TextBuilder(len(page.words))
-    for number, boxes in enumerate(frames(page)):
+    for number, boxes in enumerate(frames(page, options.mirror)):
         if number:
             builder.newline(1 + min(1, options.max_blank_lines))
         boxes, rows = find_lines(boxes)
-        unit = char_width(boxes)
-        lines = find_phrases(boxes, rows, unit)
-        gaps, bottom = [], float("inf")
-        for row in rows:
-            gaps.append(float(boxes.top[row].min()) - bottom)
-            bottom = float(boxes.bottom[row].max())
-        margin = min((p.left for line in lines for p in line), default=0.0)
-        columns: list[list[int]] = []
-        for block in find_blocks(lines, gaps, unit):
-            left = min(p.left for line in lines[block] for p in line)
-            offset = min(int((left - margin) / unit * ALPHA), LEAD)
-            columns += [[c + offset for c in row] for row in place(lines[block], unit)]
-        emit(builder, boxes, lines, columns, gaps, options)
+        _print(builder, boxes, _set_columns(boxes, rows, options), options)
     return builder.finish()
 
 
-def emit(
-    builder: TextBuilder,
-    boxes: Boxes,
-    lines: list[list[Phrase]],
-    columns: list[list[int]],
-    gaps: list[float],
-    options: LayoutOptions,
+def _set_columns(boxes: Boxes, rows: list[list[int]], options: LayoutOptions) -> list[PrintedLine]:
+    """Gives each phrase its column, block by block."""
+    unit = char_width(boxes)
+    lines = find_phrases(boxes, rows, unit)
+    gaps, bottom = [], float("inf")
+    for row in rows:
+        gaps.append(float(boxes.top[row].min()) - bottom)
+        bottom = float(boxes.bottom[row].max())
+    margin = min(line[0].left for line in lines)
+    printed: list[PrintedLine] = []
+    for block in find_blocks(lines, gaps, unit):
+        left = min(line[0].left for line in lines[block])
+        indent = min(int((left - margin) / unit * INDENT), DEEPEST)
+        for phrases, starts, gap in zip(
+            lines[block], place(lines[block], unit), gaps[block], strict=True
+        ):
+            columns = [min(indent + start, options.max_columns) for start in starts]
+            printed.append(PrintedLine(phrases, columns, gap))
+    return printed
+
+
+def _print(
+    builder: TextBuilder, boxes: Boxes, lines: list[PrintedLine], options: LayoutOptions
 ) -> None:
     """Prints phrases at their columns, cells at least two spaces apart."""
-    for number, (line, starts) in enumerate(zip(lines, columns, strict=True)):
+    index = boxes.index.tolist()
+    usual = float(np.median([line.gap for line in lines[1:]])) if len(lines) > 1 else 0.0
+    blank = max(BLANK, UNUSUAL * usual)
+    for number, line in enumerate(lines):
         if number:
-            builder.newline(1 + min(max(int(gaps[number] + 0.2), 0), options.max_blank_lines))
+            blanks = line.gap // blank if line.gap > 0 else 0
+            builder.newline(1 + int(min(blanks, options.max_blank_lines)))
         length = 0
-        for k, (phrase, start) in enumerate(zip(line, starts, strict=True)):
+        for k, (phrase, start) in enumerate(zip(line.phrases, line.starts, strict=True)):
             space = max(start - length, CELL_GAP if k else 0)
             builder.space(space)
             length += space + phrase.width
-            for n, i in enumerate(in_reading_order(boxes, phrase.words)):
+            for n, i in enumerate(_as_read(boxes, phrase.words)):
                 builder.space(1 if n else 0)
-                builder.word(int(boxes.index[i]), boxes.text[i])
+                builder.word(index[i], boxes.text[i])
 
 
-def in_reading_order(boxes: Boxes, words: list[int]) -> list[int]:
-    """A phrase's words as they are read; they come in the order of the frame."""
+def _as_read(boxes: Boxes, words: list[int]) -> list[int]:
+    """A phrase's words, given from left to right in their frame, in the order of reading."""
     texts = [boxes.text[i] for i in words]
-    if all(map(str.isascii, texts)) and not boxes.mirrored:
-        return words
     if boxes.mirrored:
         words, texts = words[::-1], texts[::-1]
+    elif all(map(str.isascii, texts)):
+        return words
     return [words[k] for k in reading_order(texts, boxes.mirrored)]
