@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from turret_server.pipeline.documents.layout.columns import TOLERANCE
-from turret_server.pipeline.documents.layout.phrases import Phrase
+from turret_server.pipeline.documents.layout.phrases import Line, Phrase
 
 # Rows with more lines between them do not belong together.
 APART = 6
@@ -22,40 +22,42 @@ ALIGNED = 0.5
 MANY = 60
 
 
-def find_blocks(lines: list[list[Phrase]], gaps: list[float], unit: float) -> list[slice]:
+def find_blocks(lines: list[Line], unit: float) -> list[list[Line]]:
     """Splits lines into blocks.
 
     Args:
         lines: from top to bottom.
-        gaps: white space above each line, in heights of a line.
         unit: width of a character.
     """
     tolerance = TOLERANCE * unit
+    apart = [False, *(below.top - above.bottom >= GAP for above, below in pairwise(lines))]
     joined = [False] * len(lines)  # to the line before
-    rows = [number for number, line in enumerate(lines) if len(line) > 1]
+    rows = [number for number, line in enumerate(lines) if len(line.phrases) > 1]
     for k, (above, below) in enumerate(pairwise(rows), start=1):
         if below - above > APART:
             continue
-        near = [[lines[i] for i in rows[max(k - COMPARED, 0) : k]]]
-        near.append([lines[i] for i in rows[k : k + COMPARED]])
-        if max(gaps[above + 1 : below + 1]) < GAP or _aligned(*near, tolerance):
+        if not any(apart[above + 1 : below + 1]) or _aligned(
+            [lines[row] for row in rows[max(k - COMPARED, 0) : k]],
+            [lines[row] for row in rows[k : k + COMPARED]],
+            tolerance,
+        ):
             joined[above + 1 : below + 1] = [True] * (below - above)
     for row in rows:
         # A single phrase next to a row, its head or note, goes with it.
         for number in (row, row + 1):
-            if 0 < number < len(lines) and gaps[number] < GAP:
+            if 0 < number < len(lines) and not apart[number]:
                 joined[number] = True
     for number, (above, below) in enumerate(pairwise(lines), start=1):
-        if len(above) == len(below) == 1 and abs(above[0].left - below[0].left) < tolerance:
-            joined[number] = True
+        if len(above.phrases) == len(below.phrases) == 1:
+            joined[number] |= abs(above.phrases[0].left - below.phrases[0].left) < tolerance
     starts = [number for number, tied in enumerate(joined) if not tied]
-    return [slice(first, last) for first, last in pairwise([*starts, len(lines)])]
+    return [lines[first:last] for first, last in pairwise([*starts, len(lines)])]
 
 
-def _aligned(above: list[list[Phrase]], below: list[list[Phrase]], tolerance: float) -> bool:
+def _aligned(above: list[Line], below: list[Line], tolerance: float) -> bool:
     """Whether most phrases of some rows, but for the first of each, are aligned with the others'."""
-    upper = [phrase for line in above for phrase in line[1:]][:MANY]
-    lower = [phrase for line in below for phrase in line[1:]][:MANY]
+    upper = [phrase for line in above for phrase in line.phrases[1:]][:MANY]
+    lower = [phrase for line in below for phrase in line.phrases[1:]][:MANY]
     return any(
         sum(_meets(phrase, others, tolerance) for phrase in mine) >= ALIGNED * len(mine)
         for mine, others in ((upper, lower), (lower, upper))

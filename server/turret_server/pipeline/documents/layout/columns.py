@@ -10,7 +10,7 @@ costs nothing.
 
 from __future__ import annotations
 
-from turret_server.pipeline.documents.layout.phrases import Phrase
+from turret_server.pipeline.documents.layout.phrases import Line
 
 # Spaces between cells of a line, at least.
 CELL_GAP = 2
@@ -20,14 +20,14 @@ TOLERANCE = 0.4
 RIGHT, CENTRE, LEFT = range(3)
 
 
-def place(lines: list[list[Phrase]], unit: float) -> list[list[int]]:
+def place(lines: list[Line], unit: float) -> list[list[int]]:
     """The column at which each phrase of each line starts; the leftmost is 0.
 
     Args:
-        lines: of one block, from top to bottom, each from left to right.
+        lines: of one block, from top to bottom.
         unit: width of a character.
     """
-    phrases = [phrase for line in lines for phrase in line]
+    phrases = [phrase for line in lines for phrase in line.phrases]
     tolerance = TOLERANCE * unit
     stops = {
         LEFT: _agree([p.left for p in phrases], tolerance),
@@ -38,7 +38,7 @@ def place(lines: list[list[Phrase]], unit: float) -> list[list[int]]:
     aligned = list(map(_alignment, shared[LEFT], shared[CENTRE], shared[RIGHT]))
     before: list[int] = []  # the phrase to the left on the line, or -1
     for line in lines:
-        before += [-1, *range(len(before), len(before) + len(line) - 1)]
+        before += [-1, *range(len(before), len(before) + len(line.phrases) - 1)]
     # Of each phrase, the columns of its stops; -1 until they are passed.
     column = {kind: [-1] * len(phrases) for kind in stops}
     start, middle, end = column[LEFT], column[CENTRE], column[RIGHT]
@@ -67,8 +67,8 @@ def place(lines: list[list[Phrase]], unit: float) -> list[list[int]]:
     result: list[list[int]] = []
     first = 0
     for line in lines:
-        result.append(starts[first : first + len(line)])
-        first += len(line)
+        result.append(starts[first : first + len(line.phrases)])
+        first += len(line.phrases)
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,84 +13,61 @@ from turret_server.pipeline.documents.layout.columns import CELL_GAP, place
 from turret_server.pipeline.documents.layout.frame import frames
 from turret_server.pipeline.documents.layout.lines import find_lines
 from turret_server.pipeline.documents.layout.options import LayoutOptions
-from turret_server.pipeline.documents.layout.phrases import Phrase, find_phrases
+from turret_server.pipeline.documents.layout.phrases import Line, find_phrases
+from turret_server.pipeline.documents.layout.prose import Run, reading_runs
 from turret_server.pipeline.documents.layout.text import PageText, TextBuilder
 from turret_server.pipeline.documents.page import Page
 
 # A block is indented by this share of its distance from the margin, and no further than that.
 INDENT = 0.3
 DEEPEST = 20
-# White space between lines, in heights of a line and in usual gaps, that shows as a blank line.
+# White space that shows as a blank line: in heights of a line, and in usual gaps.
 BLANK = 0.8
 UNUSUAL = 1.3
-
-
-@dataclass(frozen=True, slots=True)
-class PrintedLine:
-    """A line as it is printed.
-
-    Attributes:
-        phrases: from left to right.
-        starts: the column each begins at, if the one before leaves room.
-        gap: white space above it, in heights of a line.
-    """
-
-    phrases: list[Phrase]
-    starts: list[int]
-    gap: float
 
 
 def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
     """The page's words in lines and columns; words of another direction below the rest."""
     builder = TextBuilder(len(page.words))
-    for number, boxes in enumerate(frames(page, options.mirror)):
-        if number:
-            builder.newline(1 + min(1, options.max_blank_lines))
+    for boxes in frames(page, options.mirror):
         boxes, rows = find_lines(boxes)
-        _print(builder, boxes, _set_columns(boxes, rows, options), options)
+        unit = char_width(boxes)
+        lines = find_phrases(boxes, rows, unit)
+        gaps = [below.top - above.bottom for above, below in pairwise(lines)]
+        blank = max(BLANK, UNUSUAL * float(np.median(gaps))) if gaps else BLANK
+        for run in reading_runs(lines, unit):
+            above = float("-inf")
+            for line, columns in _set_columns(run, unit):
+                if builder.length:
+                    blanks = min(max(line.top - above, 0.0) / blank, options.max_blank_lines)
+                    builder.newline(1 + int(blanks))
+                above = line.bottom
+                limit = options.max_columns
+                _print(builder, boxes, line, [min(column, limit) for column in columns])
     return builder.finish()
 
 
-def _set_columns(boxes: Boxes, rows: list[list[int]], options: LayoutOptions) -> list[PrintedLine]:
-    """Gives each phrase its column, block by block."""
-    unit = char_width(boxes)
-    lines = find_phrases(boxes, rows, unit)
-    gaps, bottom = [], float("inf")
-    for row in rows:
-        gaps.append(float(boxes.top[row].min()) - bottom)
-        bottom = float(boxes.bottom[row].max())
-    margin = min(line[0].left for line in lines)
-    printed: list[PrintedLine] = []
-    for block in find_blocks(lines, gaps, unit):
-        left = min(line[0].left for line in lines[block])
-        indent = min(int((left - margin) / unit * INDENT), DEEPEST)
-        for phrases, starts, gap in zip(
-            lines[block], place(lines[block], unit), gaps[block], strict=True
-        ):
-            columns = [min(indent + start, options.max_columns) for start in starts]
-            printed.append(PrintedLine(phrases, columns, gap))
+def _set_columns(run: Run, unit: float) -> list[tuple[Line, list[int]]]:
+    """The lines of a run, with the column at which each phrase is printed."""
+    printed: list[tuple[Line, list[int]]] = []
+    for block in find_blocks(run.lines, unit):
+        left = min(line.phrases[0].left for line in block)
+        indent = min(int((left - run.margin) / unit * INDENT), DEEPEST)
+        for line, columns in zip(block, place(block, unit), strict=True):
+            printed.append((line, [indent + column for column in columns]))
     return printed
 
 
-def _print(
-    builder: TextBuilder, boxes: Boxes, lines: list[PrintedLine], options: LayoutOptions
-) -> None:
-    """Prints phrases at their columns, cells at least two spaces apart."""
-    index = boxes.index.tolist()
-    usual = float(np.median([line.gap for line in lines[1:]])) if len(lines) > 1 else 0.0
-    blank = max(BLANK, UNUSUAL * usual)
-    for number, line in enumerate(lines):
-        if number:
-            blanks = line.gap // blank if line.gap > 0 else 0
-            builder.newline(1 + int(min(blanks, options.max_blank_lines)))
-        length = 0
-        for k, (phrase, start) in enumerate(zip(line.phrases, line.starts, strict=True)):
-            space = max(start - length, CELL_GAP if k else 0)
-            builder.space(space)
-            length += space + phrase.width
-            for n, i in enumerate(_as_read(boxes, phrase.words)):
-                builder.space(1 if n else 0)
-                builder.word(index[i], boxes.text[i])
+def _print(builder: TextBuilder, boxes: Boxes, line: Line, columns: list[int]) -> None:
+    """Prints phrases at their columns, or later: cells are two spaces apart at least."""
+    length = 0
+    for k, (phrase, column) in enumerate(zip(line.phrases, columns, strict=True)):
+        space = max(column - length, CELL_GAP if k else 0)
+        builder.space(space)
+        length += space + phrase.width
+        for n, i in enumerate(_as_read(boxes, phrase.words)):
+            builder.space(1 if n else 0)
+            builder.word(int(boxes.index[i]), boxes.text[i])
 
 
 def _as_read(boxes: Boxes, words: list[int]) -> list[int]:
