@@ -55,7 +55,7 @@ def find_blocks(lines: list[Line], unit: float) -> list[list[Line]]:
 
 
 def _aligned(above: list[Line], below: list[Line], tolerance: float) -> bool:
-    """Whether most phrases of some rows, but for the first of each, are aligned with the others'."""
+    """Whether most phrases of one side, but for the first of each row, agree with the other's."""
     upper = [phrase for line in above for phrase in line.phrases[1:]][:MANY]
     lower = [phrase for line in below for phrase in line.phrases[1:]][:MANY]
     return any(

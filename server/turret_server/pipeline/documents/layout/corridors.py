@@ -93,7 +93,7 @@ def _enter(line: Gaps, corridors: list[Corridor]) -> tuple[list[Corridor], set[i
             first += 1
         best, widest = (left, right, 0, 0.0, 0), narrowest
         for number in range(first, len(corridors)):
-            start, end, *rest = corridors[number]
+            start, end, *crossed = corridors[number]
             if start >= right:
                 break
             lone = min(left - start, end - right) > LONE * line.unit
@@ -101,6 +101,6 @@ def _enter(line: Gaps, corridors: list[Corridor]) -> tuple[list[Corridor], set[i
             if end - start >= narrowest:
                 kept.add(number)
                 if end - start >= widest and not lone:
-                    best, widest = (start, end, *rest), end - start
+                    best, widest = (start, end, *crossed), end - start
         entered.append(best)
     return entered, kept

@@ -79,7 +79,7 @@ def _upright(texts: list[str], index: Ints, quads: Floats, mirror: bool) -> Boxe
         range(len(index)), key=lambda i: (low[i, 1], low[i, 0], word_texts[i], high[i, 0])
     )
     return Boxes(
-        index=index[order],
+        index=index[order].tolist(),
         text=[word_texts[i] for i in order],
         width=np.array([display_width(word_texts[i]) for i in order], dtype=np.int64),
         left=low[order, 0],

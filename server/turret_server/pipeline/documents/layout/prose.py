@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from turret_server.pipeline.documents.layout.boxes import Floats
 from turret_server.pipeline.documents.layout.phrases import Line, Phrase
 
 # A column of prose has at least so many lines, this share of them one phrase, this share of them
@@ -91,7 +90,7 @@ def _regions(lines: list[Line], unit: float, depth: int) -> list[Region]:
 
 
 def _columns(lines: list[Line], x: float, unit: float, depth: int) -> list[list[Line]] | None:
-    """The columns that the gutter at `x` parts, and further gutters part again, if all are prose."""
+    """The columns that the gutter at `x`, and further ones, part; None if not all are prose."""
     columns: list[list[Line]] = []
     for side in _cut(lines, x):
         if _is_prose(side):
@@ -182,21 +181,18 @@ def _cut(lines: list[Line], x: float) -> tuple[list[Line], list[Line]]:
 
 def _width(column: list[Line]) -> float:
     """The width of a column, but for stray words beside it."""
-    left, right = _edges(column)
-    return float(np.quantile(right, 0.9) - np.quantile(left, 0.1))
-
-
-def _edges(column: list[Line]) -> tuple[Floats, Floats]:
-    left = np.array([line.phrases[0].left for line in column])
-    return left, np.array([line.phrases[-1].right for line in column])
+    left = sorted(line.phrases[0].left for line in column)
+    right = sorted(line.phrases[-1].right for line in column)
+    stray = len(column) // 10
+    return right[-1 - stray] - left[stray]
 
 
 def _is_prose(column: list[Line]) -> bool:
     """Whether the lines are running text."""
     if len(column) < LINES:
         return False
-    left, right = _edges(column)
-    filled = np.count_nonzero(right - left >= FILLED * _width(column))
+    full = FILLED * _width(column)
+    filled = sum(line.phrases[-1].right - line.phrases[0].left >= full for line in column)
     single = sum(len(line.phrases) == 1 for line in column)
     printed = sorted(sum(phrase.width for phrase in line.phrases) for line in column)
     return (

@@ -67,7 +67,7 @@ def _print(builder: TextBuilder, boxes: Boxes, line: Line, columns: list[int]) -
         length += space + phrase.width
         for n, i in enumerate(_as_read(boxes, phrase.words)):
             builder.space(1 if n else 0)
-            builder.word(int(boxes.index[i]), boxes.text[i])
+            builder.word(boxes.index[i], boxes.text[i])
 
 
 def _as_read(boxes: Boxes, words: list[int]) -> list[int]:
