@@ -7,71 +7,68 @@ if most of their phrases are aligned with phrases beyond it.
 
 from __future__ import annotations
 
-import os
+from itertools import pairwise
 
-from turret_server.pipeline.documents.layout.phrases import Phrase
+from turret_server.pipeline.documents.layout.columns import TOLERANCE
+from turret_server.pipeline.documents.layout.phrases import Line, Phrase
 
-# Rows this many lines apart may belong together.
-APART = int(os.environ.get("TIE", 6))
-# Lines of one phrase next to a row, heads and notes, go with it.
-ALIGNED = float(os.environ.get("AL", 0.5))
-GAP = float(os.environ.get("GAP", 0.5))
-WIN = int(os.environ.get("WIN", 3))
-EXT = int(os.environ.get("EXT", 1))
-TOL = float(os.environ.get("TOLB", 0.4))
+# Rows with more lines between them do not belong together.
+APART = 6
+# White space between lines, in heights of a line, that may part blocks.
+GAP = 0.5
+# So many rows, and phrases, on either side of a gap are compared; this share must be aligned.
+COMPARED = 3
+ALIGNED = 0.5
+MANY = 60
 
 
-def find_blocks(lines: list[list[Phrase]], gaps: list[float], unit: float) -> list[slice]:
+def find_blocks(lines: list[Line], unit: float) -> list[list[Line]]:
     """Splits lines into blocks.
 
     Args:
         lines: from top to bottom.
-        gaps: white space above each line, in heights of a line.
         unit: width of a character.
     """
-    rows = [i for i, line in enumerate(lines) if len(line) > 1]
+    tolerance = TOLERANCE * unit
+    apart = [False, *(below.top - above.bottom >= GAP for above, below in pairwise(lines))]
     joined = [False] * len(lines)  # to the line before
-    for k in range(1, len(rows)):
-        above, below = rows[k - 1], rows[k]
+    rows = [number for number, line in enumerate(lines) if len(line.phrases) > 1]
+    for k, (above, below) in enumerate(pairwise(rows), start=1):
         if below - above > APART:
             continue
-        if max(gaps[above + 1 : below + 1]) >= GAP and not _aligned(
-            lines, rows[max(k - WIN, 0) : k], rows[k : k + WIN], TOL * unit
+        if not any(apart[above + 1 : below + 1]) or _aligned(
+            [lines[row] for row in rows[max(k - COMPARED, 0) : k]],
+            [lines[row] for row in rows[k : k + COMPARED]],
+            tolerance,
         ):
-            continue
-        joined[above + 1 : below + 1] = [True] * (below - above)
-    for i in rows:
-        for j in range(max(1, i - EXT + 1), i + 1):
-            if gaps[j] < GAP:
-                joined[j] = True
-        for j in range(i + 1, min(len(lines), i + EXT + 1)):
-            if gaps[j] < GAP:
-                joined[j] = True
-    for i in range(1, len(lines)):
-        if (
-            len(lines[i]) == len(lines[i - 1]) == 1
-            and abs(lines[i][0].left - lines[i - 1][0].left) < TOL * unit
-        ):
-            joined[i] = True
-    starts = [i for i, tied in enumerate(joined) if not tied] + [len(lines)]
-    return [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+            joined[above + 1 : below + 1] = [True] * (below - above)
+    for row in rows:
+        # A single phrase next to a row, its head or note, goes with it.
+        for number in (row, row + 1):
+            if 0 < number < len(lines) and not apart[number]:
+                joined[number] = True
+    for number, (above, below) in enumerate(pairwise(lines), start=1):
+        if len(above.phrases) == len(below.phrases) == 1:
+            joined[number] |= abs(above.phrases[0].left - below.phrases[0].left) < tolerance
+    starts = [number for number, tied in enumerate(joined) if not tied]
+    return [lines[first:last] for first, last in pairwise([*starts, len(lines)])]
 
 
-def _aligned(
-    lines: list[list[Phrase]], above: list[int], below: list[int], tolerance: float
-) -> bool:
-    """Whether most phrases on one side are aligned with phrases of the other."""
-    sides = [[p for i in rows for p in lines[i][1:]] for rows in (above, below)]
-    for mine, others in (sides, sides[::-1]):
-        hits = sum(
-            any(
-                abs(p.left - q.left) < tolerance
-                or abs(p.right - q.right) < tolerance
-                or abs(p.left + p.right - q.left - q.right) < 2 * tolerance
-                for q in others
-            )
-            for p in mine
-        )
-        if hits >= ALIGNED * len(mine):
-            return True
-    return False
+def _aligned(above: list[Line], below: list[Line], tolerance: float) -> bool:
+    """Whether most phrases of one side, but for the first of each row, agree with the other's."""
+    upper = [phrase for line in above for phrase in line.phrases[1:]][:MANY]
+    lower = [phrase for line in below for phrase in line.phrases[1:]][:MANY]
+    return any(
+        sum(_meets(phrase, others, tolerance) for phrase in mine) >= ALIGNED * len(mine)
+        for mine, others in ((upper, lower), (lower, upper))
+    )
+
+
+def _meets(phrase: Phrase, others: list[Phrase], tolerance: float) -> bool:
+    """Whether an edge or the centre of `phrase` agrees with that of another."""
+    return any(
+        abs(phrase.left - other.left) < tolerance
+        or abs(phrase.right - other.right) < tolerance
+        or abs(phrase.left + phrase.right - other.left - other.right) < 2 * tolerance
+        for other in others
+    )

@@ -24,7 +24,7 @@ class Boxes:
         mirrored: the page reads from right to left, and x has been mirrored.
     """
 
-    index: Ints
+    index: list[int]
     text: list[str]
     width: Ints
     left: Floats

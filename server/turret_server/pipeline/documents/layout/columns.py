@@ -1,101 +1,79 @@
-"""Columns: where each phrase is printed.
+"""Columns: where each phrase of a block is printed.
 
 Phrases are aligned by their left edges, right edges or centres, whichever most others share. The
-edges and centres that agree are the page's tab stops. Going through the stops from left to right,
+edges and centres that agree are the block's tab stops. Going through the stops from left to right,
 each gets the smallest column that keeps them in order, gives every phrase room between its edges
 and keeps cells of a line two spaces apart. This is the longest path from the left margin: what is
-aligned on the page is aligned in print, and empty width costs nothing.
+aligned on the page is aligned in print, what does not overlap does not overlap, and empty width
+costs nothing.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from turret_server.pipeline.documents.layout.phrases import Line
 
-from turret_server.pipeline.documents.layout.phrases import Phrase
-
+# Spaces between cells of a line, at least.
 CELL_GAP = 2
-TOLERANCE = float(os.environ.get("TOL", 0.4))
-LEFT, CENTRE, RIGHT = 0, 1, 2
-CPREF = float(os.environ.get("CPREF", 1))
-RPREF = float(os.environ.get("RPREF", 1))
+# Edges agree within this share of a character.
+TOLERANCE = 0.4
+# Kinds of stops, in the order they are passed where they lie at the same place.
+RIGHT, CENTRE, LEFT = range(3)
 
 
-def place(lines: list[list[Phrase]], unit: float) -> list[list[int]]:
-    """The column at which each phrase of each line starts.
+def place(lines: list[Line], unit: float) -> list[list[int]]:
+    """The column at which each phrase of each line starts; the leftmost is 0.
 
     Args:
-        lines: from top to bottom, each from left to right.
+        lines: of one block, from top to bottom.
         unit: width of a character.
     """
-    phrases = [phrase for line in lines for phrase in line]
-    if not phrases:
-        return []
+    phrases = [phrase for line in lines for phrase in line.phrases]
     tolerance = TOLERANCE * unit
-    lefts = _group([p.left for p in phrases], tolerance)
-    rights = _group([p.right for p in phrases], tolerance)
-    centres = _group([(p.left + p.right) / 2 for p in phrases], tolerance)
-    size_l, size_r, size_c = _sizes(lefts), _sizes(rights), _sizes(centres)
-    mode = [LEFT] * len(phrases)
-    for i in range(len(phrases)):
-        l, r, c = size_l[i], size_r[i], size_c[i]
-        if r > l + RPREF and r >= c:
-            mode[i] = RIGHT
-        elif c > l + CPREF:
-            mode[i] = CENTRE
-    centred = [i for i in range(len(phrases)) if mode[i] == CENTRE]
-    stops = (
-        [(x, 2, m) for x, m in lefts]
-        + [(x, 0, m) for x, m in rights]
-        + [(x, 1, [i for i in m if mode[i] == CENTRE]) for x, m in centres]
-    )
-    stops.sort()
-    before = [-1] * len(phrases)
-    number = 0
+    stops = {
+        LEFT: _agree([p.left for p in phrases], tolerance),
+        CENTRE: _agree([(p.left + p.right) / 2 for p in phrases], tolerance),
+        RIGHT: _agree([p.right for p in phrases], tolerance),
+    }
+    shared = {kind: _sizes(groups, len(phrases)) for kind, groups in stops.items()}
+    aligned = list(map(_alignment, shared[LEFT], shared[CENTRE], shared[RIGHT]))
+    before: list[int] = []  # the phrase to the left on the line, or -1
     for line in lines:
-        for k in range(len(line)):
-            before[number] = number - 1 if k else -1
-            number += 1
-    start = [-1] * len(phrases)
-    middle = [-1] * len(phrases)
-    end = [-1] * len(phrases)
-    column = 0
-    for _, kind, members in stops:
+        before += [-1, *range(len(before), len(before) + len(line.phrases) - 1)]
+    # Of each phrase, the columns of its stops; -1 until they are passed.
+    column = {kind: [-1] * len(phrases) for kind in stops}
+    start, middle, end = column[LEFT], column[CENTRE], column[RIGHT]
+    reach = 0
+    for _, kind, members in sorted(
+        (x, kind, members) for kind, groups in stops.items() for x, members in groups
+    ):
         for p in members:
-            if kind == 2:
+            width = phrases[p].width
+            if kind == LEFT:
                 if before[p] >= 0 and end[before[p]] >= 0:
-                    column = max(column, end[before[p]] + CELL_GAP)
-            elif kind == 1:
-                if start[p] >= 0:
-                    column = max(column, start[p] + phrases[p].width // 2)
-            elif middle[p] >= 0:
-                column = max(column, middle[p] - phrases[p].width // 2 + phrases[p].width)
-            elif start[p] >= 0:
-                column = max(column, start[p] + phrases[p].width)
+                    reach = max(reach, end[before[p]] + CELL_GAP)
+            elif aligned[p] == CENTRE:
+                if kind == CENTRE:
+                    reach = max(reach, start[p] + width // 2)
+                else:
+                    reach = max(reach, middle[p] + width - width // 2)
+            elif kind == RIGHT and start[p] >= 0:
+                reach = max(reach, start[p] + width)
         for p in members:
-            (end, middle, start)[kind][p] = column
+            column[kind][p] = reach
+    starts = [
+        (end[p] - phrase.width, middle[p] - phrase.width // 2, start[p])[aligned[p]]
+        for p, phrase in enumerate(phrases)
+    ]
     result: list[list[int]] = []
-    number = 0
+    first = 0
     for line in lines:
-        row: list[int] = []
-        for phrase in line:
-            if mode[number] == RIGHT:
-                row.append(end[number] - phrase.width)
-            elif mode[number] == CENTRE:
-                row.append(middle[number] - phrase.width // 2)
-            else:
-                row.append(start[number])
-            number += 1
-        result.append(row)
+        result.append(starts[first : first + len(line.phrases)])
+        first += len(line.phrases)
     return result
 
 
-def _sizes(groups: list[tuple[float, list[int]]]) -> dict[int, int]:
-    return {i: len(members) for _, members in groups for i in members}
-
-
-def _group(edges: list[float], tolerance: float) -> list[tuple[float, list[int]]]:
-    """Edges that agree: their mean, and the phrases."""
+def _agree(edges: list[float], tolerance: float) -> list[tuple[float, list[int]]]:
+    """Groups of edges that agree: their mean, and the phrases, from left to right."""
     groups: list[list[int]] = []
     first = float("-inf")
     for i in sorted(range(len(edges)), key=edges.__getitem__):
@@ -103,4 +81,20 @@ def _group(edges: list[float], tolerance: float) -> list[tuple[float, list[int]]
             first = edges[i]
             groups.append([])
         groups[-1].append(i)
-    return [(sum(edges[i] for i in members) / len(members), members) for members in groups]
+    return [(sum(edges[i] for i in group) / len(group), group) for group in groups]
+
+
+def _sizes(groups: list[tuple[float, list[int]]], count: int) -> list[int]:
+    """For each phrase, how many share its stop."""
+    sizes = [0] * count
+    for _, members in groups:
+        for p in members:
+            sizes[p] = len(members)
+    return sizes
+
+
+def _alignment(left: int, centre: int, right: int) -> int:
+    """What a phrase is aligned by, from how many share each of its stops."""
+    if right > left + 1 and right >= centre:
+        return RIGHT
+    return CENTRE if centre > left + 1 else LEFT

@@ -14,11 +14,16 @@ from dataclasses import dataclass
 NARROWEST = 0.35
 # One very wide gap proves no more than a wide one, in characters.
 WIDEST = 4.0
+# A gap this far, in characters, from both sides of a corridor lies in an empty cell by chance.
+LONE = 3.0
 # A corridor that has crossed so many lines is not there by chance.
 SURE = 2
 
-# Left and right side, lines crossed, and the sum of the widths there.
-Corridor = tuple[float, float, int, float]
+# A corridor that only passed lines by for so long is over.
+FORGOTTEN = 6
+
+# Left and right side, lines crossed, the sum of the widths there, and the last line crossed.
+Corridor = tuple[float, float, int, float, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +58,27 @@ def _sweep(lines: Iterable[Gaps]) -> list[list[tuple[int, float]]]:
     """The same, for the lines before each line only."""
     measured: list[list[tuple[int, float]]] = []
     corridors: list[Corridor] = []  # those open, from left to right
-    for line in lines:
+    for number, line in enumerate(lines):
         entered, kept = _enter(line, corridors)
-        lost = sum(
-            c[2] >= SURE and c[0] > line.left and c[1] < line.right and number not in kept
-            for number, c in enumerate(corridors)
-        )
-        if lost > sum(corridors[number][2] >= SURE for number in kept):
+        sure = {
+            place
+            for place, c in enumerate(corridors)
+            if c[2] >= SURE and c[0] > line.left and c[1] < line.right
+        }
+        if 2 * len(sure & kept) < len(sure):
             # The line fills the corridors: it is no row of the table before it.
             corridors = []
-            entered = [(start, end, 0, 0.0) for start, end in line.spans]
-        measured.append([(count, total) for _, _, count, total in entered])
+            entered = [(start, end, 0, 0.0, 0) for start, end in line.spans]
+        measured.append([corridor[2:4] for corridor in entered])
         # Corridors beside the line pass it by.
-        beside = [c for c in corridors if c[0] < line.left]
-        after = [c for c in corridors if c[1] > line.right]
-        corridors = [(start, min(end, line.left), n, t) for start, end, n, t in beside]
+        going = [c for c in corridors if number - c[4] <= FORGOTTEN]
+        corridors = [(c[0], min(c[1], line.left), *c[2:]) for c in going if c[0] < line.left]
         corridors += [
-            (start, end, count + 1, total + width)
-            for (start, end, count, total), width in zip(entered, line.widths, strict=True)
+            (start, end, count + 1, total + width, number)
+            for (start, end, count, total, _), width in zip(entered, line.widths, strict=True)
             if width >= NARROWEST
         ]
-        corridors += [(max(start, line.right), end, n, t) for start, end, n, t in after]
+        corridors += [(max(c[0], line.right), *c[1:]) for c in going if c[1] > line.right]
     return measured
 
 
@@ -86,15 +91,16 @@ def _enter(line: Gaps, corridors: list[Corridor]) -> tuple[list[Corridor], set[i
     for left, right in line.spans:
         while first < len(corridors) and corridors[first][1] <= left:
             first += 1
-        best, widest = (left, right, 0, 0.0), narrowest
+        best, widest = (left, right, 0, 0.0, 0), narrowest
         for number in range(first, len(corridors)):
-            start, end, count, total = corridors[number]
+            start, end, *crossed = corridors[number]
             if start >= right:
                 break
+            lone = min(left - start, end - right) > LONE * line.unit
             start, end = max(start, left), min(end, right)
             if end - start >= narrowest:
                 kept.add(number)
-                if end - start >= widest:
-                    best, widest = (start, end, count, total), end - start
+                if end - start >= widest and not lone:
+                    best, widest = (start, end, *crossed), end - start
         entered.append(best)
     return entered, kept

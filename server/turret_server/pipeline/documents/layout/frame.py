@@ -15,24 +15,35 @@ from turret_server.pipeline.documents.layout.boxes import Boxes, Floats, Ints, d
 from turret_server.pipeline.documents.layout.text import collapse
 from turret_server.pipeline.documents.page import Page
 
+# Coordinates beyond this lose their order, not the page.
+FARTHEST = 1e12
 
-def frames(page: Page) -> list[Boxes]:
+
+def frames(page: Page, mirror: bool = True) -> list[Boxes]:
     """The page's words by direction of reading, the most frequent first.
 
     Words without text are left out. Within a frame words are in an order that does not depend on
     the page's: by top, left and text.
+
+    Args:
+        page: whose words have finite coordinates.
+        mirror: a frame that reads from right to left is mirrored.
     """
     texts = [collapse(word.text) for word in page.words]
     index = np.array([i for i, text in enumerate(texts) if text], dtype=np.int64)
     if not len(index):
         return []
-    quads = np.array([page.words[i].quad for i in index], dtype=np.float64).reshape(-1, 4, 2)
+    quads = np.array([page.words[i].quad for i in index], dtype=np.float64)
+    quads = np.clip(quads, -FARTHEST, FARTHEST).reshape(-1, 4, 2)
     length = np.array([len(texts[i]) for i in index])
     edge = quads[:, 1] - quads[:, 0]
     quarter = np.round(np.arctan2(edge[:, 1], edge[:, 0]) / (np.pi / 2)).astype(np.int64) % 4
     votes = np.bincount(quarter, weights=length, minlength=4)
     order = sorted(np.flatnonzero(votes), key=lambda q: (-votes[q], q))
-    return [_upright(texts, index[quarter == q], _turn(quads[quarter == q], int(q))) for q in order]
+    return [
+        _upright(texts, index[quarter == q], _turn(quads[quarter == q], int(q)), mirror)
+        for q in order
+    ]
 
 
 def _turn(quads: Floats, quarter: int) -> Floats:
@@ -42,7 +53,7 @@ def _turn(quads: Floats, quarter: int) -> Floats:
     return np.stack(turned, axis=-1)
 
 
-def _upright(texts: list[str], index: Ints, quads: Floats) -> Boxes:
+def _upright(texts: list[str], index: Ints, quads: Floats, mirror: bool) -> Boxes:
     """Boxes of words whose quads run to the right, but for the page's tilt."""
     low, high = quads.min(axis=1), quads.max(axis=1)
     edge = (quads[:, 1] - quads[:, 0] + quads[:, 2] - quads[:, 3]) / 2
@@ -60,7 +71,7 @@ def _upright(texts: list[str], index: Ints, quads: Floats) -> Boxes:
         unit = float(np.median(height[height > 0]))
     low, high = low / unit, high / unit
     word_texts = [texts[i] for i in index]
-    mirrored = reads_right_to_left(word_texts)
+    mirrored = mirror and reads_right_to_left(word_texts)
     if mirrored:
         right = float(high[:, 0].max())
         low[:, 0], high[:, 0] = right - high[:, 0], right - low[:, 0]
@@ -68,7 +79,7 @@ def _upright(texts: list[str], index: Ints, quads: Floats) -> Boxes:
         range(len(index)), key=lambda i: (low[i, 1], low[i, 0], word_texts[i], high[i, 0])
     )
     return Boxes(
-        index=index[order],
+        index=index[order].tolist(),
         text=[word_texts[i] for i in order],
         width=np.array([display_width(word_texts[i]) for i in order], dtype=np.int64),
         left=low[order, 0],

@@ -7,20 +7,23 @@ is its tilt; it is turned back, and lines are followed once more.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import replace
 
 import numpy as np
 
 from turret_server.pipeline.documents.layout.boxes import Boxes
 
-# Middles, or baselines, agree within this share of the lower of two heights.
+# Middles, or baselines, agree within this share of the lower of two heights. What is less than half
+# as high as its line, a dot or a dash, may stand anywhere within it.
 MIDDLES = 0.5
 BASELINES = 0.2
 # How much of its level a line takes from each new word.
 FOLLOW = 0.7
 # What a gap as wide as a line is high counts for, in the same shares.
 DISTANCE = 0.05
+# Levels farther away, in heights of the word or of a usual one, are not looked at.
+FARTHEST = 0.75
 # Lines looked at on either side of a word: enough for any page, and a bound for hostile ones.
 NEIGHBOURS = 8
 # A tilt is worth turning back if it moves words by this share of a line across the page.
@@ -38,9 +41,9 @@ def find_lines(boxes: Boxes) -> tuple[Boxes, list[list[int]]]:
     if abs(tilt) * float(boxes.right.max(initial=0)) > NOTABLE:
         boxes = _turn_back(boxes, tilt)
         lines = _follow(boxes)
-    middle = (boxes.top + boxes.bottom) / 2
-    keys = [float(np.median(middle[line])) for line in lines]
-    return boxes, [lines[k] for k in sorted(range(len(lines)), key=keys.__getitem__)]
+    middle = ((boxes.top + boxes.bottom) / 2).tolist()
+    lines.sort(key=lambda line: sorted([middle[i] for i in line])[len(line) // 2])
+    return boxes, lines
 
 
 def _follow(boxes: Boxes) -> list[list[int]]:
@@ -55,24 +58,27 @@ def _follow(boxes: Boxes) -> list[list[int]]:
     levels: list[float] = []
     at_level: list[int] = []
     for i in np.argsort(boxes.left, kind="stable").tolist():
-        y, h = middle[i], height[i]
-        far = 0.75 * max(h, 1.0)
+        y, h, x = middle[i], height[i], left[i]
+        far = FARTHEST * max(h, 1.0)
         start = bisect_left(levels, y)
-        best, best_off = -1, float("inf")
-        for k in range(max(start - NEIGHBOURS, 0), min(start + NEIGHBOURS, len(levels))):
-            off = abs(levels[k] - y)
-            if off > far:
-                continue
+        lowest = max(bisect_left(levels, y - far, 0, start), start - NEIGHBOURS)
+        highest = min(bisect_right(levels, y + far, start), start + NEIGHBOURS)
+        best, least = -1, float("inf")
+        for k in range(lowest, highest):
             line = at_level[k]
-            big, small = max(h, tall[line]), min(h, tall[line])
-            # Words that cover the line's end are not what comes after it.
-            if left[i] < reach[line] - 0.5 * min(right[i] - left[i], small) - 1e-9:
-                continue
-            base = abs(levels[k] + tall[line] / 2 - y - h / 2)
-            inside = small < 0.5 * big and off + small / 2 <= 0.5 * big + 0.5 * small
-            cost = off / small + DISTANCE * min(max(left[i] - reach[line], 0), 10)
-            if cost < best_off and (off < MIDDLES * small or base < BASELINES * small or inside):
-                best, best_off = k, cost
+            other = tall[line]
+            small, big = (h, other) if h < other else (other, h)
+            gap = x - reach[line]
+            if gap < 0 and -2 * gap > min(right[i] - x, small):
+                continue  # It covers the line's end, and so does not come after it.
+            off = abs(levels[k] - y)
+            cost = off / small + DISTANCE * min(max(gap, 0.0), 10.0)
+            if cost < least and (
+                off < MIDDLES * small
+                or abs(levels[k] - y + (other - h) / 2) < BASELINES * small
+                or (small < 0.5 * big and off <= 0.5 * big)
+            ):
+                best, least = k, cost
         if best < 0:
             levels.insert(start, y)
             at_level.insert(start, len(lines))
@@ -83,28 +89,32 @@ def _follow(boxes: Boxes) -> list[list[int]]:
         line = at_level[best]
         lines[line].append(i)
         reach[line] = max(reach[line], right[i])
+        # Dots and dashes do not tell the level of a line.
         if h > 0.5 * tall[line]:
-            level = levels[best] + FOLLOW * (y - levels[best])
             tall[line] += FOLLOW * (h - tall[line])
-            del levels[best], at_level[best]
+            level = levels.pop(best)
+            level += FOLLOW * (y - level)
             place = bisect_left(levels, level)
             levels.insert(place, level)
-            at_level.insert(place, line)
+            at_level.insert(place, at_level.pop(best))
     return lines
 
 
 def _tilt(boxes: Boxes, lines: list[list[int]]) -> float:
     """The median slope of the lines, long ones counting most."""
-    x, y = (boxes.left + boxes.right) / 2, (boxes.top + boxes.bottom) / 2
+    xs = ((boxes.left + boxes.right) / 2).tolist()
+    ys = ((boxes.top + boxes.bottom) / 2).tolist()
     slopes: list[tuple[float, float]] = []
     for line in lines:
         if len(line) > 2:
-            dx, dy = x[line] - x[line].mean(), y[line] - y[line].mean()
-            spread = float(dx @ dx)
+            x, y = [xs[i] for i in line], [ys[i] for i in line]
+            x_mean, y_mean = sum(x) / len(x), sum(y) / len(y)
+            spread = sum([(a - x_mean) ** 2 for a in x])
             if spread > 0:
-                slopes.append((float(dx @ dy) / spread, spread))
+                rise = sum([(a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)])
+                slopes.append((rise / spread, spread))
     slopes.sort()
-    rest = sum(weight for _, weight in slopes) / 2
+    rest = sum([weight for _, weight in slopes]) / 2
     for slope, weight in slopes:
         rest -= weight
         if rest <= 0:

@@ -16,7 +16,12 @@ class LayoutOptions:
         mode: "turret": rows, phrases and columns, as `layout/__init__.py` tells. "latin": LATIN as
             published. "plain": the words in the given order, one space between any two.
         max_blank_lines: at most so many empty lines for a vertical gap; 0 for none.
+        max_columns: no white space beyond this column, other than between words.
+        mirror: in mode "turret", a page read from right to left begins its lines with what stands
+            rightmost; if false, columns keep their places and only words take their reading order.
     """
 
     mode: Mode = "turret"
     max_blank_lines: int = 1
+    max_columns: int = 400
+    mirror: bool = True

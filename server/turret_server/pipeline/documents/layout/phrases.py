@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,8 +46,21 @@ class Phrase:
     width: int
 
 
-def find_phrases(boxes: Boxes, lines: list[list[int]], unit: float) -> list[list[Phrase]]:
-    """The phrases of each line, from left to right.
+class Line(NamedTuple):
+    """A line, or the part of it that belongs to a column of prose.
+
+    Attributes:
+        phrases: from left to right, at least one.
+        top, bottom: its sides.
+    """
+
+    phrases: list[Phrase]
+    top: float
+    bottom: float
+
+
+def find_phrases(boxes: Boxes, lines: list[list[int]], unit: float) -> list[Line]:
+    """The phrases of each line.
 
     Args:
         boxes: the words.
@@ -54,10 +68,11 @@ def find_phrases(boxes: Boxes, lines: list[list[int]], unit: float) -> list[list
         unit: width of a character of the page.
     """
     left, right, width = boxes.left.tolist(), boxes.right.tolist(), boxes.width.tolist()
+    top, bottom = boxes.top.tolist(), boxes.bottom.tolist()
     gaps = [_gaps(line, left, right, width, unit) for line in lines]
     corridors = measure_corridors(gaps)
     far = _far(gaps, corridors)
-    result: list[list[Phrase]] = []
+    result: list[Line] = []
     for line, gap_line, crossings in zip(lines, gaps, corridors, strict=True):
         first = line[0]
         phrases = [Phrase([first], left[first], right[first], width[first])]
@@ -74,7 +89,7 @@ def find_phrases(boxes: Boxes, lines: list[list[int]], unit: float) -> list[list
                 last.words.append(i)
                 last.right = max(last.right, right[i])
                 last.width += 1 + width[i]
-        result.append(phrases)
+        result.append(Line(phrases, min(top[i] for i in line), max(bottom[i] for i in line)))
     return result
 
 

@@ -21,31 +21,35 @@ class PageText(msgspec.Struct, frozen=True):
 
 
 class TextBuilder:
-    """Appends words and white space, and remembers where each word went."""
+    """Appends words and white space, and remembers where each word went.
+
+    Attributes:
+        length: of the text so far.
+    """
 
     def __init__(self, word_count: int) -> None:
         """Starts an empty text for a page of `word_count` words."""
         self._parts: list[str] = []
-        self._length = 0
+        self.length = 0
         self._spans = [ABSENT] * word_count
 
     def space(self, count: int) -> None:
         """Appends `count` spaces; none if it is negative."""
         if count > 0:
             self._parts.append(" " * count)
-            self._length += count
+            self.length += count
 
     def newline(self, count: int = 1) -> None:
         """Ends `count` lines."""
         self._parts.append("\n" * count)
-        self._length += count
+        self.length += count
 
     def word(self, index: int, text: str) -> None:
         """Appends the text of the page's word `index`."""
-        end = self._length + len(text)
+        end = self.length + len(text)
         self._parts.append(text)
-        self._spans[index] = (self._length, end)
-        self._length = end
+        self._spans[index] = (self.length, end)
+        self.length = end
 
     def finish(self) -> PageText:
         """The page's text."""

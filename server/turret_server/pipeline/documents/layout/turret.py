@@ -1,7 +1,11 @@
-"""Our layout of a page: its stages in order."""
+"""Our layout of a page: its stages in order, and the text they come to."""
 
 from __future__ import annotations
-import os
+
+from itertools import pairwise
+
+import numpy as np
+
 from turret_server.pipeline.documents.layout.bidi import reading_order
 from turret_server.pipeline.documents.layout.blocks import find_blocks
 from turret_server.pipeline.documents.layout.boxes import Boxes, char_width
@@ -9,63 +13,68 @@ from turret_server.pipeline.documents.layout.columns import CELL_GAP, place
 from turret_server.pipeline.documents.layout.frame import frames
 from turret_server.pipeline.documents.layout.lines import find_lines
 from turret_server.pipeline.documents.layout.options import LayoutOptions
-from turret_server.pipeline.documents.layout.phrases import Phrase, find_phrases
+from turret_server.pipeline.documents.layout.phrases import Line, find_phrases
+from turret_server.pipeline.documents.layout.prose import Run, reading_runs
 from turret_server.pipeline.documents.layout.text import PageText, TextBuilder
 from turret_server.pipeline.documents.page import Page
 
-LEAD = int(os.environ.get("LEAD", 20))
-ALPHA = float(os.environ.get("ALPHA", 0.3))
+# A block is indented by this share of its distance from the margin, and no further than that.
+INDENT = 0.3
+DEEPEST = 20
+# White space that shows as a blank line: in heights of a line, and in usual gaps.
+BLANK = 0.8
+UNUSUAL = 1.3
+
 
 def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
-    """The page's words in rows and columns."""
+    """The page's words in lines and columns; words of another direction below the rest."""
     builder = TextBuilder(len(page.words))
-    for number, boxes in enumerate(frames(page)):
-        if number:
-            builder.newline(1 + min(1, options.max_blank_lines))
+    for boxes in frames(page, options.mirror):
         boxes, rows = find_lines(boxes)
         unit = char_width(boxes)
         lines = find_phrases(boxes, rows, unit)
-        gaps, bottom = [], float("inf")
-        for row in rows:
-            gaps.append(float(boxes.top[row].min()) - bottom)
-            bottom = float(boxes.bottom[row].max())
-        margin = min((p.left for line in lines for p in line), default=0.0)
-        columns: list[list[int]] = []
-        for block in find_blocks(lines, gaps, unit):
-            left = min(p.left for line in lines[block] for p in line)
-            offset = min(int((left - margin) / unit * ALPHA), LEAD)
-            columns += [[c + offset for c in row] for row in place(lines[block], unit)]
-        emit(builder, boxes, lines, columns, gaps, options)
+        gaps = [below.top - above.bottom for above, below in pairwise(lines)]
+        blank = max(BLANK, UNUSUAL * float(np.median(gaps))) if gaps else BLANK
+        for run in reading_runs(lines, unit):
+            above = float("-inf")
+            for line, columns in _set_columns(run, unit):
+                if builder.length:
+                    blanks = min(max(line.top - above, 0.0) / blank, options.max_blank_lines)
+                    builder.newline(1 + int(blanks))
+                above = line.bottom
+                limit = options.max_columns
+                _print(builder, boxes, line, [min(column, limit) for column in columns])
     return builder.finish()
 
 
-def emit(
-    builder: TextBuilder,
-    boxes: Boxes,
-    lines: list[list[Phrase]],
-    columns: list[list[int]],
-    gaps: list[float],
-    options: LayoutOptions,
-) -> None:
-    """Prints phrases at their columns, cells at least two spaces apart."""
-    for number, (line, starts) in enumerate(zip(lines, columns, strict=True)):
-        if number:
-            builder.newline(1 + min(max(int(gaps[number] + 0.2), 0), options.max_blank_lines))
-        length = 0
-        for k, (phrase, start) in enumerate(zip(line, starts, strict=True)):
-            space = max(start - length, CELL_GAP if k else 0)
-            builder.space(space)
-            length += space + phrase.width
-            for n, i in enumerate(in_reading_order(boxes, phrase.words)):
-                builder.space(1 if n else 0)
-                builder.word(int(boxes.index[i]), boxes.text[i])
+def _set_columns(run: Run, unit: float) -> list[tuple[Line, list[int]]]:
+    """The lines of a run, with the column at which each phrase is printed."""
+    printed: list[tuple[Line, list[int]]] = []
+    for block in find_blocks(run.lines, unit):
+        left = min(line.phrases[0].left for line in block)
+        indent = min(int((left - run.margin) / unit * INDENT), DEEPEST)
+        for line, columns in zip(block, place(block, unit), strict=True):
+            printed.append((line, [indent + column for column in columns]))
+    return printed
 
 
-def in_reading_order(boxes: Boxes, words: list[int]) -> list[int]:
-    """A phrase's words as they are read; they come in the order of the frame."""
+def _print(builder: TextBuilder, boxes: Boxes, line: Line, columns: list[int]) -> None:
+    """Prints phrases at their columns, or later: cells are two spaces apart at least."""
+    length = 0
+    for k, (phrase, column) in enumerate(zip(line.phrases, columns, strict=True)):
+        space = max(column - length, CELL_GAP if k else 0)
+        builder.space(space)
+        length += space + phrase.width
+        for n, i in enumerate(_as_read(boxes, phrase.words)):
+            builder.space(1 if n else 0)
+            builder.word(boxes.index[i], boxes.text[i])
+
+
+def _as_read(boxes: Boxes, words: list[int]) -> list[int]:
+    """A phrase's words, given from left to right in their frame, in the order of reading."""
     texts = [boxes.text[i] for i in words]
-    if all(map(str.isascii, texts)) and not boxes.mirrored:
-        return words
     if boxes.mirrored:
         words, texts = words[::-1], texts[::-1]
+    elif all(map(str.isascii, texts)):
+        return words
     return [words[k] for k in reading_order(texts, boxes.mirrored)]
