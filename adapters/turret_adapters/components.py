@@ -48,6 +48,12 @@ class Component:
         del dtype
         return self
 
+    def pinned(self) -> Self:
+        """In memory that a GPU reads by itself, beside whatever the processor does."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: x.pin_memory() for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
+
 
 @dataclass(frozen=True, slots=True)
 class LowRank(Component):

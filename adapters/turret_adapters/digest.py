@@ -38,15 +38,13 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
     for name in sorted(kind.files_in(files)):
         sha.update(f"{name}\0".encode())
         if name.endswith(".json"):
-            _update(sha, _canonical(files.json(name)))
+            _update(sha, canonical(files.json(name)))
             continue
         tensors = files.tensors(name)
         if kind.reads_metadata:
             _update(sha, json.dumps(tensors.metadata, sort_keys=True).encode())
-        entries = sorted(tensors.infos.items())
-        listed = [[key, str(info.dtype), info.shape] for key, info in entries]
-        _update(sha, json.dumps(listed).encode())
-        keys = [key for key, _ in entries]
+        _update(sha, tensors.index.listing)
+        keys = tensors.index.names
         copies = {key for key in keys if kind.repeats_base is not None and kind.repeats_base(key)}
         for piece in tensors.all_chunks([key for key in keys if key not in copies]):
             sha.update(piece)
@@ -57,8 +55,11 @@ def content_digest(kind: Kind, files: AdapterFiles) -> str:
     return sha.hexdigest()
 
 
-def _canonical(config: dict[str, Any]) -> bytes:
-    """Top-level keys in order; nested objects as they are: in a pattern the first match wins."""
+def canonical(config: dict[str, Any]) -> bytes:
+    """An adapter_config.json without its provenance, as bytes.
+
+    Top-level keys in order; nested objects as they are: in a pattern the first match wins.
+    """
     kept: dict[str, Any] = {}
     for key in sorted(config.keys() - _PROVENANCE):
         value = config[key]

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, quote
-from turret_adapters.tensor_file import TensorFile, TensorInfo
+from turret_adapters.tensor_file import TensorFile
+from turret_adapters.tensor_index import Index, TensorInfo
 
 _DTYPES = {0: torch.float32, 1: torch.float16}
 _SCALARS = {
@@ -67,7 +68,7 @@ class GgufFile(TensorFile):
                 raise self._malformed(f"it holds the key {quote(key)} twice")
             self.fields[key] = reader.value(reader.number("I"))
         entries = [reader.tensor() for _ in range(num_tensors)]
-        self._infos = self._place(entries, reader.position, size)
+        self.index = Index(self._place(entries, reader.position, size))
 
     def _place(
         self, entries: list[tuple[str, tuple[int, ...], int, int]], position: int, size: int

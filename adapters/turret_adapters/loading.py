@@ -64,6 +64,7 @@ def read_adapter(
     roots: Iterable[StrPath] | None = None,
     limits: FileLimits | None = None,
     is_wanted: Callable[[str], bool] = lambda digest: True,
+    pin: bool = False,
 ) -> tuple[str, Program | None]:
     """Read, validate and compile an adapter.
 
@@ -74,6 +75,7 @@ def read_adapter(
         roots: folders that may be read, None for all; sources of a derivation have their own.
         limits: bounds on the files.
         is_wanted: asked with the digest; what is not wanted is not compiled.
+        pin: keep the program where a GPU copies from without a stop in between.
 
     Returns:
         The digest and the program in the served dtype, None if it is not wanted.
@@ -83,19 +85,22 @@ def read_adapter(
     """
     roots = None if roots is None else tuple(roots)
     if isinstance(origin, Derivation):
-        return _derive(origin, shape, dtype, limits, is_wanted)
-    with AdapterFiles.open(origin, roots, limits) as files:
-        kind = detect(files)
-        digest = content_digest(kind, files)
-        program = kind.compile(files, shape) if is_wanted(digest) else None
-        files.check_unchanged()
-    return digest, None if program is None else _cast(program, dtype)
+        digest, program = _derive(origin, shape, limits, is_wanted)
+    else:
+        with AdapterFiles.open(origin, roots, limits) as files:
+            kind = detect(files)
+            digest = content_digest(kind, files)
+            program = kind.compile(files, shape) if is_wanted(digest) else None
+            files.check_unchanged()
+    if program is None:
+        return digest, None
+    program = _cast(program, dtype)
+    return digest, _pinned(program) if pin else program
 
 
 def _derive(
     derivation: Derivation,
     shape: ModelShape,
-    dtype: torch.dtype,
     limits: FileLimits | None,
     is_wanted: Callable[[str], bool],
 ) -> tuple[str, Program | None]:
@@ -119,7 +124,7 @@ def _derive(
         programs = [k.compile(files, shape) for k, files in zip(kinds, opened, strict=True)]
         for files in opened:
             files.check_unchanged()
-    return digest, _cast(compose(programs, derivation), dtype)
+    return digest, compose(programs, derivation)
 
 
 def describe_program(digest: str, program: Program) -> LoadedAdapter:
@@ -153,3 +158,7 @@ def _cast(program: Program, dtype: torch.dtype) -> Program:
             )
         components.append(cast)
     return replace(program, components=tuple(components))
+
+
+def _pinned(program: Program) -> Program:
+    return replace(program, components=tuple(c.pinned() for c in program.components))

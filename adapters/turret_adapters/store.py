@@ -91,7 +91,7 @@ class AdapterStore:
             limits.max_neuron_bytes,
         )
         self._shape = replace(shape, max_rank=limits.max_rank_rows)
-        self._files, self._dtype = limits.files, dtype
+        self._files, self._dtype, self._pin = limits.files, dtype, device.type == "cuda"
         self._lock = threading.Lock()
         # Guarded by the lock.
         self._residency = Residency(limits.max_resident, self.banks.check_fits)
@@ -254,4 +254,5 @@ class AdapterStore:
             roots=roots,
             limits=self._files,
             is_wanted=is_wanted,
+            pin=self._pin,
         )

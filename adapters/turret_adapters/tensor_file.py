@@ -12,50 +12,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, quote
-from turret_adapters.strict_json import parse_object
+from turret_adapters.errors import AdapterMalformed, quote
+from turret_adapters.tensor_index import FIX, Index, TensorInfo, read_index
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
-_MAX_DIMS = 8
 _CHUNK_BYTES = 1 << 20
 _CACHED_BYTES = 64 << 20  # files up to this size are read at once
 # A sample is so many pieces of so many elements each; a tensor with fewer is taken whole.
 _SAMPLE_PIECES, _SAMPLE_SIZE = 64, 2048
-_FIX = "Copy or download it again, or save it again with safetensors."
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where a tensor lies, as the checked header says.
-
-    Attributes:
-        dtype: of the stored elements.
-        shape: as stored.
-        start: first byte in the file.
-        num_bytes: length in the file.
-    """
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    num_bytes: int
 
 
 class TensorFile:
@@ -67,6 +35,10 @@ class TensorFile:
         size: length of the file in bytes.
         max_header_bytes: longest header that is parsed.
         max_tensors: most tensors that are listed.
+
+    Attributes:
+        name: as given.
+        index: what the header says.
 
     Raises:
         AdapterMalformed: the header contradicts itself or the file.
@@ -80,12 +52,8 @@ class TensorFile:
     ):
         self.name = name
         self._file = file
-        header, data_start = self._read_header(size, max_header_bytes)
-        self._metadata: dict[str, str] = header.pop("__metadata__", {})
-        if len(header) > max_tensors:
-            raise self._malformed(f"it lists {len(header)} tensors, more than {max_tensors}")
-        self._infos = self._check_entries(header, data_start, size)
-        self._start, self._size = data_start, size
+        self.index, self._start = self._read_index(size, max_header_bytes, max_tensors)
+        self._size = size
 
     @cached_property
     def _block(self) -> Tensor | None:
@@ -108,25 +76,29 @@ class TensorFile:
     @cached_property
     def largest(self) -> float:
         """Largest magnitude in the file, NaN and infinity included; NaN if that is not cheap."""
-        dtypes = {info.dtype for info in self._infos.values()}
-        if self._block is None or len(dtypes) != 1:
+        values = self.values
+        if values is None or not values.dtype.is_floating_point or not values.numel():
             return math.nan
-        (dtype,) = dtypes
-        if not dtype.is_floating_point or not self._block.numel():
-            return math.nan
-        # Tensors of one dtype fill the data without gaps, so all of it is one tensor.
-        least, most = torch.aminmax(self._block.view(dtype))
+        least, most = torch.aminmax(values)
         return float(torch.maximum(-least, most))
 
     @property
+    def values(self) -> Tensor | None:
+        """All elements in the order of the data, if they are of one dtype and not too many."""
+        if self._block is None or self.index.dtype is None:
+            return None
+        # Tensors fill the data without gaps, so all of it is one tensor.
+        return self._block.view(self.index.dtype)
+
+    @property
     def infos(self) -> dict[str, TensorInfo]:
-        """Every tensor, by name."""
-        return self._infos
+        """Every tensor, by name. Not to be changed: files with the same header share it."""
+        return self.index.infos
 
     @property
     def metadata(self) -> dict[str, str]:
         """The strings that the writer left beside the tensors."""
-        return self._metadata
+        return self.index.metadata
 
     def read(self, name: str) -> Tensor:
         """The tensor on the CPU, in its stored dtype.
@@ -134,7 +106,7 @@ class TensorFile:
         Raises:
             AdapterMalformed: the file became shorter since it was opened.
         """
-        info = self._infos[name]
+        info = self.index.infos[name]
         if self._block is not None:
             first = info.start - self._start
             # A copy of its own: aligned, and it does not keep the rest of the file.
@@ -146,7 +118,7 @@ class TensorFile:
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The raw bytes of a tensor, piece by piece; a piece is valid until the next is drawn."""
-        info = self._infos[name]
+        info = self.index.infos[name]
         if self._data is not None:
             first = info.start - self._start
             yield self._data[first : first + info.num_bytes]
@@ -165,7 +137,7 @@ class TensorFile:
             return
         first = last = 0
         for name in names:
-            info = self._infos[name]
+            info = self.index.infos[name]
             start = info.start - self._start
             if start != last:
                 yield self._data[first:last]
@@ -175,7 +147,7 @@ class TensorFile:
 
     def sample(self, name: str) -> Tensor:
         """The elements of a tensor at `sample_ranges`, one after the other, in its stored dtype."""
-        info = self._infos[name]
+        info = self.index.infos[name]
         pieces = [bytes(piece) for piece in self.sample_chunks(name)]
         buffer = bytearray(b"".join(pieces))
         return (
@@ -186,7 +158,7 @@ class TensorFile:
 
     def sample_chunks(self, name: str) -> Iterator[memoryview]:
         """The raw bytes of the same, piece by piece; a piece is valid until the next is drawn."""
-        info = self._infos[name]
+        info = self.index.infos[name]
         size = info.dtype.itemsize
         for first, last in sample_ranges(math.prod(info.shape)):
             piece = memoryview(bytearray((last - first) * size))
@@ -205,7 +177,8 @@ class TensorFile:
         except OSError as error:
             raise self._malformed(f"reading {quote(name)} failed ({error.strerror})") from error
 
-    def _read_header(self, size: int, max_header_bytes: int) -> tuple[dict[str, Any], int]:
+    def _read_index(self, size: int, max_header_bytes: int, max_tensors: int) -> tuple[Index, int]:
+        """What the header says, and where the data begin."""
         if size < 8:
             raise self._malformed(f"it is {size} bytes long; the header length alone takes 8")
         prefix = bytearray(8)
@@ -220,70 +193,10 @@ class TensorFile:
             raise self._malformed(f"its header of {length} bytes exceeds {max_header_bytes}")
         text = bytearray(length)
         self._read_into(memoryview(text), 8, "the header")
-        # Nesting: the object, an entry, its list of numbers.
-        header = parse_object(bytes(text), f"the header of {self.name!r}", max_depth=3)
-        metadata = header.get("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(
-            isinstance(value, str) for value in metadata.values()
-        ):
-            raise self._malformed("its __metadata__ is no object of strings")
-        return header, 8 + length
-
-    def _check_entries(
-        self, header: dict[str, Any], data_start: int, size: int
-    ) -> dict[str, TensorInfo]:
-        infos: dict[str, TensorInfo] = {}
-        for name, entry in header.items():
-            infos[name] = self._check_entry(name, entry, data_start, size)
-        position = data_start
-        for name, info in sorted(infos.items(), key=lambda x: (x[1].start, x[1].num_bytes)):
-            if info.start != position:
-                kind = "overlaps another tensor" if info.start < position else "leaves a gap"
-                raise self._malformed(
-                    f"{quote(name)} starts at data byte {info.start - data_start} and {kind}: "
-                    f"expected {position - data_start}"
-                )
-            position += info.num_bytes
-        if position != size:
-            raise self._malformed(
-                f"its tensors end at byte {position} but the file is {size} bytes long"
-            )
-        return infos
-
-    def _check_entry(self, name: str, entry: Any, data_start: int, size: int) -> TensorInfo:
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise self._malformed(
-                f"the entry {quote(name)} does not consist of dtype, shape and data_offsets"
-            )
-        dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
-        if dtype is None:
-            raise AdapterUnsupported(
-                f"{self.name!r} was refused",
-                f"the dtype of {quote(name)} is {quote(dtype_name)}; adapters use "
-                f"{', '.join(DTYPES)}",
-                "Save the adapter in float32, float16 or bfloat16.",
-            )
-        if not _counts(shape) or len(shape) > _MAX_DIMS:
-            raise self._malformed(f"the shape of {quote(name)} is {quote(shape)}")
-        if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise self._malformed(f"the data_offsets of {quote(name)} are {quote(offsets)}")
-        start, end = offsets
-        if end > size - data_start:
-            raise self._malformed(
-                f"{quote(name)} ends at data byte {end}, the file holds {size - data_start}: "
-                "it is truncated"
-            )
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes != end - start:
-            raise self._malformed(
-                f"{quote(name)} of shape {quote(shape)} and dtype {dtype_name} takes "
-                f"{quote(num_bytes)} bytes, its data_offsets span {end - start}"
-            )
-        return TensorInfo(dtype, tuple(shape), data_start + start, num_bytes)
+        return read_index(bytes(text), self.name, size, max_tensors), 8 + length
 
     def _malformed(self, why: str) -> AdapterMalformed:
-        return AdapterMalformed(f"{self.name!r} was refused", why, _FIX)
+        return AdapterMalformed(f"{self.name!r} was refused", why, FIX)
 
 
 def sample_ranges(count: int) -> list[tuple[int, int]]:
@@ -301,8 +214,3 @@ def is_finite(tensor: Tensor) -> bool:
     Minimum and maximum propagate NaN, in a tenth of the time of `isfinite(tensor).all()`.
     """
     return tensor.numel() == 0 or all(math.isfinite(x.item()) for x in torch.aminmax(tensor))
-
-
-def _counts(value: Any) -> bool:
-    """A list of int64 counts; `type is int` because True is an int, too."""
-    return isinstance(value, list) and all(type(x) is int and 0 <= x < 1 << 63 for x in value)

@@ -78,10 +78,8 @@ def _turret(
     pools = []
     for a_of_slice, b_of_slice in zip(a, b, strict=True):
         slots, rank = a_of_slice.shape[:2]
-        start = torch.arange(0, slots * rank, rank, dtype=torch.int32, device=x.device)
-        pool = RankPool(
-            a_of_slice.flatten(0, 1), b_of_slice.flatten(0, 1), start, torch.zeros_like(start)
-        )
+        empty = torch.zeros(3, slots, dtype=torch.int32, device=x.device)
+        pool = RankPool(a_of_slice.flatten(0, 1), b_of_slice.flatten(0, 1), empty)
         for slot in range(slots):
             pool.assign(slot, slot * rank, rank)
         pools.append(pool)

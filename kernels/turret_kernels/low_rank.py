@@ -31,47 +31,47 @@ class RankPool:
     Attributes:
         a: [R, in_features], served dtype.
         b: [R, out_features], served dtype; the adapter's scale is folded in.
-        start: int32 [S], first rank row of each slot; it and the next two beside the rows.
+        slots: int32 [3, S], beside the rows: the three below.
+        start: int32 [S], first rank row of each slot.
         count: int32 [S], rank of each slot here; 0 = the adapter does not act here.
         experts: int32 [S]; N > 0 = a mixture chosen by every token: the last N ranks are the
             logits of a gate, softmax over them (float32) weighs N equal groups of the ranks before,
             and the last N rows of `b` are zero.
         max_rank: most ranks that a slot has had, gates included: GPU kernels are launched for it.
         has_mixtures: whether a slot has had experts: only then does a GPU look for them.
+        native: laid out for (and served by) the native kernel.
     """
 
     a: Tensor
     b: Tensor
-    start: Tensor
-    count: Tensor
+    slots: Tensor
+    start: Tensor = field(init=False)
+    count: Tensor = field(init=False)
     experts: Tensor = field(init=False)
     max_rank: int = field(init=False, default=0)
     has_mixtures: bool = field(init=False, default=False)
+    native: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.experts = torch.zeros_like(self.count)
-
-    def assign(self, slot: int, start: int, count: int, experts: int = 0) -> None:
-        """Let a slot own `count` ranks from row `start` on; 0 = it does not act here."""
-        self.max_rank = max(self.max_rank, count)
-        self.has_mixtures |= experts > 0
-        tables = self.start, self.experts, self.count
-        if self.a.device.type == "cpu":
-            # numpy: a tensor takes five times as long, and an adapter has hundreds of pools.
-            tables = tuple(table.numpy() for table in tables)
-        for table, value in zip(tables, (start, experts, count), strict=True):
-            table[slot] = value
-
-    @property
-    def native(self) -> bool:
-        """Laid out for (and served by) the native kernel."""
-        return (
+        self.start, self.count, self.experts = self.slots
+        self.native = (
             lib is not None
             and self.a.dtype == torch.bfloat16
             and self.a.device.type == "cpu"
             and self.a.shape[1] % 2 == 0
             and self.b.shape[1] % 16 == 0
         )
+
+    def expect(self, count: int, experts: int = 0) -> None:
+        """A slot is about to own `count` ranks; who writes `slots` says so first."""
+        self.max_rank = max(self.max_rank, count)
+        self.has_mixtures |= experts > 0
+
+    def assign(self, slot: int, start: int, count: int, experts: int = 0) -> None:
+        """Let a slot own `count` ranks from row `start` on; 0 = it does not act here."""
+        self.expect(count, experts)
+        for row, value in zip(self.slots, (start, count, experts), strict=True):
+            row[slot] = value
 
 
 # Native products take ranks in pairs.
@@ -89,8 +89,8 @@ def write_rank_rows(pool: RankPool, start: int, a: Tensor, b: Tensor) -> None:
     """
     rank = a.shape[0]
     if not pool.native or lib is None:
-        pool.a[start : start + rank].copy_(a)
-        pool.b[start : start + rank].copy_(b)
+        pool.a[start : start + rank].copy_(a, non_blocking=True)
+        pool.b[start : start + rank].copy_(b, non_blocking=True)
         return
     a, b = a.to(pool.a.dtype).contiguous(), b.to(pool.b.dtype).contiguous()
     lib.turret_write_rank_rows(

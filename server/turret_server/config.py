@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from turret_server.cache import state_root
 from turret_server.errors import StartupError
 
 
@@ -44,11 +45,13 @@ class ServeConfig:
     max_waiting: int = 1024
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
-    host_adapter_gib: float = 0.0625
+    host_adapter_gib: float = 1.0
     adapter_delta_mib: int = 1024
     sparse_mlp_mib: int = 1024
     threads: int = 0
     tensor_parallel: int = 1
+    database: str = ""
+    state_dir: Path = field(default_factory=state_root)
     max_body_bytes: int = 4 << 20
     drain_s: float = 30.0
     log_level: str = "info"
@@ -56,7 +59,7 @@ class ServeConfig:
     @property
     def is_open(self) -> bool:
         """No key is needed."""
-        return not (self.api_keys or self.admin_keys)
+        return not (self.api_keys or self.admin_keys or self.database)
 
 
 def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import ipaddress
 import signal
 import socket
@@ -18,7 +17,7 @@ from rich.console import Console
 import turret_adapters
 from turret_server.api.app import create_app
 from turret_server.api.service import Service
-from turret_server.api.settings import ApiKey, ApiSettings
+from turret_server.api.settings import ApiSettings
 from turret_server.cache import cache_root
 from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
@@ -32,6 +31,8 @@ from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
 from turret_server.telemetry.logging import configure_logging
+from turret_server.tenancy.database import Database
+from turret_server.tenancy.service import Tenancy, static_keys
 
 _MAX_HEADER_BYTES = 64 << 10
 
@@ -230,15 +231,18 @@ def _api_settings(config: ServeConfig, folder: Path, recipes: Mapping[str, Stack
         adapter_remotes=config.adapter_remotes,
         adapter_dirs=config.adapter_dirs,
         recipes=recipes,
-        keys=tuple(
-            ApiKey(hashlib.sha256(key.encode()).hexdigest(), admin)
-            for keys, admin in ((config.api_keys, False), (config.admin_keys, True))
-            for key in keys
-        ),
+        tenancy=_tenancy(config),
         generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,
         max_body_bytes=config.max_body_bytes,
     )
+
+
+def _tenancy(config: ServeConfig) -> Tenancy:
+    keys = static_keys(config.api_keys, config.admin_keys)
+    if not config.database:
+        return Tenancy(keys)
+    return Tenancy(keys, Database(config.database), config.state_dir / "usage")
 
 
 def _demo_adapters(model: str) -> dict[str, str]:

@@ -115,3 +115,23 @@ def test_all_of_them_in_one_batch(group):
                 want[i, columns] = x[i] @ component.a.T @ component.b
     assert want.any()
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+
+
+def test_for_a_gpu_every_tensor_is_pinned(monkeypatch):
+    """This build of torch may know no GPU, so pinned copies are only marked."""
+    pinned = set()
+
+    def pin_memory(tensor):
+        copy = tensor.clone()
+        pinned.add(copy.data_ptr())
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    for folder in FOLDERS:
+        _, wanted = read_adapter(folder, SHAPE, torch.bfloat16)
+        _, program = read_adapter(folder, SHAPE, torch.bfloat16, pin=True)
+        for found, component in zip(program.components, wanted.components, strict=True):
+            assert found.site == component.site
+            for one, other in zip(found.tensors, component.tensors, strict=True):
+                assert one.data_ptr() in pinned
+                assert torch.equal(one, other)

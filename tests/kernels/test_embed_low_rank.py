@@ -17,8 +17,7 @@ def make(ranks, width, dtype):
     pool = RankPool(
         torch.full((capacity, VOCAB), float("nan"), dtype=dtype),
         torch.full((capacity, width), float("nan"), dtype=dtype),
-        torch.zeros(len(ranks), dtype=torch.int32),
-        torch.zeros(len(ranks), dtype=torch.int32),
+        torch.zeros(3, len(ranks), dtype=torch.int32),
     )
     start = 2
     for slot, rank in enumerate(ranks):

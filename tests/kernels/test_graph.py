@@ -73,8 +73,7 @@ def test_an_eager_step_leaves_a_recorded_one_as_it_is():
     pool = RankPool(
         a=torch.zeros(8, 64).bfloat16(),
         b=torch.zeros(8, 32).bfloat16(),
-        start=torch.tensor([0], dtype=torch.int32),
-        count=torch.tensor([8], dtype=torch.int32),
+        slots=torch.tensor([[0], [8], [0]], dtype=torch.int32),
     )
     write_rank_rows(pool, 0, torch.randn(8, 64), torch.randn(8, 32))
     slices, x = RankSlices([pool], [0]), torch.randn(3, 64).bfloat16()

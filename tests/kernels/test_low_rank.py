@@ -28,8 +28,7 @@ def make(k, widths, ranks, dtype, experts=0):
         pool = RankPool(
             torch.full((capacity, k), float("nan"), dtype=dtype),
             torch.full((capacity, n), float("nan"), dtype=dtype),
-            torch.zeros(len(ranks), dtype=torch.int32),
-            torch.zeros(len(ranks), dtype=torch.int32),
+            torch.zeros(3, len(ranks), dtype=torch.int32),
         )
         start, of_slots = ROW_ALIGNMENT, []
         for slot, rank in enumerate(ranks):

@@ -29,10 +29,11 @@ from turret_kernels.low_rank import (
 
 @dataclass(frozen=True, slots=True)
 class _SitePool:
-    """One site: its rows on the device, and which of them are free."""
+    """One site: its rows on the device, which of them are free, its place in the slot table."""
 
     pool: RankPool
     rows: RowAllocator
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ class LowRankBank:
         self._shape, self._max_rank_rows = shape, max_rank_rows
         self._device, self._dtype = device, dtype
         self._sites: dict[Site, _SitePool] = {}
+        # One table for all pools, so that an adapter's place in all of them is written at once;
+        # each pool's part of it is aligned as memory of its own would be.
+        most, aligned = (shape.num_layers + 1) * len(Module), -(-num_slots // 4) * 4
+        table = torch.zeros(most, 3, aligned, dtype=torch.int32, device=device)
+        self._slots = table[:, :, :num_slots]
         self._taken: list[list[tuple[Site, int, int]]] = [[] for _ in range(num_slots)]
         self._groups: list[_GroupSlices | None] = [None] * num_points(shape)
 
@@ -144,22 +150,26 @@ class LowRankBank:
         except BaseException:  # out of memory: leave no trace, then tell
             self._release(placed)
             raise
-        mask = 0
+        mask, places, owned = 0, [], []
         for site, start, _ in placed:
-            parts, pool = by_site[site], self._sites[site].pool
+            parts, found = by_site[site], self._sites[site]
+            rank, experts, pool = _rank(parts), parts[0].num_experts, found.pool
             launched_for = pool.max_rank, pool.has_mixtures
-            pool.assign(slot, start, _rank(parts), parts[0].num_experts)
+            pool.expect(rank, experts)
             if not pool.native and launched_for != (pool.max_rank, pool.has_mixtures):
                 self.layout += 1
+            places.append(found.place)
+            owned.append((start, rank, experts))
             mask |= 1 << point(site.layer, Group.of(site.module))
+        if placed:
+            self._assign(slot, places, owned)
         self._taken[slot], self.touched[slot] = placed, mask
         return True
 
     def clear(self, slot: int) -> None:
         """Free the rows of a slot; an empty slot is fine."""
         self.touched[slot] = 0
-        for site, _, _ in self._taken[slot]:
-            self._sites[site].pool.assign(slot, 0, 0)
+        self._slots[:, :, slot] = 0
         self._release(self._taken[slot])
         self._taken[slot] = []
 
@@ -185,26 +195,29 @@ class LowRankBank:
     def _site(self, site: Site) -> _SitePool:
         if site not in self._sites:
             fan_in, fan_out = self._shape.size(site.module)
-            rows, num_slots = self._max_rank_rows, len(self.touched)
+            rows, place = self._max_rank_rows, len(self._sites)
             # empty, not zeros: the system gives memory to a page when it is first written.
             a = torch.empty(rows, fan_in, dtype=self._dtype, device=self._device)
             b = torch.empty(rows, fan_out, dtype=self._dtype, device=self._device)
-            start = torch.zeros(num_slots, dtype=torch.int32, device=self._device)
-            count = torch.zeros(num_slots, dtype=torch.int32, device=self._device)
-            pool = RankPool(a, b, start, count)
-            self._sites[site] = _SitePool(pool, RowAllocator(rows))
+            pool = RankPool(a, b, self._slots[place])
+            self._sites[site] = _SitePool(pool, RowAllocator(rows), place)
             # The embedding is not part of a graph.
             is_embedding = site.module is Module.EMBED
             self.capturable &= pool.native or is_embedding or gpu.serves(self._device)
             self._update_group(site)
         return self._sites[site]
 
+    def _assign(self, slot: int, places: list[int], owned: list[tuple[int, int, int]]) -> None:
+        """Let a slot own (start, rank, experts) at each of these places."""
+        at = torch.tensor(places, device=self._device)
+        self._slots[at, :, slot] = torch.tensor(owned, dtype=torch.int32, device=self._device)
+
     def _write(self, site: Site, start: int, parts: Sequence[LowRank]) -> None:
         pool = self._sites[site].pool
         if site.module is Module.EMBED:  # read by columns, below, not by the kernel
             for part in parts:
-                pool.a[start : start + part.rank].copy_(part.a)
-                pool.b[start : start + part.rank].copy_(part.b)
+                pool.a[start : start + part.rank].copy_(part.a, non_blocking=True)
+                pool.b[start : start + part.rank].copy_(part.b, non_blocking=True)
                 start += part.rank
             return
         if len(parts) > 1:

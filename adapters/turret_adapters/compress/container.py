@@ -43,7 +43,8 @@ from turret_adapters.errors import AdapterMalformed, AdapterUnsupported, listing
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import CONFIG_NAME, WEIGHTS_NAME
 from turret_adapters.strict_json import parse_object
-from turret_adapters.tensor_file import TensorFile, TensorInfo
+from turret_adapters.tensor_file import TensorFile
+from turret_adapters.tensor_index import Index, TensorInfo
 
 CONTAINER_NAME = "adapter_model.compeft.safetensors"
 FORMAT, VERSION = "turret-compeft", "1"
@@ -186,17 +187,18 @@ class _DecodedTensors(TensorFile):
         total = 4 * sum(math.prod(entry.shape) for entry in entries.values())
         if total > max_bytes:
             raise _malformed(f"it unpacks to {total} bytes; at most {max_bytes} are read")
-        self._infos = {name: info for name, info in stored.infos.items() if name != _TABLE}
+        infos = {name: info for name, info in stored.infos.items() if name != _TABLE}
         lengths = {_PLACES: [e.num_place_bytes for e in entries.values()]}
         lengths[_SIGNS] = [-(-e.nnz // 8) for e in entries.values()]
         for stream, parts in lengths.items():
-            info = self._infos.pop(stream, None)
+            info = infos.pop(stream, None)
             if info is None or info.dtype != torch.uint8 or info.shape != (sum(parts),):
                 raise _malformed(f"it holds no {sum(parts)} bytes of {stream!r}")
-        if twice := [key for key in entries if key in self._infos]:
+        if twice := [key for key in entries if key in infos]:
             raise _malformed(f"{listing(twice)} are stored twice")
         for key, entry in entries.items():
-            self._infos[key] = TensorInfo(torch.float32, entry.shape, 0, 4 * math.prod(entry.shape))
+            infos[key] = TensorInfo(torch.float32, entry.shape, 0, 4 * math.prod(entry.shape))
+        self.index = Index(infos, stored.metadata)
         ends = [accumulate(parts) for parts in lengths.values()]
         self._ends = dict(zip(entries, zip(*ends, strict=True), strict=True))
 

@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 from turret_adapters.components import Component, LowRank, Offset, Scale
+from turret_adapters.digest import canonical
 from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.base_parts import balanced, largest, leading_columns, smallest
-from turret_adapters.peft.config import CONFIG_NAME
+from turret_adapters.peft.config import CONFIG_NAME, WEIGHTS_NAME
 from turret_adapters.peft.factors import block_diagonal, pooled
 from turret_adapters.peft.lora_config import LoraSettings, Taken
 from turret_adapters.peft.low_rank import low_rank, new_bias
 from turret_adapters.peft.names import TensorName
+from turret_adapters.peft.plain_lora import Factors, Layouts, PlainLayout
 from turret_adapters.peft.roles import guess_sizes
 from turret_adapters.peft.saved_modules import new_gains, new_rows
 from turret_adapters.peft.tensors import PeftTensors, is_peft
 from turret_adapters.spec import Kind, ModelShape, Module, Program, Site
+from turret_adapters.tensor_index import Index
 
 
 class _Compiler:
@@ -33,6 +36,7 @@ class _Compiler:
         self._settings = LoraSettings(files)
         self._tensors = PeftTensors(files, shape, self._settings.config, _role)
         self._shape = shape
+        self._plain: list[Factors] = []
 
     def program(self) -> Program:
         settings, tensors = self._settings, self._tensors
@@ -51,6 +55,13 @@ class _Compiler:
             positions=settings.positions,
         )
 
+    def layout(self, index: Index, program: Program) -> PlainLayout | None:
+        """How to compile the next file with this header; None if more than the factors matters."""
+        plain = self._plain
+        if len(index.infos) != 2 * len(plain) or len(program.components) != len(plain):
+            return None
+        return PlainLayout(index, plain, program)
+
     def _low_rank(self, site: Site) -> list[Component]:
         settings, tensors, found = self._settings, self._tensors, self._tensors.at(site)
         matched = settings.matches(found.path, site)
@@ -68,6 +79,7 @@ class _Compiler:
             b, components = self._scale_rows(site, a, b)
         if self._is_plain(site):  # and checked when it was read
             components.append(LowRank(site, a, b, published_scale=scale))
+            self._plain.append(Factors(site, found.keys["lora_A"], found.keys["lora_B"], scale))
         else:
             components.append(low_rank(tensors, site, a, b))
         return components + self._branch_bias(site, scale)
@@ -230,8 +242,20 @@ def _detect(files: AdapterFiles) -> bool:
     return is_peft(files, "LORA") and not files.json(CONFIG_NAME).get("lora_nums")
 
 
+_layouts = Layouts()
+
+
 def _compile(files: AdapterFiles, shape: ModelShape) -> Program:
-    return _Compiler(files, shape).program()
+    config, file = files.json(CONFIG_NAME), files.tensors(WEIGHTS_NAME)
+    settings = canonical(config) + str(config.get("base_model_name_or_path")).encode()
+    layout = _layouts.get(file.index, settings, shape)
+    program = None if layout is None else layout.program(file)
+    if program is None:
+        compiler = _Compiler(files, shape)
+        program = compiler.program()
+        if layout := compiler.layout(file.index, program):
+            _layouts.put(file.index, settings, shape, layout)
+    return program
 
 
 def _guess_shape(files: AdapterFiles) -> ModelShape:

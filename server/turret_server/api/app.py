@@ -12,7 +12,7 @@ from fastapi import FastAPI
 import turret_server
 from turret_adapters.catalog import Catalog
 from turret_adapters.shelf import AdapterShelf
-from turret_server.api import adapters, chat, completions, health, models, tokens
+from turret_server.api import adapters, chat, completions, health, models, tenants, tokens
 from turret_server.api.adapter_loader import AdapterLoader
 from turret_server.api.admission import Admission
 from turret_server.api.auth import Authenticate
@@ -87,7 +87,10 @@ def create_app(
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with lifespan(service) if lifespan else nullcontext():
+            async with (
+                settings.tenancy.running(),
+                lifespan(service) if lifespan else nullcontext(),
+            ):
                 yield
         finally:
             service.constraints.close()
@@ -107,12 +110,12 @@ def create_app(
         },
     )
     app.state.service = service
-    for module in (chat, completions, models, adapters, tokens, health):
+    for module in (chat, completions, models, adapters, tokens, tenants, health):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)
     # Added last, outermost: every response carries a request id, refusals of keys too.
-    app.add_middleware(Authenticate, keys=settings.keys)
+    app.add_middleware(Authenticate, tenancy=settings.tenancy)
     app.add_middleware(Observe, metrics=metrics)
     return app
 

@@ -11,8 +11,8 @@ _HEADER = "x-gateway-inference-fairness-id"
 
 
 def fairness_key(request: Request, record: RequestRecord) -> str:
-    """The key that called; on an open server, what the gateway before it says.
+    """The tenant that called; on an open server, what the gateway before it says.
 
     With keys the header is not believed: a client could take more turns by inventing ids.
     """
-    return record.caller or request.headers.get(_HEADER, "")[:128]
+    return record.tenant or request.headers.get(_HEADER, "")[:128]

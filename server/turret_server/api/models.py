@@ -25,7 +25,7 @@ async def list_models(request: Request, service: ServiceDep) -> ModelList:
     """List what can be named as `model`. Where keys are configured, without one: the base only."""
     await service.adapters.sweep()
     cards = [_base_card(service, name) for name in service.settings.base_names]
-    if not service.settings.keys or record_of(request.scope).caller:
+    if service.settings.tenancy.is_open or record_of(request.scope).principal:
         cards += [_recipe_card(service, service.recipes.resolve(n)) for n in _recipes(service)]
         cards += [_adapter_card(service, record) for record in service.catalog.records()]
         cards += [_shelf_card(service, name) for name in service.unread_names()]

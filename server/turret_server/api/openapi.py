@@ -39,7 +39,7 @@ def install_openapi(app: FastAPI) -> None:
                 answer = document["paths"][path]["post"]["responses"]["200"]
                 answer["content"]["text/event-stream"] = {"schema": _EVENT}
             _errors_are_json(document)
-            if app.state.service.settings.keys:
+            if not app.state.service.settings.tenancy.is_open:
                 _require_key(document)
             app.openapi_schema = document
         return app.openapi_schema

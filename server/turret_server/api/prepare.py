@@ -136,7 +136,7 @@ def build_generation(
                 prompt=prompt,
                 sampling=choice_sampling(sampling, body.seed, i, max_tokens[prompt_index]),
                 adapters=recipe.adapters,
-                cache_namespace=f"{record.caller}/{body.cache_salt or ''}",
+                cache_namespace=f"{record.tenant}/{body.cache_salt or ''}",
                 fairness_key=fairness_key,
                 deadline_s=body.timeout_s,
             )

@@ -8,19 +8,7 @@ from pathlib import Path
 
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe import Stack
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key that may call the server; the key itself is never kept.
-
-    Attributes:
-        sha256: hex digest of the key.
-        admin: may load and unload adapters.
-    """
-
-    sha256: str
-    admin: bool = False
+from turret_server.tenancy.service import Tenancy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +22,7 @@ class ApiSettings:
         adapter_remotes: URL prefixes that run-time loads may fetch from.
         adapter_dirs: folders whose sub-folders are adapters, read when first asked for.
         recipes: named recipes: name -> expression such as "formal:0.7+sql", or pairs.
-        keys: API keys; none leaves the server open.
+        tenancy: who may call; by default anybody.
         max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
             up to a quarter of a second, in which no other stream gets a token.
         max_json_depth: deepest nesting of arrays and objects in a body.
@@ -54,7 +42,7 @@ class ApiSettings:
     adapter_remotes: tuple[str, ...] = ()
     adapter_dirs: tuple[Path, ...] = ()
     recipes: Mapping[str, str | Stack] = field(default_factory=dict)
-    keys: tuple[ApiKey, ...] = ()
+    tenancy: Tenancy = field(default_factory=Tenancy)
     max_body_bytes: int = 4 * 2**20
     max_json_depth: int = 64
     max_waiting: int = 1024

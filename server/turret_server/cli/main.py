@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from turret_server import __version__
-from turret_server.cli import adapters, bench, chat, fit, serve
+from turret_server.cli import adapters, bench, chat, fit, serve, tenants
 from turret_server.cli.terminal import print_problem
 from turret_server.errors import TurretError
 
@@ -24,6 +24,9 @@ _typer.command()(serve.serve)
 _typer.command()(chat.chat)
 _typer.add_typer(adapters.app, name="adapters")
 _typer.add_typer(fit.app, name="fit")
+_typer.add_typer(tenants.tenants, name="tenants")
+_typer.add_typer(tenants.keys, name="keys")
+_typer.command()(tenants.usage)
 _typer.add_typer(bench.app, name="bench")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from turret_server.cache import state_root
 from turret_server.config import ServeConfig, parse_pairs, read_config
 
 _MODEL, _ADAPTERS, _HTTP, _ENGINE = "Model", "Adapters", "HTTP", "Engine"
@@ -105,7 +106,7 @@ def serve(
             help="Memory for adapters that are ready but not on the device; others are read again.",
             rich_help_panel=_ADAPTERS,
         ),
-    ] = 0.0625,
+    ] = 1.0,
     adapter_delta_mib: Annotated[
         int,
         typer.Option(
@@ -143,6 +144,21 @@ def serve(
         list[str] | None,
         typer.Option(help="Key that may also load and unload adapters.", rich_help_panel=_HTTP),
     ] = None,
+    database: Annotated[
+        str,
+        typer.Option(
+            help="Tenants and their keys: a path for SQLite, or postgresql+psycopg://... "
+            "(`turret tenants`, `turret keys`).",
+            rich_help_panel=_HTTP,
+        ),
+    ] = "",
+    state_dir: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of what must not be lost: usage on its way into the database.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = state_root(),  # noqa: B008 - where it is does not change
     max_body_bytes: Annotated[
         int, typer.Option(min=1024, help="Longest request body.", rich_help_panel=_HTTP)
     ] = 4 << 20,
@@ -227,6 +243,8 @@ def serve(
             port=port,
             api_keys=tuple(api_key or ()),
             admin_keys=tuple(admin_key or ()),
+            database=database,
+            state_dir=state_dir,
             device=device,
             dtype=dtype,
             quantization=quantization,

@@ -60,8 +60,8 @@ def log_request(record: RequestRecord, method: str, path: str, status: int) -> N
         "status": status,
         "duration_ms": _ms(time.perf_counter() - record.started),
     }
-    if record.caller:
-        fields["key"] = record.caller
+    if record.principal is not None:
+        fields["tenant"], fields["key"] = record.tenant, record.principal.key
     if record.model:
         fields |= {
             "model": record.model[:256],

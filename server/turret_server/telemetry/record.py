@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turret_server.errors import TurretError
+from turret_server.tenancy.principal import Principal
 
 
 @dataclass(slots=True)
@@ -16,7 +17,7 @@ class RequestRecord:
 
     Attributes:
         id: the request id, from the client or drawn.
-        caller: which key called; "" without keys.
+        principal: who called; None without keys.
         model: the name the response shows; "" before it is known.
         label: the recipe's metric label.
         started: `time.perf_counter()` at arrival.
@@ -25,7 +26,7 @@ class RequestRecord:
     """
 
     id: str
-    caller: str = ""
+    principal: Principal | None = None
     model: str = ""
     label: str = ""
     stream: bool = False
@@ -40,6 +41,11 @@ class RequestRecord:
     error: TurretError | None = None
     disconnected: bool = False
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def tenant(self) -> str:
+        """The name of the tenant that called; "" without keys."""
+        return "" if self.principal is None else self.principal.tenant.name
 
 
 _KEY = "turret_record"

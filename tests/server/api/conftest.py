@@ -264,6 +264,7 @@ class RawClient:
         """Send a body (bytes go as they are); the client leaves when `leave` is set."""
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
         sent = {"content-type": "application/json", **(headers or {})}
+        path, _, query = path.partition("?")
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -271,7 +272,7 @@ class RawClient:
             "method": method,
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query.encode(),
             "root_path": "",
             "scheme": "http",
             "headers": [(k.lower().encode(), v.encode()) for k, v in sent.items()],

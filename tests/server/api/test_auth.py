@@ -5,18 +5,14 @@ import hashlib
 import pytest
 
 from turret_server.api.auth import ANONYMOUS, OPEN
-from turret_server.api.settings import ApiKey
+from turret_server.tenancy.service import Tenancy, static_keys
 
 USER, ADMIN = "tk-user", "tk-admin"
 
 
 @pytest.fixture
 def guarded(make_client):
-    keys = tuple(
-        ApiKey(hashlib.sha256(key.encode()).hexdigest(), admin)
-        for key, admin in ((USER, False), (ADMIN, True))
-    )
-    return make_client(keys=keys)
+    return make_client(tenancy=Tenancy(static_keys([USER], [ADMIN])))
 
 
 def bearer(key):

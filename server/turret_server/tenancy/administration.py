@@ -1,0 +1,400 @@
+"""Changes of tenants, keys and grants. Each is one transaction with its line in the audit log."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, case, delete, func, insert, select, update
+
+from turret_adapters.catalog import name_problem
+from turret_server.errors import BadRequest, Conflict, NotFound
+from turret_server.tenancy import schema
+from turret_server.tenancy.database import Database, changed
+from turret_server.tenancy.directory import read_tenants
+from turret_server.tenancy.journal import INTERRUPTED
+from turret_server.tenancy.principal import (
+    EVERYTHING,
+    Quotas,
+    Scope,
+    Tenant,
+    key_digest,
+    key_prefix,
+    new_key,
+)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_MAX_WEIGHT = 1000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """A key as lists show it.
+
+    Attributes:
+        tenant: whose it is.
+        prefix: its public beginning.
+        label: what people call it.
+        scopes: what it may do.
+        created_at: Unix seconds, as the two below.
+        expires_at: None for never.
+        revoked_at: None while it is valid.
+    """
+
+    tenant: str
+    prefix: str
+    label: str
+    scopes: tuple[Scope, ...]
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+class Administration:
+    """What admins do.
+
+    Args:
+        database: where.
+        actor: who, for the audit log: the admin key's prefix, or "cli".
+    """
+
+    def __init__(self, database: Database, actor: str) -> None:
+        self._database, self._actor = database, actor
+
+    def create_tenant(
+        self, name: str, *, weight: float = 1.0, quotas: Quotas | None = None
+    ) -> None:
+        """Make a tenant.
+
+        Raises:
+            BadRequest: the name, the weight or a quota is not allowed.
+            Conflict: it exists.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise BadRequest(
+                f"{name[:64]!r} cannot name a tenant",
+                "names are up to 64 lower-case letters, digits, '.', '_' and '-'",
+                "Choose another name.",
+                param="name",
+            )
+        values = {"weight": _checked_weight(weight), **_checked(quotas or Quotas())}
+        with self._database.begin() as connection:
+            if _tenant_id(connection, name) is not None:
+                raise Conflict(
+                    f"the tenant {name!r} exists", "names are unique", "Choose another name."
+                )
+            row = {"name": name, "created_at": _now(), **values}
+            connection.execute(insert(schema.tenants).values(row))
+            self._record(connection, "create tenant", name, None, values)
+
+    def change_tenant(
+        self, name: str, *, weight: float | None = None, quotas: Mapping[str, int | None] = {}
+    ) -> None:
+        """Give a tenant another weight, or other quotas; what is not named stays.
+
+        Raises:
+            BadRequest: a value is not allowed.
+            NotFound: there is no such tenant.
+        """
+        unknown = sorted(quotas.keys() - asdict(Quotas()).keys())
+        if unknown:
+            raise BadRequest(
+                f"{unknown[0]!r} is no quota",
+                f"known are {', '.join(asdict(Quotas()))}",
+                "Correct its name.",
+                param=unknown[0],
+            )
+        values: dict[str, Any] = {k: _checked_limit(k, v) for k, v in quotas.items()}
+        if weight is not None:
+            values["weight"] = _checked_weight(weight)
+        if not values:
+            raise BadRequest("nothing is to be changed", "neither weight nor quotas are given")
+        with self._database.begin() as connection:
+            tenant = self._tenant(connection, name)
+            columns = [schema.tenants.c[key] for key in values]
+            here = schema.tenants.c.id == tenant
+            before = dict(connection.execute(select(*columns).where(here)).one()._mapping)
+            connection.execute(update(schema.tenants).where(here).values(values))
+            self._record(connection, "change tenant", name, before, values)
+
+    def create_key(
+        self,
+        tenant: str,
+        *,
+        label: str = "",
+        scopes: Collection[Scope] = (Scope.INFER,),
+        lifetime_s: int | None = None,
+    ) -> str:
+        """Make a key.
+
+        Returns:
+            The key: this is the only time that anybody sees it.
+
+        Raises:
+            BadRequest: it may do nothing, lives for less than a second, or its label is too long.
+            NotFound: there is no such tenant.
+        """
+        if not scopes or (lifetime_s is not None and lifetime_s < 1):
+            raise BadRequest(
+                "the key would be good for nothing",
+                "it has no scope, or ends before it begins",
+                f"Scopes are {', '.join(Scope)}; a lifetime is at least a second.",
+            )
+        with self._database.begin() as connection:
+            expires_at = None if lifetime_s is None else _now() + lifetime_s
+            return self._new_key(connection, tenant, label, sorted(scopes), expires_at)
+
+    def rotate_key(self, prefix: str, *, overlap_s: int = 3600) -> str:
+        """Make another key like this one, which ends after `overlap_s`.
+
+        Returns:
+            The new key: this is the only time that anybody sees it.
+
+        Raises:
+            NotFound: there is no such key, or it is no longer valid.
+        """
+        with self._database.begin() as connection:
+            row = self._valid_key(connection, prefix)
+            lifetime = None if row.expires_at is None else row.expires_at - row.created_at
+            expires_at = None if lifetime is None else _now() + lifetime
+            scopes = [Scope(scope) for scope in row.scopes.split()]
+            key = self._new_key(connection, row.tenant, row.label, scopes, expires_at, row.id)
+            ends = _now() + max(0, overlap_s)
+            if row.expires_at is not None:
+                ends = min(ends, row.expires_at)
+            here = schema.keys.c.id == row.id
+            connection.execute(update(schema.keys).where(here).values(expires_at=ends))
+            self._record(
+                connection,
+                "rotate key",
+                prefix,
+                {"expires_at": row.expires_at},
+                {"expires_at": ends, "key": key_prefix(key)},
+            )
+            return key
+
+    def revoke_key(self, prefix: str) -> None:
+        """End a key now.
+
+        Raises:
+            NotFound: there is no such key, or it is no longer valid.
+        """
+        with self._database.begin() as connection:
+            row = self._valid_key(connection, prefix)
+            here = schema.keys.c.id == row.id
+            connection.execute(update(schema.keys).where(here).values(revoked_at=_now()))
+            self._record(connection, "revoke key", prefix, None, {"revoked_at": _now()})
+
+    def grant(self, tenant: str, names: Sequence[str]) -> None:
+        """Let a tenant use adapters or recipes; EVERYTHING is all of them.
+
+        Raises:
+            BadRequest: a name can be none.
+            NotFound: there is no such tenant.
+        """
+        for name in names:
+            if name != EVERYTHING and (problem := name_problem(name)):
+                raise BadRequest(
+                    f"{name[:128]!r} names no adapter", problem, "Correct it.", param="names"
+                )
+        with self._database.begin() as connection:
+            tenant_id = self._tenant(connection, tenant)
+            before = _granted(connection, tenant_id)
+            new = [name for name in dict.fromkeys(names) if name not in before]
+            if new:
+                rows = [{"tenant_id": tenant_id, "name": name} for name in new]
+                connection.execute(insert(schema.grants), rows)
+                self._record(connection, "grant", tenant, None, {"names": new})
+
+    def withdraw(self, tenant: str, names: Sequence[str]) -> None:
+        """Take grants back; what was not granted is fine.
+
+        Raises:
+            NotFound: there is no such tenant.
+        """
+        with self._database.begin() as connection:
+            tenant_id = self._tenant(connection, tenant)
+            held = [
+                name for name in dict.fromkeys(names) if name in _granted(connection, tenant_id)
+            ]
+            if held:
+                of_tenant = schema.grants.c.tenant_id == tenant_id
+                connection.execute(
+                    delete(schema.grants).where(of_tenant, schema.grants.c.name.in_(held))
+                )
+                self._record(connection, "withdraw", tenant, {"names": held}, None)
+
+    def tenants(self) -> list[Tenant]:
+        """Every tenant, oldest first."""
+        with self._database.begin() as connection:
+            return list(read_tenants(connection).values())
+
+    def keys(self, tenant: str | None = None) -> list[KeyRecord]:
+        """Every key, or those of a tenant, oldest first."""
+        query = (
+            select(schema.keys, schema.tenants.c.name.label("tenant"))
+            .join(schema.tenants)
+            .order_by(schema.keys.c.id)
+        )
+        if tenant is not None:
+            query = query.where(schema.tenants.c.name == tenant)
+        with self._database.begin() as connection:
+            return [
+                KeyRecord(
+                    tenant=row.tenant,
+                    prefix=row.prefix,
+                    label=row.label,
+                    scopes=tuple(Scope(scope) for scope in row.scopes.split()),
+                    created_at=row.created_at,
+                    expires_at=row.expires_at,
+                    revoked_at=row.revoked_at,
+                )
+                for row in connection.execute(query)
+            ]
+
+    def usage(
+        self, *, tenant: str | None = None, since: str = "", until: str = "9999-12-31"
+    ) -> list[dict[str, Any]]:
+        """The ledger's sums per day, tenant, key and model.
+
+        Args:
+            tenant: of this one alone.
+            since: first day, "2026-11-28".
+            until: last day.
+        """
+        table = schema.requests
+        groups = [table.c.day, table.c.tenant, table.c.key, table.c.model]
+        sums = [
+            func.sum(table.c[name]).label(name)
+            for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "pages")
+        ]
+        interrupted = func.sum(case((table.c.status == INTERRUPTED, 1), else_=0))
+        query = (
+            select(*groups, func.count().label("requests"), *sums, interrupted.label(INTERRUPTED))
+            .where(table.c.day.between(since, until))
+            .group_by(*groups)
+            .order_by(*groups)
+        )
+        if tenant is not None:
+            query = query.where(table.c.tenant == tenant)
+        with self._database.begin() as connection:
+            found = [dict(row._mapping) for row in connection.execute(query)]
+        # PostgreSQL's sums are decimals.
+        return [
+            {key: value if isinstance(value, str) else int(value) for key, value in row.items()}
+            for row in found
+        ]
+
+    def audit(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The last changes, newest first."""
+        query = select(schema.audit).order_by(schema.audit.c.id.desc()).limit(limit)
+        with self._database.begin() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
+
+    def _new_key(
+        self,
+        connection: Connection,
+        tenant: str,
+        label: str,
+        scopes: Sequence[Scope],
+        expires_at: int | None,
+        replaces: int | None = None,
+    ) -> str:
+        if len(label) > schema.NAME_CHARS:
+            raise BadRequest(
+                f"the label has {len(label)} characters",
+                f"at most {schema.NAME_CHARS} are kept",
+                "Shorten it.",
+                param="label",
+            )
+        key = new_key()
+        row = {
+            "tenant_id": self._tenant(connection, tenant),
+            "label": label,
+            "prefix": key_prefix(key),
+            "sha256": key_digest(key),
+            "scopes": " ".join(scopes),
+            "created_at": _now(),
+            "expires_at": expires_at,
+            "replaces": replaces,
+        }
+        connection.execute(insert(schema.keys).values(row))
+        after = {"label": label, "scopes": row["scopes"], "expires_at": expires_at}
+        self._record(connection, "create key", f"{tenant}/{row['prefix']}", None, after)
+        return key
+
+    def _tenant(self, connection: Connection, name: str) -> int:
+        found = _tenant_id(connection, name)
+        if found is None:
+            raise NotFound(
+                f"there is no tenant {name[:64]!r}",
+                "it was never made",
+                "Make it first; `turret keys tenants` lists them.",
+                param="tenant",
+            )
+        return found
+
+    def _valid_key(self, connection: Connection, prefix: str) -> Any:
+        query = (
+            select(schema.keys, schema.tenants.c.name.label("tenant"))
+            .join(schema.tenants)
+            .where(schema.keys.c.prefix == prefix, schema.keys.c.revoked_at.is_(None))
+        )
+        row = connection.execute(query).first()
+        if row is None or (row.expires_at is not None and row.expires_at <= _now()):
+            raise NotFound(
+                f"there is no valid key {prefix[:16]!r}",
+                "it was never made, has expired or is revoked",
+                "Name a key by its beginning, as `turret keys list` shows it.",
+                param="key",
+            )
+        return row
+
+    def _record(
+        self, connection: Connection, action: str, object: str, before: Any, after: Any
+    ) -> None:
+        row = {"at": _now(), "actor": self._actor, "action": action, "object": object}
+        connection.execute(insert(schema.audit).values({**row, "before": before, "after": after}))
+        changed(connection)
+
+
+def _tenant_id(connection: Connection, name: str) -> int | None:
+    return connection.scalar(select(schema.tenants.c.id).where(schema.tenants.c.name == name))
+
+
+def _granted(connection: Connection, tenant_id: int) -> set[str]:
+    query = select(schema.grants.c.name).where(schema.grants.c.tenant_id == tenant_id)
+    return set(connection.scalars(query))
+
+
+def _checked(quotas: Quotas) -> dict[str, int | None]:
+    return {name: _checked_limit(name, value) for name, value in asdict(quotas).items()}
+
+
+def _checked_limit(name: str, value: int | None) -> int | None:
+    if value is not None and not 0 <= value < 1 << 53:
+        raise BadRequest(
+            f"{name!r} is {value}",
+            "a quota is a count, or null for no limit",
+            "Correct it.",
+            param=name,
+        )
+    return value
+
+
+def _checked_weight(weight: float) -> float:
+    if not 0 < weight <= _MAX_WEIGHT:
+        raise BadRequest(
+            f"the weight is {weight:g}",
+            f"a weight is above 0 and at most {_MAX_WEIGHT:g}",
+            "1 is the ordinary share.",
+            param="weight",
+        )
+    return float(weight)
+
+
+def _now() -> int:
+    return int(time.time())

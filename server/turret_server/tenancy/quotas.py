@@ -1,0 +1,194 @@
+"""What a tenant may still do: requests, tokens and pages per minute, and requests at once.
+
+Every quota per minute is a bucket that holds a minute's worth and fills evenly, so a burst is
+served and the average holds. Tokens are reserved when a request is admitted, prompt and longest
+answer, and what was not used comes back when it ends: many requests at once cannot overshoot.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from turret_server.errors import BadRequest, Overloaded
+from turret_server.tenancy.principal import Quotas, Tenant
+
+_MINUTE = 60.0
+
+
+class QuotaExceeded(Overloaded):
+    """A quota of the tenant is used up for now.
+
+    Args:
+        headers: OpenAI's rate limit headers, for the response.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, what: str, why: str, fix: str, *, retry_after_s: float, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(what, why, fix)
+        self.retry_after_s, self.headers = retry_after_s, dict(headers)
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A quota per minute; `left` is what it held at `at`."""
+
+    limit: int
+    at: float
+    left: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = float(self.limit)
+
+    def fill(self, now: float) -> None:
+        self.left = min(self.limit, self.left + (now - self.at) * self.limit / _MINUTE)
+        self.at = now
+
+    def wait_s(self, amount: float) -> float:
+        """Until it holds so much."""
+        missing = amount - self.left
+        return 0.0 if missing <= 0 else missing * _MINUTE / self.limit if self.limit else math.inf
+
+
+class Reservation:
+    """What one request holds of its tenant's quotas; a context manager that gives back.
+
+    Attributes:
+        tokens: reserved for it.
+        used: set before the end: what it did use.
+    """
+
+    def __init__(self, meter: Meter, tokens: int) -> None:
+        self._meter = meter
+        self.tokens, self.used = tokens, 0
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._meter.settle(self.tokens - self.used)
+
+
+class Meter:
+    """One tenant's quotas. The event loop alone uses it.
+
+    Args:
+        clock: monotonic seconds, so that a changed wall clock frees nobody and blocks nobody.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._quotas = Quotas()
+        self._buckets: dict[str, _Bucket] = {}
+        self.running = 0
+
+    def reserve(self, tenant: Tenant, *, tokens: int, pages: int = 0) -> Reservation:
+        """Admit a request.
+
+        Args:
+            tenant: whose meter this is, with its quotas of now.
+            tokens: most that it can use: prompt and longest answer.
+            pages: of documents, already read or not.
+
+        Raises:
+            QuotaExceeded: not now; when, it says.
+            BadRequest: never: the request alone is more than a minute's worth.
+        """
+        self._follow(tenant.quotas)
+        amounts = {"requests": 1, "tokens": tokens, "pages": pages}
+        for name, bucket in self._buckets.items():
+            if amounts[name] > bucket.limit and bucket.limit:
+                raise BadRequest(
+                    f"the request asks for {amounts[name]} {name}",
+                    f"{tenant.name!r} has {bucket.limit} in a minute",
+                    "Ask for less; a quota is raised by an admin.",
+                    param="max_tokens" if name == "tokens" else None,
+                )
+        most = tenant.quotas.concurrent_requests
+        if most is not None and self.running >= most:
+            raise QuotaExceeded(
+                f"{tenant.name!r} has {self.running} requests running",
+                f"its quota is {most} at once",
+                "Send the next one when one has ended.",
+                retry_after_s=1.0,
+                headers=self.headers(),
+            )
+        waits = {name: b.wait_s(amounts[name]) for name, b in self._buckets.items()}
+        name = max(waits, key=waits.__getitem__, default=None)
+        if name is not None and waits[name] > 0:
+            wait_s = min(waits[name], 3600.0)
+            raise QuotaExceeded(
+                f"{tenant.name!r} has used its {name} for now",
+                f"its quota is {self._buckets[name].limit} in a minute, "
+                f"{max(0, int(self._buckets[name].left))} are left, and the request may take "
+                f"{amounts[name]}",
+                f"Try again in {math.ceil(wait_s)} s.",
+                retry_after_s=wait_s,
+                headers=self.headers(),
+            )
+        for name, bucket in self._buckets.items():
+            bucket.left -= amounts[name]
+        self.running += 1
+        return Reservation(self, tokens)
+
+    def settle(self, unused_tokens: int) -> None:
+        """A request has ended: its place is free, and what it did not use comes back."""
+        self.running -= 1
+        bucket = self._buckets.get("tokens")
+        if bucket is not None:
+            bucket.left = min(bucket.limit, bucket.left + unused_tokens)
+
+    def headers(self) -> dict[str, str]:
+        """OpenAI's headers: limit, what remains, and until when it is whole again."""
+        now, headers = self._clock(), {}
+        for name in ("requests", "tokens"):
+            bucket = self._buckets.get(name)
+            if bucket is not None:
+                bucket.fill(now)
+                headers[f"x-ratelimit-limit-{name}"] = str(bucket.limit)
+                headers[f"x-ratelimit-remaining-{name}"] = str(max(0, int(bucket.left)))
+                whole_s = bucket.wait_s(bucket.limit)
+                headers[f"x-ratelimit-reset-{name}"] = (
+                    f"{whole_s:.3f}s" if math.isfinite(whole_s) else "0s"
+                )
+        return headers
+
+    def _follow(self, quotas: Quotas) -> None:
+        """Fill the buckets up to now; a changed quota begins whole."""
+        now = self._clock()
+        if quotas != self._quotas:
+            limits = {
+                "requests": (quotas.requests_per_minute, self._quotas.requests_per_minute),
+                "tokens": (quotas.tokens_per_minute, self._quotas.tokens_per_minute),
+                "pages": (quotas.pages_per_minute, self._quotas.pages_per_minute),
+            }
+            for name, (limit, before) in limits.items():
+                if limit is None:
+                    self._buckets.pop(name, None)
+                elif limit != before:
+                    self._buckets[name] = _Bucket(limit, now)
+            self._quotas = quotas
+        for bucket in self._buckets.values():
+            bucket.fill(now)
+
+
+class Meters:
+    """Every tenant's meter.
+
+    Quotas hold per server: of several replicas each has its own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._meters: dict[str, Meter] = {}
+
+    def of(self, tenant: Tenant) -> Meter:
+        """The tenant's; made when it first calls."""
+        if tenant.name not in self._meters:
+            self._meters[tenant.name] = Meter(self._clock)
+        return self._meters[tenant.name]

@@ -1,0 +1,127 @@
+"""Everything a server knows of its tenants, with one life."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from turret_server.errors import TurretError
+from turret_server.tenancy.database import Database
+from turret_server.tenancy.directory import Directory
+from turret_server.tenancy.ledger import Ledger
+from turret_server.tenancy.principal import (
+    EVERYTHING,
+    Principal,
+    Scope,
+    Tenant,
+    key_digest,
+)
+from turret_server.tenancy.quotas import Meters
+
+log = logging.getLogger(__name__)
+
+_REFRESH_S = 1.0
+
+
+class Tenancy:
+    """Who may call, how much, and what they used.
+
+    Without keys and without a database the server is open: nobody is asked who they are.
+
+    Args:
+        keys: of the command line; each is a tenant of its own that may use every adapter.
+        database: tenants and their keys; None for none.
+        folder: of the ledger's journals; needed with a database.
+
+    Attributes:
+        database: as given.
+        meters: the quotas.
+        ledger: None without a database.
+    """
+
+    def __init__(
+        self,
+        keys: Mapping[str, Principal] | None = None,
+        database: Database | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._keys = dict(keys or {})
+        self.database = database
+        self._directory = None if database is None else Directory(database)
+        self.meters = Meters()
+        self.ledger: Ledger | None = None
+        if database is not None and folder is not None:
+            self.ledger = Ledger(database, folder)
+
+    @property
+    def is_open(self) -> bool:
+        """Nobody needs a key."""
+        return not self._keys and self._directory is None
+
+    @property
+    def tenants(self) -> Mapping[str, Tenant]:
+        """Those of the database, by name."""
+        return {} if self._directory is None else self._directory.tenants
+
+    def find(self, key: str) -> Principal | None:
+        """Who calls with this key; None if nobody has it, or has it no longer.
+
+        Both look it up by its hash: how long that takes tells nothing of other keys.
+        """
+        found = self._keys.get(key_digest(key))
+        if found is None and self._directory is not None:
+            found = self._directory.find(key)
+        return found
+
+    async def refresh(self) -> None:
+        """Read the tables again if they have changed.
+
+        Raises:
+            DatabaseDown: they cannot be read; what was read before stays.
+        """
+        if self._directory is not None:
+            await asyncio.to_thread(self._directory.refresh)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the tables and carry usage over, while inside."""
+        task = asyncio.create_task(self._follow())
+        if self.ledger is not None:
+            self.ledger.start()
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if self.ledger is not None:
+                await self.ledger.close()
+            if self.database is not None:
+                self.database.close()
+
+    async def _follow(self) -> None:
+        is_down = False
+        while self._directory is not None:
+            await asyncio.sleep(_REFRESH_S)
+            try:
+                await self.refresh()
+                is_down = False
+            except TurretError as error:
+                if not is_down:
+                    log.warning("tenants are served as they were read last: %s", error)
+                is_down = True
+
+
+def static_keys(keys: Iterable[str], admin_keys: Iterable[str] = ()) -> dict[str, Principal]:
+    """Keys of the command line, by their hash; of a key itself nothing is kept."""
+    found = {}
+    for key, scope in (
+        *((key, Scope.INFER) for key in keys),
+        *((key, Scope.ADMIN) for key in admin_keys),
+    ):
+        digest = key_digest(key)
+        tenant = Tenant(name=f"key-{digest[:12]}", grants=frozenset({EVERYTHING}))
+        found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=frozenset({scope}))
+    return found
