@@ -118,10 +118,11 @@ def put_table(
             x = {"left": edge, "centre": edge + width / 2, "right": edge + width}[align]
             for i, line in enumerate(cell):
                 sheet.put(line, x, baseline + i * 1.2 * size, size, align, rtl=rtl)
-                sheet.truth.order.append(tuple(line))
             numbers[-1].append(len(sheet.truth.cells))
             sheet.truth.cells.append(tuple(word for line in cell for word in line))
         lines = max(len(cell) for cell in row if cell is not None)
+        if lines == 1:  # else a text cannot have cells one after the other, and lines below lines
+            sheet.truth.order.extend(tuple(cell[0]) for cell in row if cell is not None)
         baseline += (leading + 1.2 * (lines - 1)) * size
     sheet.truth.relations.update(relations_of(numbers))
     middles = [edge + width / 2 for edge, width in zip(edges, widths, strict=True)]
