@@ -211,6 +211,8 @@ def local_order(order: Sequence[tuple[str, ...]], chunks: Sequence[Chunk]) -> fl
                 (c, i), (d, j) = place[a], place[b]
                 right += c == d and j == i + 1
     for upper, lower in pairwise(order):
+        if not upper or not lower:
+            continue
         total += 1
         if upper[0] not in place or lower[0] not in place or upper[-1] not in place:
             continue

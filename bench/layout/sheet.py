@@ -27,7 +27,7 @@ class Truth:
         cells: the words of each cell of its table or form.
         relations: of neighbouring cells, by position in `cells`; `right` is the next as one reads.
         loose: cells whose neighbours do not matter: what stands right of a value in a form.
-        order: its lines of text in reading order.
+        order: its lines of text in reading order; an empty one where the order is anyone's.
         mirrored: it is read from right to left.
     """
 

@@ -121,8 +121,11 @@ def put_table(
             numbers[-1].append(len(sheet.truth.cells))
             sheet.truth.cells.append(tuple(word for line in cell for word in line))
         lines = max(len(cell) for cell in row if cell is not None)
-        if lines == 1:  # else a text cannot have cells one after the other, and lines below lines
+        # Of lines beside each other a text cannot have cells in a row, and each cell's lines too.
+        if lines == 1:
             sheet.truth.order.extend(tuple(cell[0]) for cell in row if cell is not None)
+        else:
+            sheet.truth.order.append(())
         baseline += (leading + 1.2 * (lines - 1)) * size
     sheet.truth.relations.update(relations_of(numbers))
     middles = [edge + width / 2 for edge, width in zip(edges, widths, strict=True)]
