@@ -19,7 +19,7 @@ import json
 import time
 from pathlib import Path
 
-from bench.layout.docvqa import evaluate
+from bench.layout.docvqa import Server, evaluate
 from bench.layout.engines import engines
 from bench.layout.metrics import score
 from bench.layout.report import Row, markdown, results
@@ -57,12 +57,15 @@ def main() -> None:
     parser.add_argument("--url", help="of a running server, for --docvqa")
     parser.add_argument("--model", help="for --docvqa")
     parser.add_argument("--mode", default="turret", help="layout mode, for --docvqa")
+    parser.add_argument("--api-key", help="of the server, for --docvqa")
+    parser.add_argument("--workers", type=int, default=4, help="requests at once, for --docvqa")
     parser.add_argument("--limit", type=int, help="ask only so many questions")
     args = parser.parse_args()
     if args.docvqa is not None:
         if not args.url or not args.model:
             parser.error("--docvqa needs --url and --model")
-        found = evaluate(args.docvqa, args.url, args.model, args.mode, args.limit)
+        server = Server(args.url, args.model, args.mode, args.api_key, args.workers)
+        found = evaluate(args.docvqa, server, args.limit)
         print(json.dumps(found, indent=1))
         return
     rows = compare(args.count, args.seed)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +51,55 @@ def body(question: str, ocr: Any, model: str, mode: str) -> dict[str, Any]:
     }
 
 
-def evaluate(folder: Path, url: str, model: str, mode: str, limit: int | None) -> dict[str, Any]:
-    """Ask all questions, one after the other, and compare the answers."""
-    answered, failed = [], []
-    for item in questions(folder)[:limit]:
-        request = body(item["question"], json.loads(item["ocr"].read_text()), model, mode)
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server, and how it is asked.
+
+    Attributes:
+        url: where it listens.
+        model: which one answers.
+        mode: of the layout.
+        api_key: if it wants one.
+        workers: requests at once.
+    """
+
+    url: str
+    model: str
+    mode: str = "turret"
+    api_key: str | None = None
+    workers: int = 4
+
+    def ask(self, item: dict[str, Any]) -> str:
+        """The answer to a question."""
+        ocr = json.loads(item["ocr"].read_text())
+        request = body(item["question"], ocr, self.model, self.mode)
+        headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        address = f"{self.url.rstrip('/')}/v1/chat/completions"
+        call = urllib.request.Request(address, json.dumps(request).encode(), headers)
+        with urllib.request.urlopen(call, timeout=_TIMEOUT_S) as reply:
+            return json.load(reply)["choices"][0]["message"]["content"] or ""
+
+
+def evaluate(folder: Path, server: Server, limit: int | None) -> dict[str, Any]:
+    """Ask all questions and compare the answers; a question that fails has none."""
+    failed: list[dict[str, str]] = []
+
+    def answer(item: dict[str, Any]) -> tuple[str, list[str]]:
         try:
-            answer = ask(url, request)
+            return server.ask(item), item["answers"]
         except urllib.error.HTTPError as error:
             failed.append({"question": item["question"], "error": error.read().decode()[:300]})
-            answer = ""
-        answered.append((answer, item["answers"]))
+            return "", item["answers"]
+
+    with ThreadPoolExecutor(server.workers) as pool:
+        answered = list(pool.map(answer, questions(folder)[:limit]))
     ranked = sorted(answered, key=lambda pair: similarity(*pair))
     return {
         "anls": round(anls(answered), 4),
         "questions": len(answered),
-        "mode": mode,
+        "mode": server.mode,
         "failed": failed,
         "worst": [{"answer": answer, "right": right} for answer, right in ranked[:10]],
     }
-
-
-def ask(url: str, request: dict[str, Any]) -> str:
-    """The answer of a running server."""
-    call = urllib.request.Request(
-        f"{url.rstrip('/')}/v1/chat/completions",
-        json.dumps(request).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(call, timeout=_TIMEOUT_S) as reply:
-        return json.load(reply)["choices"][0]["message"]["content"] or ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from bench.layout.anls import anls, levenshtein, similarity
-from bench.layout.docvqa import evaluate
+from bench.layout.docvqa import Server, evaluate
 
 from turret_server.pipeline.documents.readers import read_value
 
@@ -92,7 +92,7 @@ def test_a_set_is_asked_and_scored(tmp_path: Path, server: tuple[str, list[Any]]
     ]
     (tmp_path / "val_v1.0.json").write_text(json.dumps({"data": data}))
 
-    found = evaluate(tmp_path, url, "demo", "turret", None)
+    found = evaluate(tmp_path, Server(url, "demo", workers=1), None)
 
     assert (found["anls"], found["questions"], len(found["failed"])) == (0.5, 2, 1)
     document, question = asked[0]["messages"][0]["content"]
@@ -107,4 +107,4 @@ def _named(document: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_folder_without_a_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no question"):
-        evaluate(tmp_path, "http://localhost", "demo", "turret", None)
+        evaluate(tmp_path, Server("http://localhost", "demo"), None)

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import starmap
 from math import hypot, inf
 
-import msgspec
-
 from turret_server.errors import BadRequest, PayloadTooLarge
 from turret_server.pipeline.documents.page import Page, Quad, Word
+from turret_server.pipeline.documents.readers.limits import ReadLimits
 from turret_server.pipeline.documents.readers.quads import Box, turn_of_line, turned
 
 # A word may lie off its page (skew, cropped scans, pages turned by 90 degrees): its coordinates
@@ -18,22 +17,8 @@ from turret_server.pipeline.documents.readers.quads import Box, turn_of_line, tu
 _PAGES_AWAY = 4.0
 _MAX_WHY = 300  # characters of an error, which may quote the content
 _FURTHEST = 1e7  # where the page's size is not known
-# C0 and C1 controls, surrogates, and what is neither seen nor takes room at the edges of words.
+# C0 and C1 controls, surrogates, and marks that are neither seen nor take room.
 _UNSEEN = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff\u200b]")
-
-
-class ReadLimits(msgspec.Struct, frozen=True):
-    """What one document may hold.
-
-    Attributes:
-        max_bytes: of the OCR result. Its parsed form takes up to ten times as much, for a moment.
-        max_pages: in it.
-        max_words: in all its pages.
-    """
-
-    max_bytes: int = 64 << 20
-    max_pages: int = 1000
-    max_words: int = 500_000
 
 
 class PageBuilder:

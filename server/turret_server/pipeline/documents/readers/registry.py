@@ -26,9 +26,10 @@ from turret_server.pipeline.documents.readers import (
     textract,
     words,
 )
-from turret_server.pipeline.documents.readers.builder import Builder, ReadLimits
+from turret_server.pipeline.documents.readers.builder import Builder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
+from turret_server.pipeline.documents.readers.limits import ReadLimits
 
 _ALL = (
     tesseract_tsv, hocr, alto, page_xml, textract, azure, azure_read, google, doctr, rapidocr,
