@@ -84,7 +84,7 @@ def test_any_value_in_any_reader(format: str | None, value: Any) -> None:
     check_outcome(lambda: read_value(value, format, LIMITS))
 
 
-@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_one_part_of_a_result_replaced(place: tuple[int, tuple[Any, ...]], value: Any) -> None:
     number, path = place
@@ -97,7 +97,7 @@ def test_one_part_of_a_result_replaced(place: tuple[int, tuple[Any, ...]], value
     check_outcome(lambda: read_value(whole, None, LIMITS))
 
 
-@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(
     write=st.sampled_from(list(WRITERS)),
     at=st.floats(0, 1),

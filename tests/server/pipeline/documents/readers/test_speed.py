@@ -22,7 +22,7 @@ from turret_server.pipeline.documents.readers import read
 PAGE = Page(
     [
         Word(f"word{i}", upright(x, y, x + 150, y + 9), i % 100 / 100, i // 10, 0)
-        for i in range(3000)
+        for i in range(1500)
         for x, y in [(100 + i % 10 * 200.5, 50 + i // 10 * 11.25)]
     ],
     2480.0,
