@@ -34,6 +34,13 @@ def test_rows_with_other_columns_are_another_block_across_a_gap():
     ]
 
 
+def test_a_row_of_heads_is_one_block_with_the_cells_under_them():
+    heads = [["Name", "Count of", "Price"]]
+    # Centred over their columns, where cells are aligned by their sides.
+    head = table(heads, [(14, "centre"), (97, "centre"), (193, "centre")], y=-22)
+    assert sizes(head + table(TABLE, [(0, "left"), (100, "right"), (200, "right")])) == [4]
+
+
 def test_a_head_goes_with_the_table_it_stands_close_to():
     columns = [(0, "left"), (100, "right"), (200, "right")]
     assert sizes(cell(60, -12, "Head") + table(TABLE, columns)) == [4]
