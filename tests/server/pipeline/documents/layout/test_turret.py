@@ -42,6 +42,17 @@ def test_words_of_another_direction_come_after_the_rest():
     assert text([*stamp, *body]) == "Some more text than that\n\nRECEIVED TODAY"
 
 
+def test_upright_boxes_around_turned_words_are_read_as_they_run():
+    assert text(boxed(turned(INVOICE, -90))) == INVOICE_TEXT
+    clockwise = Page(boxed(turned(INVOICE, 90)), width=800, height=600, angle=90)
+    assert lay_out(clockwise).text == INVOICE_TEXT
+
+
+def test_wide_characters_in_tall_boxes_run_down_and_lines_to_the_left():
+    words = [Word("二行目です", upright(0, 0, 10, 50)), Word("一行目です", upright(15, 0, 25, 50))]
+    assert text(words) == "一行目です\n二行目です"
+
+
 def test_words_in_one_place_are_still_apart():
     laid_out = text([Word(word, upright(5, 5, 40, 15)) for word in FIVE])
     assert sorted(laid_out.split()) == sorted(FIVE)
