@@ -2,11 +2,12 @@
 
 Each block gets columns of its own, so that a wide table does not pull apart the form above it.
 Rows, lines of several phrases, stay together while they follow closely, and across a vertical gap
-if most of their phrases are aligned with phrases beyond it.
+if most of their phrases are aligned with phrases beyond it, or stand above them one by one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 from turret_server.pipeline.documents.layout.columns import TOLERANCE
@@ -20,6 +21,9 @@ GAP = 0.5
 COMPARED = 3
 ALIGNED = 0.5
 MANY = 60
+# Two rows of at least so many phrases correspond if this share of them stand above each other.
+FEW = 3
+MATCHED = 0.75
 
 
 def find_blocks(lines: list[Line], unit: float) -> list[list[Line]]:
@@ -36,10 +40,14 @@ def find_blocks(lines: list[Line], unit: float) -> list[list[Line]]:
     for k, (above, below) in enumerate(pairwise(rows), start=1):
         if below - above > APART:
             continue
-        if not any(apart[above + 1 : below + 1]) or _aligned(
-            [lines[row] for row in rows[max(k - COMPARED, 0) : k]],
-            [lines[row] for row in rows[k : k + COMPARED]],
-            tolerance,
+        if (
+            not any(apart[above + 1 : below + 1])
+            or _correspond(lines[above].phrases[:MANY], lines[below].phrases[:MANY])
+            or _aligned(
+                [lines[row] for row in rows[max(k - COMPARED, 0) : k]],
+                [lines[row] for row in rows[k : k + COMPARED]],
+                tolerance,
+            )
         ):
             joined[above + 1 : below + 1] = [True] * (below - above)
     for row in rows:
@@ -52,6 +60,16 @@ def find_blocks(lines: list[Line], unit: float) -> list[list[Line]]:
             joined[number] |= abs(above.phrases[0].left - below.phrases[0].left) < tolerance
     starts = [number for number, tied in enumerate(joined) if not tied]
     return [lines[first:last] for first, last in pairwise([*starts, len(lines)])]
+
+
+def _correspond(above: list[Phrase], below: list[Phrase]) -> bool:
+    """Whether the phrases of two rows stand above each other one by one, as head and cells do."""
+    over = [
+        [q for q, b in enumerate(below) if b.left < a.right and a.left < b.right] for a in above
+    ]
+    times = Counter(q for met in over for q in met)
+    matched = sum(len(met) == 1 and times[met[0]] == 1 for met in over)
+    return min(len(above), len(below)) >= FEW and matched >= MATCHED * max(len(above), len(below))
 
 
 def _aligned(above: list[Line], below: list[Line], tolerance: float) -> bool:

@@ -83,24 +83,25 @@ def _sweep(lines: Iterable[Gaps]) -> list[list[tuple[int, float]]]:
 
 
 def _enter(line: Gaps, corridors: list[Corridor]) -> tuple[list[Corridor], set[int]]:
-    """The corridor that leads into each gap, narrowed to it, and the numbers of all that go on."""
+    """The corridor that leads into each gap, narrowed to it, and the numbers of those kept free."""
     narrowest = NARROWEST * line.unit
     entered: list[Corridor] = []
-    kept: set[int] = set()
+    gaps_within = [0] * len(corridors)
     first = 0
     for left, right in line.spans:
         while first < len(corridors) and corridors[first][1] <= left:
             first += 1
         best, widest = (left, right, 0, 0.0, 0), narrowest
         for number in range(first, len(corridors)):
-            start, end, *crossed = corridors[number]
+            start, end, count, total, last = corridors[number]
             if start >= right:
                 break
             lone = min(left - start, end - right) > LONE * line.unit
             start, end = max(start, left), min(end, right)
             if end - start >= narrowest:
-                kept.add(number)
+                gaps_within[number] += 1
                 if end - start >= widest and not lone:
-                    best, widest = (start, end, *crossed), end - start
+                    best, widest = (start, end, count, total, last), end - start
         entered.append(best)
-    return entered, kept
+    # With two gaps within it, a word stands in the corridor.
+    return entered, {number for number, gaps in enumerate(gaps_within) if gaps == 1}

@@ -15,6 +15,8 @@ from turret_server.pipeline.documents.layout.boxes import Boxes, Floats, Ints, d
 from turret_server.pipeline.documents.layout.text import collapse
 from turret_server.pipeline.documents.page import Page
 
+# A word of three letters or more in a box so much taller than wide does not run across the page.
+TALL = 2.0
 # Coordinates beyond this lose their order, not the page.
 FARTHEST = 1e12
 
@@ -36,6 +38,8 @@ def frames(page: Page, mirror: bool = True) -> list[Boxes]:
     quads = np.array([page.words[i].quad for i in index], dtype=np.float64)
     quads = np.clip(quads, -FARTHEST, FARTHEST).reshape(-1, 4, 2)
     length = np.array([len(texts[i]) for i in index])
+    width = np.array([display_width(texts[i]) for i in index])
+    _stand_up(quads, length, width, page.angle)
     edge = quads[:, 1] - quads[:, 0]
     quarter = np.round(np.arctan2(edge[:, 1], edge[:, 0]) / (np.pi / 2)).astype(np.int64) % 4
     votes = np.bincount(quarter, weights=length, minlength=4)
@@ -44,6 +48,23 @@ def frames(page: Page, mirror: bool = True) -> list[Boxes]:
         _upright(texts, index[quarter == q], _turn(quads[quarter == q], int(q)), mirror)
         for q in order
     ]
+
+
+def _stand_up(quads: Floats, length: Ints, width: Ints, angle: float) -> None:
+    """Gives words in tall boxes the direction that their upright quads hide, in place.
+
+    Wide characters, and those of a page turned clockwise, run downwards, as Chinese and Japanese
+    do; others upwards, as the labels of axes and narrow columns do.
+    """
+    edge, side = quads[:, 1] - quads[:, 0], quads[:, 3] - quads[:, 0]
+    along, across = np.hypot(*edge.T), np.hypot(*side.T)
+    tall = (length >= 3) & (across > TALL * along)
+    if 2 * length[tall].sum() > length.sum():
+        # Most of the page: short words, whose boxes tell nothing, go with it.
+        tall |= along <= TALL * across
+    down = (width > length) | (45 <= angle % 360 < 135)
+    quads[tall & down] = np.roll(quads[tall & down], -1, axis=1)
+    quads[tall & ~down] = np.roll(quads[tall & ~down], 1, axis=1)
 
 
 def _turn(quads: Floats, quarter: int) -> Floats:

@@ -153,18 +153,23 @@ def _uncrossed(lines: list[Line], x: float) -> list[tuple[int, int]]:
 
 def _trim(lines: list[Line], x: float, first: int, last: int) -> tuple[int, int]:
     """Leaves off, at both ends, lines that have nothing beside them and stand apart."""
-    beside = [
-        number
-        for number in range(first, last)
-        if any(line.phrases[0].left < x for line in lines[max(number - 1, first) : number + 2])
-        and any(line.phrases[-1].left > x for line in lines[max(number - 1, first) : number + 2])
+    close = [lines[n].top - lines[n - 1].bottom < END for n in range(first + 1, last)]
+    left = [line.phrases[0].left < x for line in lines[first:last]]
+    right = [line.phrases[-1].left > x for line in lines[first:last]]
+    # What a line has beside it may stand a little higher or lower.
+    both = [
+        n
+        for n in range(len(left))
+        if (left[n] and right[n])
+        or (n and close[n - 1] and left[n - 1] != left[n])
+        or (n < len(close) and close[n] and left[n + 1] != left[n])
     ]
-    if not beside:
+    if not both:
         return first, first
-    start, end = beside[0], beside[-1] + 1
-    while end < last and lines[end].top - lines[end - 1].bottom < END:
+    start, end = both[0], both[-1] + 1
+    while end < len(left) and close[end - 1]:
         end += 1
-    return start, end
+    return first + start, first + end
 
 
 def _cut(lines: list[Line], x: float) -> tuple[list[Line], list[Line]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
-
 from turret_server.pipeline.documents.layout.bidi import reading_order
 from turret_server.pipeline.documents.layout.blocks import find_blocks
 from turret_server.pipeline.documents.layout.boxes import Boxes, char_width
@@ -21,9 +19,11 @@ from turret_server.pipeline.documents.page import Page
 # A block is indented by this share of its distance from the margin, and no further than that.
 INDENT = 0.3
 DEEPEST = 20
-# White space that shows as a blank line: in heights of a line, and in usual gaps.
+# White space that shows as a blank line, in heights of a line; more where lines usually stand
+# apart, as in double spacing.
 BLANK = 0.8
 UNUSUAL = 1.3
+DOUBLE = 1.2
 
 
 def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
@@ -33,8 +33,7 @@ def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
         boxes, rows = find_lines(boxes)
         unit = char_width(boxes)
         lines = find_phrases(boxes, rows, unit)
-        gaps = [below.top - above.bottom for above, below in pairwise(lines)]
-        blank = max(BLANK, UNUSUAL * float(np.median(gaps))) if gaps else BLANK
+        blank = _blank(lines)
         for run in reading_runs(lines, unit):
             above = float("-inf")
             for line, columns in _set_columns(run, unit):
@@ -45,6 +44,13 @@ def lay_out_turret(page: Page, options: LayoutOptions) -> PageText:
                 limit = options.max_columns
                 _print(builder, boxes, line, [min(column, limit) for column in columns])
     return builder.finish()
+
+
+def _blank(lines: list[Line]) -> float:
+    """How much white space shows as a blank line."""
+    gaps = sorted(below.top - above.bottom for above, below in pairwise(lines))
+    usual = min(gaps[len(gaps) // 2], DOUBLE) if gaps else 0.0
+    return max(BLANK, UNUSUAL * usual)
 
 
 def _set_columns(run: Run, unit: float) -> list[tuple[Line, list[int]]]:
