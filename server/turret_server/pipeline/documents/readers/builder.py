@@ -241,6 +241,7 @@ class Builder:
     def __init__(self, title: str, limits: ReadLimits) -> None:
         self.title, self.limits = title, limits
         self._pages: list[PageBuilder] = []
+        self._numbers: set[int] = set()
         self._num_words = 0
         self._last: Page | None = None
 
@@ -253,7 +254,7 @@ class Builder:
         unit: str = "px",
         angle: float | None = None,
     ) -> PageBuilder:
-        """Begin the next page. A size or number that can be none counts as not given.
+        """Begin the next page. A size or number that cannot be, or is taken, counts as not given.
 
         Raises:
             PayloadTooLarge: there are too many pages or words.
@@ -267,7 +268,7 @@ class Builder:
             [],
             float(width) if sized and width else 0.0,
             float(height) if sized and height else 0.0,
-            number if number is not None and 0 < number < 1 << 31 else len(self._pages) + 1,
+            self._number(number),
             unit,
             float(angle) if angle is not None and -360 <= angle <= 360 else 0.0,
         )
@@ -275,6 +276,14 @@ class Builder:
         builder = PageBuilder(self, page, self.limits.max_words - self._num_words)
         self._pages.append(builder)
         return builder
+
+    def _number(self, given: int | None) -> int:
+        """The number of the next page; no two pages of a document have the same."""
+        number = given if given is not None and 0 < given < 1 << 31 else len(self._pages) + 1
+        if number in self._numbers:
+            number = max(self._numbers) + 1
+        self._numbers.add(number)
+        return number
 
     def build(self) -> list[Page]:
         """All pages, in the order in which they were begun."""

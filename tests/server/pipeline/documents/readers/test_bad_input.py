@@ -161,3 +161,10 @@ def test_confidences_are_clamped() -> None:
     value = {"words": ["a", "b", "c"], "boxes": [[1, 2, 3, 4]] * 3, "scores": [7, -1, None]}
 
     assert [word.confidence for word in read_value(value)[0].words] == [1, 0, None]
+
+
+def test_no_two_pages_have_the_same_number() -> None:
+    page = {"words": ["a"], "boxes": [[1, 2, 3, 4]]}
+    given = [page | {"page": n} for n in (2, 2, 0, 9, -1)] + [page | {"page": "cover"}]
+
+    assert [found.number for found in read_value(given)] == [2, 3, 4, 9, 5, 6]
