@@ -1,4 +1,4 @@
-"""PaddleOCR: version 3's results by field, version 2's lists of [points, [text, score]]."""
+"""PaddleOCR 3 and PP-Structure: results by field; version 2: lists of [points, [text, score]]."""
 
 from __future__ import annotations
 
@@ -22,12 +22,20 @@ class _Fields(msgspec.Struct, gc=False):
     text_word: list[list[str]] | None = None  # with return_word_box
     text_word_boxes: list[list[_Box]] | None = None
     page_index: int | None = None
+    width: float | None = None
+    height: float | None = None
 
 
-class _Result(_Fields, gc=False):
+class _Structure(_Fields, gc=False):
+    """PP-Structure has the fields within."""
+
+    overall_ocr_res: _Fields | None = None
+
+
+class _Result(_Structure, gc=False):
     """One page; `result.json` wraps it in "res"."""
 
-    res: _Fields | None = None
+    res: _Structure | None = None
 
 
 class _Text(msgspec.Struct, array_like=True, gc=False):
@@ -44,7 +52,9 @@ def _fits(content: Glimpse) -> bool:
     result = content.at(0) if content.length else content
     if result is None:
         return False
-    if "rec_texts" in result.keys or result.at("res", "rec_texts") is not None:
+    result = result.at("res") or result
+    result = result.at("overall_ocr_res") or result
+    if "rec_texts" in result.keys:
         return True
     texts = (content.at(0, 1, 0), content.at(0, 0, 1, 0))  # the lines of one page, or of several
     return any(text is not None and text.is_text for text in texts)
@@ -61,11 +71,10 @@ def _collect(content: Any, document: Builder) -> None:
             for number, line in enumerate(source or ()):
                 page.points(line.text.text, line.box, line.text.score, number)
             continue
-        fields = source.res or source
-        index = fields.page_index
-        _collect_fields(
-            fields, document.page(number=None if index is None else index + 1), document
-        )
+        result = source.res or source
+        number = None if result.page_index is None else result.page_index + 1
+        page = document.page(result.width, result.height, number=number)
+        _collect_fields(result.overall_ocr_res or result, page, document)
 
 
 def _collect_fields(fields: _Fields, page: PageBuilder, document: Builder) -> None:

@@ -89,6 +89,16 @@ class TestPaddleocr:
         assert [page.number for page in found] == [1, 2]
         assert found[0].words[0].quad == QUAD
 
+    def test_pages_of_pp_structure(self) -> None:
+        inner = {"rec_texts": ["a"], "rec_polys": [POINTS]}
+        value = {"page_index": 2, "width": 600, "height": 400, "overall_ocr_res": inner}
+
+        for whole in (value, {"res": value}, [value]):
+            assert detect(json.dumps(whole).encode()) == "paddleocr"
+            (page,) = read_value(whole)
+            assert (page.number, page.width, page.height) == (3, 600, 400)
+            assert page.words[0].quad == QUAD
+
     def test_words_of_version_3(self) -> None:
         value = {
             "rec_texts": ["a b"], "rec_scores": [0.9], "rec_polys": [POINTS],
