@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
@@ -42,6 +43,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 
 _DEFAULT = ReadLimits()
 _MISREAD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_XML_DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 _BOM, _UTF_16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -79,7 +81,9 @@ def read_value(value: Any, format: str | None = None, limits: ReadLimits = _DEFA
     """
     if isinstance(value, str):
         _check_size(len(value), limits)
-        return read(value.encode("utf-8", "replace"), format, limits)
+        # What an XML file says it is encoded in, it is no longer.
+        text = _XML_DECLARATION.sub("", value, count=1)
+        return read(text.encode("utf-8", "replace"), format, limits)
     chosen = _named(format) or _detected(Glimpse(value))
     if not chosen.schemas:
         raise _mismatch(chosen, value, "it is a JSON value, not a text", "Send it as a string.")
