@@ -6,7 +6,7 @@ import pytest
 
 from turret_server.errors import BadRequest
 from turret_server.pipeline.documents.page import Page, upright
-from turret_server.pipeline.documents.readers import detect, read, read_value
+from turret_server.pipeline.documents.readers import detect, read
 
 
 def texts(pages: list[Page]) -> list[list[str]]:
