@@ -1,10 +1,13 @@
 """A page's words as text whose spaces and line breaks keep the layout.
 
-frame     words -> upright boxes, a frame for each direction of reading
-lines     boxes -> lines
-phrases   a line -> phrases, cells of a table among them
-columns   phrases -> the columns they are printed at
-turret    all of it, and the text        latin, plain   what it is compared with
+frame      words -> upright boxes, a frame for each direction of reading
+lines      boxes -> lines, rid of their tilt
+phrases    lines -> phrases, cells of a table among them; corridors: which gaps go on
+prose      lines -> what is read down before what stands beside it
+blocks     lines -> what shares columns
+columns    a block's phrases -> the columns they are printed at
+bidi       a phrase's words -> the order they are read in
+turret     all of these, and the text; latin, plain: what it is compared with
 """
 
 from turret_server.pipeline.documents.layout.latin import lay_out_latin

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from turret_server.errors import BadRequest
+
+# What may be asked for: white space costs memory and tokens.
+MOST_BLANK_LINES = 10
+MOST_COLUMNS = 2000
+
 Mode = Literal["turret", "latin", "plain"]
 
 
@@ -19,9 +25,22 @@ class LayoutOptions:
         max_columns: no white space beyond this column, other than between words.
         mirror: in mode "turret", a page read from right to left begins its lines with what stands
             rightmost; if false, columns keep their places and only words take their reading order.
+
+    Raises:
+        BadRequest: if a limit is negative or beyond what may be asked for.
     """
 
     mode: Mode = "turret"
     max_blank_lines: int = 1
     max_columns: int = 400
     mirror: bool = True
+
+    def __post_init__(self) -> None:
+        for name, most in (("max_blank_lines", MOST_BLANK_LINES), ("max_columns", MOST_COLUMNS)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise BadRequest(
+                    f"{name} {value} cannot be laid out",
+                    f"it is not between 0 and {most}",
+                    f"Choose one from 0 to {most}.",
+                )
