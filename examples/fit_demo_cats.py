@@ -1,6 +1,6 @@
 """Fit the demo adapter that leaves neurons out: CATS thresholds; measure them and write both down.
 
-    python examples/fit_demo_cats.py        # about twenty-five minutes of CPU time
+    python examples/fit_demo_cats.py        # about ten minutes of CPU time
 
 The text is Python's own language reference, which every installation carries as `pydoc_data`;
 one window of 512 tokens in ten only judges the result.

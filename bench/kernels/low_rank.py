@@ -6,65 +6,56 @@ and x are the same in all calls, and so in L2, as behind the product that wrote 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from bench.kernels.case import Case
+from bench.kernels.case import Calls, Case
+from bench.kernels.operands import bind, changed, random, split_rows
 from torch import Tensor
 
-from turret_kernels.entries import Entries
-from turret_kernels.low_rank import RankPool, RankSlices, low_rank
+from turret_kernels.low_rank import RankPool, RankSlices, low_rank, write_rank_rows
 
-SITES = {
-    "qkv": (4096, (4096, 1024, 1024)),
-    "o": (4096, (4096,)),
-    "gate_up": (4096, (14336, 14336)),
-    "down": (14336, (4096,)),
-}
-# Rows, adapters among them, rank.
-STEPS = [(1, 1, 16), (8, 8, 16), (32, 8, 8), (32, 8, 16), (32, 8, 64), (64, 64, 16), (2048, 1, 16)]
-_BYTES = 200 << 20  # of a site's adapters: no L2 holds them
-
-
-def cases(device: str) -> Iterator[Case]:
-    """Every site at every step."""
-    for site, (k, widths) in SITES.items():
-        for rows, adapters, rank in STEPS:
-            name = f"{site}, {rows} rows, {adapters} adapters, rank {rank}"
-            yield _case(name, k, widths, rows, adapters, rank, device)
+# Rows, adapters among them, rank; at the sites of Llama-3-8B.
+_STEPS = [(1, 1, 16), (8, 8, 16), (32, 8, 8), (32, 8, 16), (32, 8, 64), (64, 64, 16), (2048, 1, 16)]
+_SITES = [
+    ("qkv", 4096, (4096, 1024, 1024)),
+    ("o", 4096, (4096,)),
+    ("gate_up", 4096, (14336, 14336)),
+    ("down", 14336, (4096,)),
+]
+SIZES = [(*site, *step) for site in _SITES for step in _STEPS]
+TINY = [("qkv", 64, (32, 16, 16), 4, 2, 16)]
 
 
-def _case(
-    name: str, k: int, widths: Sequence[int], rows: int, adapters: int, rank: int, device: str
-) -> Case:
-    of_one = 2 * rank * (len(widths) * k + sum(widths))
-    slots = -(-_BYTES // of_one // adapters) * adapters
-    a = [_random(slots, rank, k, device) for _ in widths]
-    b = [_random(slots, rank, n, device) for n in widths]
-    x, y = _random(rows, k, device), _random(rows, sum(widths), device)
-    steps = [torch.arange(s, s + adapters) for s in range(0, slots, adapters)]
-    columns = [sum(widths[:i]) for i in range(len(widths))]
-    calls = {
-        "turret": _turret(y, x, a, b, columns, steps),
-        "torch.bmm": _bmm(y, x, a, b, columns, steps),
-        "vllm": _vllm(y, x, a, b, steps),
-    }
-    # A prefill's x and y come from memory.
-    activations = rows * (2 * k + 4 * sum(widths)) if rows > 256 else 0
+def case(site: str, k: int, widths: tuple[int, ...], rows: int, adapters: int, rank: int) -> Case:
+    """Adapters of one rank."""
+    parts = {"A": (adapters, len(widths), rank, k, 2), "B": (adapters, rank, sum(widths), 2)}
+    if rows > 256:  # a prefill's x and y come from memory
+        parts |= {"x": (rows, k, 2), "y in, out": (rows, sum(widths), 4)}
+
+    def make(device: str, sets: int) -> dict[str, Calls]:
+        slots = sets * adapters
+        a = [random(slots, rank, k, device=device) for _ in widths]
+        b = [random(slots, rank, n, device=device) for n in widths]
+        x, y = random(rows, k, device=device), random(rows, sum(widths), device=device)
+        steps = [torch.arange(s, s + adapters) for s in range(0, slots, adapters)]
+        columns = [sum(widths[:i]) for i in range(len(widths))]
+        calls = {
+            "turret": _turret(y, x, a, b, columns, adapters, sets),
+            "torch.bmm": _bmm(y, x, a, b, columns, steps),
+            "vllm": _vllm(y, x, a, b, steps),
+        }
+        return {who: found for who, found in calls.items() if found}
+
     return Case(
-        name,
-        {who: found for who, found in calls.items() if found},
-        bytes=adapters * of_one + activations,
-        flop=rows * of_one,  # two for each factor, which is two bytes
+        f"{site}, {rows} rows, {adapters} adapters, rank {rank}",
+        parts,
+        make,
         launches=2,
         share=0.75,
+        flop=2 * rows * rank * (len(widths) * k + sum(widths)),
     )
-
-
-def _random(*shape_and_device: int | str) -> Tensor:
-    *shape, device = shape_and_device
-    return (torch.randn(*shape, device=device) / 64).bfloat16()
 
 
 def _turret(
@@ -73,27 +64,22 @@ def _turret(
     a: list[Tensor],
     b: list[Tensor],
     columns: list[int],
-    steps: list[Tensor],
-) -> list[Callable[[], object]]:
+    adapters: int,
+    sets: int,
+) -> Calls:
     pools = []
     for a_of_slice, b_of_slice in zip(a, b, strict=True):
         slots, rank = a_of_slice.shape[:2]
         empty = torch.zeros(3, slots, dtype=torch.int32, device=x.device)
-        pool = RankPool(a_of_slice.flatten(0, 1), b_of_slice.flatten(0, 1), empty)
+        rows = torch.empty_like(a_of_slice), torch.empty_like(b_of_slice)
+        pool = RankPool(*(part.flatten(0, 1) for part in rows), empty)
         for slot in range(slots):
+            write_rank_rows(pool, slot * rank, a_of_slice[slot], b_of_slice[slot])
             pool.assign(slot, slot * rank, rank)
         pools.append(pool)
     slices = RankSlices(pools, columns)
-
-    def call(step: Tensor) -> Callable[[], object]:
-        each = len(x) // len(step)
-        row = torch.arange(0, len(x), each, dtype=torch.int32)
-        weight = torch.ones(len(step), device=x.device)
-        entries = Entries(step.int().to(x.device), weight, row, torch.full_like(row, each))
-        low_rank(y, x, slices, entries)  # the tables of tiles are made once in a step
-        return lambda: low_rank(y, x, slices, entries)
-
-    return [call(step) for step in steps]
+    steps = [(split_rows(len(x), adapters, step, x.device.type),) for step in range(sets)]
+    return bind(changed(y, lambda entries: low_rank(y, x, slices, entries)), steps)
 
 
 def _bmm(
@@ -103,21 +89,20 @@ def _bmm(
     b: list[Tensor],
     columns: list[int],
     steps: list[Tensor],
-) -> list[Callable[[], object]]:
+) -> Calls:
     """A batch's factors gathered adapter by adapter, then two products of batches."""
 
-    def run(slots: Tensor) -> None:
+    def run(slots: Tensor) -> Tensor:
         batch = x.view(len(slots), -1, x.shape[1])
         for a_of_slice, b_of_slice, column in zip(a, b, columns, strict=True):
             delta = batch @ a_of_slice[slots].mT @ b_of_slice[slots]
             y[:, column : column + delta.shape[2]] += delta.flatten(0, 1)
+        return y
 
     return [partial(run, step.to(x.device)) for step in steps]
 
 
-def _vllm(
-    y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], steps: list[Tensor]
-) -> list[Callable[[], object]]:
+def _vllm(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], steps: list[Tensor]) -> Calls:
     """vLLM's shrink and expand, if it is installed; it has as many slots as the step."""
     try:
         from vllm.lora.ops.triton_ops import LoRAKernelMeta, lora_expand, lora_shrink

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.entries import Entries
 from turret_kernels.native import lib
 
@@ -18,19 +18,21 @@ class BlockTable:
 
     Attributes:
         num_slots: S.
+        device: where the blocks lie; None means torch's default.
         blocks: one per slot, float32 [K / b, b, b] (or [1, b, b], the same block everywhere), or
             None. A row of inputs stands left of its block.
-        pointers: int64 [S, 3] on the host: where the blocks lie, b, and how far apart they are;
-            b is 0 where a slot has none.
+        pointers: int64 [S, 3] beside them: where the blocks lie, b, and how far apart they are;
+            b is 0 where a slot has none. The kernels read it.
     """
 
     num_slots: int
+    device: torch.device | None = None
     blocks: list[Tensor | None] = field(init=False)
     pointers: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.blocks = [None] * self.num_slots
-        self.pointers = torch.zeros(self.num_slots, 3, dtype=torch.int64)
+        self.pointers = torch.zeros(self.num_slots, 3, dtype=torch.int64, device=self.device)
 
     def set(self, slot: int, blocks: Tensor | None) -> None:
         """Give a slot its blocks, or none; no step may be using the slot."""
@@ -56,6 +58,11 @@ def rotate(x: Tensor, table: BlockTable, entries: Entries, weight: Tensor | None
     Returns:
         A new tensor [T, K] in the dtype of `x`.
     """
+    if gpu.takes(x):
+        from turret_kernels.gpu import rotation as gpu_rotation
+
+        weight = entries.weight if weight is None else weight
+        return gpu_rotation.rotate(x, table, entries, weight)
     rows, width = x.shape
     if lib is None or x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return rotate_reference(x, table, entries, weight)

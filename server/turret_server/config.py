@@ -30,6 +30,7 @@ class ServeConfig:
     adapter_roots: tuple[Path, ...] = ()
     adapter_remotes: tuple[str, ...] = ()
     adapter_dirs: tuple[Path, ...] = ()
+    adapter_cache_gib: float = 10.0
     recipes: dict[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     port: int = 8000

@@ -29,6 +29,7 @@ from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, re
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
+from turret_server.sources.cached import FetchLimits, shrink
 from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
 from turret_server.telemetry.logging import configure_logging
 from turret_server.tenancy.database import Database
@@ -48,7 +49,7 @@ def run_server(config: ServeConfig) -> None:
     folder = resolve_model(config.model, progress=console.is_terminal)
     check_remotes(config.adapter_remotes)
     adapters = parse_adapters({**_demo_adapters(config.model), **config.adapters})
-    sources = AdapterSources()
+    sources = AdapterSources(limits=FetchLimits(cache_bytes=_adapter_cache_bytes(config)))
     local = {
         name: sources.fetch(
             sources.locate(adapter.source, confined=False), progress=console.is_terminal
@@ -56,6 +57,7 @@ def run_server(config: ServeConfig) -> None:
         for name, adapter in adapters.items()
     }
     configure_logging(config.log_level)
+    shrink(_adapter_cache_bytes(config))  # the last server may have had more room
     if config.is_open and not _is_loopback(config.host):
         console.print(
             f"[bold red]warning:[/] {config.host} is reachable from other machines and no key is "
@@ -230,6 +232,7 @@ def _api_settings(config: ServeConfig, folder: Path, recipes: Mapping[str, Stack
         adapter_roots=(*config.adapter_roots, cache_root()),
         adapter_remotes=config.adapter_remotes,
         adapter_dirs=config.adapter_dirs,
+        adapter_cache_bytes=_adapter_cache_bytes(config),
         recipes=recipes,
         tenancy=_tenancy(config),
         generation_defaults=GenerationDefaults.from_folder(folder),
@@ -243,6 +246,10 @@ def _tenancy(config: ServeConfig) -> Tenancy:
     if not config.database:
         return Tenancy(keys)
     return Tenancy(keys, Database(config.database), config.state_dir / "usage")
+
+
+def _adapter_cache_bytes(config: ServeConfig) -> int:
+    return int(config.adapter_cache_gib * 2**30)
 
 
 def _demo_adapters(model: str) -> dict[str, str]:

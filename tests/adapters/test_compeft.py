@@ -203,10 +203,12 @@ def test_no_metadata_may_be_missing(small, shape, key):
         load(small, shape)
 
 
-def test_another_version_is_refused(small, shape):
-    edit(small, lambda m: m | {"version": "2"})
-    with pytest.raises(AdapterUnsupported, match="version '2'"):
+@pytest.mark.parametrize(("version", "fix"), [("1", "Compress"), ("3", "Update the server")])
+def test_another_version_is_refused(small, shape, version, fix):
+    edit(small, lambda m: m | {"version": version})
+    with pytest.raises(AdapterUnsupported, match=f"version '{version}', and .* version '2'") as e:
         load(small, shape)
+    assert e.value.fix.startswith(fix)
 
 
 SHAPE, CODER, NNZ, BITS, BYTES, SCALE, SHA = range(7)

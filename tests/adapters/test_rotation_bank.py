@@ -11,7 +11,9 @@ from turret_adapters.groups import Group
 from turret_adapters.plan import RowUse, StepPlan
 from turret_adapters.site_weights import SiteWeights
 from turret_adapters.spec import ModelShape, Module, Site
+from turret_kernels import gpu
 from turret_kernels.linear import pack_linear
+from turret_kernels.rotation import BlockTable
 
 CPU = torch.device("cpu")
 SHAPE = ModelShape(1, {Module.Q: (16, 24), Module.K: (16, 8), Module.V: (16, 8)})
@@ -64,6 +66,16 @@ def test_memory_is_given_back():
     bank.clear(0)
     assert bank.budget.used == 0
     assert bank.put(1, [rotation(V)])
+
+
+def test_graphs_on_a_gpu_hold_it(monkeypatch):
+    """Its widths do not matter there, and its tables lie beside its blocks."""
+    monkeypatch.setattr(gpu, "serves", lambda device: device.type == "meta")
+    odd = ModelShape(1, {Module.Q: (20, 30)})
+    for device, capturable in (("meta", True), ("cpu", False)):
+        bank = RotationBank(odd, 4, 1 << 20, torch.device(device), torch.bfloat16)
+        assert bank.capturable is capturable
+    assert BlockTable(4, torch.device("meta")).pointers.device.type == "meta"
 
 
 def test_what_can_never_fit_is_refused():

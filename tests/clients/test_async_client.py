@@ -80,6 +80,25 @@ async def test_routes(script: Any, async_client: AsyncClient) -> None:
     ]
 
 
+async def test_adapters_are_loaded_derived_and_pinned(
+    script: Any, async_client: AsyncClient
+) -> None:
+    script.answers({"id": "sql", "kind": "lora", "digest": "d", "pinned": True})
+    adapters = async_client.adapters
+    await adapters.load("sql", "/a/sql", digest="d", pin=True)
+    await adapters.derive("both", "ties", {"sql": 0.5}, density=0.2, pin=False)
+    assert (await adapters.pin("sql")).pinned
+    await adapters.unpin("sql")
+    assert {request.method for request in script.requests} == {"PUT"}
+    sources = [{"name": "sql", "weight": 0.5}]
+    assert script.bodies() == [
+        {"path": "/a/sql", "digest": "d", "pin": True},
+        {"derive": {"method": "ties", "sources": sources, "density": 0.2}, "pin": False},
+        {"pin": True},
+        {"pin": False},
+    ]
+
+
 async def test_tokens(script: Any, async_client: AsyncClient) -> None:
     script.answers({"count": 1, "max_model_len": 8, "tokens": [1]}, {"prompt": "Hi"})
     assert (await async_client.tokenize("Hi")).tokens == (1,)

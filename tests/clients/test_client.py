@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,6 +14,7 @@ import pytest
 from turret_client import Adapter, AsyncClient, Client, Model, Tokens, ToolCall, Usage
 from turret_client.async_client import AsyncClientAdapters
 from turret_client.client import ClientAdapters
+from turret_server.api.schema.responses import AdapterCard
 
 
 def test_a_string_is_a_question_of_the_user(script: Any, client: Client) -> None:
@@ -96,6 +99,55 @@ def test_adapters_are_loaded_and_unloaded(script: Any, client: Client) -> None:
     assert (load.method, load.url.path) == ("PUT", "/v1/adapters/sql")
     assert json.loads(load.content) == {"path": "/a/sql"}
     assert (unload.method, unload.content) == ("DELETE", b"")
+
+
+def test_a_load_may_name_its_content_and_be_pinned(script: Any, client: Client) -> None:
+    script.answers(CARD)
+    client.adapters.load("sql", Path("/a/sql"), digest="sha256:ab", pin=False)
+    assert script.bodies() == [{"path": "/a/sql", "digest": "sha256:ab", "pin": False}]
+
+
+@pytest.mark.parametrize(
+    ("sources", "sent"),
+    [
+        (["sql", "formal"], [{"name": "sql"}, {"name": "formal"}]),
+        (
+            {"sql": 0.5, "formal": 1},
+            [{"name": "sql", "weight": 0.5}, {"name": "formal", "weight": 1}],
+        ),
+        (
+            [{"name": "sql", "weight": 2}, "formal"],
+            [{"name": "sql", "weight": 2}, {"name": "formal"}],
+        ),
+    ],
+)
+def test_adapters_are_derived(script: Any, client: Client, sources: Any, sent: Any) -> None:
+    script.answers(CARD)
+    client.adapters.derive("both", "dare_ties", sources, density=0.3, seed=1)
+    client.adapters.derive("both", "sum", sources, pin=True)
+    assert [(r.method, r.url.path) for r in script.requests] == [("PUT", "/v1/adapters/both")] * 2
+    assert script.bodies() == [
+        {"derive": {"method": "dare_ties", "sources": sent, "density": 0.3, "seed": 1}},
+        {"derive": {"method": "sum", "sources": sent}, "pin": True},
+    ]
+
+
+def test_adapters_are_pinned_and_unpinned(script: Any, client: Client) -> None:
+    script.answers(CARD | {"pinned": True}, CARD)
+    assert client.adapters.pin("sql").pinned
+    assert not client.adapters.unpin("sql").pinned
+    assert script.bodies() == [{"pin": True}, {"pin": False}]
+
+
+def test_a_card_of_the_shelf_has_no_content_yet(script: Any, client: Client) -> None:
+    card = {"id": "sql", "kind": None, "digest": None, "targets": None, "tier": "shelf"}
+    script.answers(card | {"source": "/shelf/sql", "notes": [], "requests": 0})
+    assert client.adapters.get("sql") == Adapter("sql", source="/shelf/sql", tier="shelf")
+
+
+def test_every_field_of_the_servers_card_is_known() -> None:
+    known = {field.name for field in fields(Adapter)}
+    assert AdapterCard.model_fields.keys() - known == {"object"}
 
 
 def test_names_stay_one_segment_of_the_path(script: Any, client: Client) -> None:

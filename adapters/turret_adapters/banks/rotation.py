@@ -13,7 +13,7 @@ from turret_adapters.components import InputRotation
 from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Module
-from turret_kernels import native
+from turret_kernels import gpu, native
 from turret_kernels.entries import Entries
 from turret_kernels.rotation import BlockTable, rotate
 
@@ -31,9 +31,11 @@ class RotationBank(BudgetBank[InputRotation, BlockTable]):
         device: torch.device,
         dtype: torch.dtype,
     ):
-        super().__init__(shape, num_slots, max_bytes, device, lambda site: BlockTable(num_slots))
-        is_native = native.lib is not None and dtype == torch.bfloat16
-        self.capturable = is_native and device.type == "cpu" and splits_natively(shape)
+        super().__init__(
+            shape, num_slots, max_bytes, device, lambda site: BlockTable(num_slots, device)
+        )
+        is_native = native.lib is not None and dtype == torch.bfloat16 and device.type == "cpu"
+        self.capturable = (is_native and splits_natively(shape)) or gpu.serves(device)
 
     def num_bytes(self, part: InputRotation) -> int:
         """See BudgetBank."""

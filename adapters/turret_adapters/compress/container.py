@@ -11,7 +11,7 @@ its first 16 digits. Tensors that are not compressed are stored as they are. The
 are strings:
 
     format    "turret-compeft"
-    version   "1"
+    version   "2" ("1" held the table undeflated, in the metadata)
     rest      "0" or "1": what a value is where its bit is 0 (LoRA, (IA)3)
     config    the adapter's own adapter_config.json
 
@@ -47,7 +47,7 @@ from turret_adapters.tensor_file import TensorFile
 from turret_adapters.tensor_index import Index, TensorInfo
 
 CONTAINER_NAME = "adapter_model.compeft.safetensors"
-FORMAT, VERSION = "turret-compeft", "1"
+FORMAT, VERSION = "turret-compeft", "2"
 _PLACES, _SIGNS, _TABLE = "compeft.places", "compeft.signs", "compeft.table"
 _RESTS = {"0": 0.0, "1": 1.0}
 
@@ -144,11 +144,13 @@ class DecodedFiles(AdapterFiles):
         metadata = stored.metadata
         if metadata.get("format") != FORMAT:
             raise _malformed("its metadata do not name the format")
-        if metadata.get("version") != VERSION:
+        if (version := metadata.get("version")) != VERSION:
             raise AdapterUnsupported(
                 f"{CONTAINER_NAME!r} was refused",
-                f"it is of version {quote(metadata.get('version'))}, this server reads {VERSION!r}",
-                "Update the server, or compress the adapter again.",
+                f"it is of version {quote(version)}, and this server reads version {VERSION!r}",
+                "Compress the adapter again."
+                if version == "1"
+                else "Update the server, or compress the adapter again.",
             )
         rest = _RESTS.get(metadata.get("rest", ""))
         if rest is None:

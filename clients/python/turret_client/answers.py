@@ -105,13 +105,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A loaded adapter.
+    """An adapter that is loaded, or (tier "shelf") known by its folder alone.
 
     Attributes:
         id: its name.
-        kind: such as "lora".
-        digest: identity of the content.
-        path: on the server.
+        kind: such as "lora"; empty on the shelf.
+        digest: identity of the content; None on the shelf.
+        path: the folder that is read, on the server.
         rank: the largest, 0 for kinds without one.
         targets: modules it touches.
         num_parameters: as published.
@@ -119,11 +119,22 @@ class Adapter:
         base_model: as its own configuration names it.
         loaded_at: Unix time in seconds.
         resident: on the device now; others are fetched when needed.
+        source: where it comes from: a folder, archive, repository or URL.
+        tier: "device", "host", "disk" (to be read again) or "shelf" (never read so far).
+        pinned: it stays on the device, whatever else is asked for.
+        requests: in flight that use it.
+        last_used: Unix time in seconds.
+        primitives: what it compiled to.
+        sites: the layers of each target: {"q_proj": "0-29"}.
+        num_virtual_tokens: positions that it puts before the prompt.
+        served_base: the base model of the server.
+        base_match: whether `base_model` and `served_base` are one name; None where it names none.
+        notes: what is worth knowing about it.
     """
 
     id: str
-    kind: str
-    digest: str
+    kind: str = ""
+    digest: str | None = None
     path: str = ""
     rank: int = 0
     targets: tuple[str, ...] = ()
@@ -132,6 +143,17 @@ class Adapter:
     base_model: str | None = None
     loaded_at: float = 0.0
     resident: bool = False
+    source: str = ""
+    tier: str = ""
+    pinned: bool = False
+    requests: int = 0
+    last_used: float | None = None
+    primitives: tuple[str, ...] = ()
+    sites: Mapping[str, str] = field(default_factory=dict, hash=False)
+    num_virtual_tokens: int = 0
+    served_base: str = ""
+    base_match: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +167,14 @@ class Tokens:
 
 
 def parse(cls: type[T], body: Any) -> T:
-    """One of the flat classes above from a JSON object.
+    """One of the flat classes above from a JSON object; null means the default.
 
     Raises:
         InvalidAnswer: a field is missing.
     """
     try:
-        known = {name: body[name] for name in (f.name for f in fields(cls)) if name in body}  # type: ignore[arg-type]
+        names = [f.name for f in fields(cls) if f.name in body]  # type: ignore[arg-type]
+        known = {name: body[name] for name in names if body[name] is not None}
         for name, value in known.items():
             if isinstance(value, list):
                 known[name] = tuple(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ Messages = str | Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
 Weight = float | Mapping[str, float]
 Adapters = Mapping[str, Weight] | Sequence[str | Mapping[str, Any]]
+Sources = Mapping[str, float] | Sequence[str | Mapping[str, Any]]
 
 
 def http_options(
@@ -77,6 +79,21 @@ def tokenize_body(text: Messages, model: str | None, params: Mapping[str, Any]) 
 def adapter_path(name: str) -> str:
     """The path of an adapter's resource."""
     return f"/v1/adapters/{quote(name, safe='')}"
+
+
+def load_body(path: str | PathLike[str], digest: str | None, pin: bool | None) -> dict[str, Any]:
+    """The body of PUT /v1/adapters/{name} for an adapter that lies somewhere."""
+    return {"path": str(path), **_given(digest=digest, pin=pin)}
+
+
+def derive_body(
+    method: str, sources: Sources, pin: bool | None, params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The body of PUT /v1/adapters/{name} for an adapter made of others."""
+    return {
+        "derive": {"method": method, "sources": _adapters(sources), **params},
+        **_given(pin=pin),
+    }
 
 
 def response_error(response: httpx2.Response) -> TurretError:
@@ -152,6 +169,10 @@ def _common(
         body["stream"] = True
         body.setdefault("stream_options", {"include_usage": True})
     return body
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _adapters(adapters: Adapters) -> list[Mapping[str, Any]]:

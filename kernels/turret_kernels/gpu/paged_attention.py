@@ -101,7 +101,8 @@ def paged_attention(
         prefill_attention_kernel[(kv_heads, tokens // (block_m // group) + sequences)](
             *operands,
             BLOCK_M=block_m,
-            num_warps=max(4, rows // 16),
+            # A warp of an MI300 has twice the threads; eight would spill.
+            num_warps=4 if torch.version.hip else max(4, rows // 16),
             num_stages=3,
             **options,
         )

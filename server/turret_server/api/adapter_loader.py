@@ -6,36 +6,24 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem, parse_digest
 from turret_adapters.derivation import Derivation
 from turret_adapters.shelf import AdapterShelf
+from turret_server.api.held_folders import HeldFolders
+from turret_server.api.shelved import ShelvedAdapters
 from turret_server.api.threads import in_thread
 from turret_server.engine.client import EngineClient
 from turret_server.engine.messages import AdapterInfo
 from turret_server.errors import BadRequest, Conflict, Forbidden, NotFound, TurretError
 from turret_server.pipeline.recipe import Recipe, RecipeBook
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
+from turret_server.sources.cached import release
 from turret_server.telemetry.logging import logger
 from turret_server.telemetry.metrics import Metrics
-
-
-@dataclass(frozen=True, slots=True)
-class _Shelved:
-    """An adapter that was loaded from the shelf.
-
-    Attributes:
-        state: of its folder when it was read.
-        restarts: of the engine that has it. One that restarted gets back what was loaded by name;
-            a thousand others would keep it away.
-    """
-
-    state: object
-    restarts: int
 
 
 class AdapterLoader:
@@ -61,8 +49,10 @@ class AdapterLoader:
         self._metrics = metrics
         self._sources = sources
         self.shelf = shelf or AdapterShelf()
-        self._fetches: dict[str, asyncio.Task[None]] = {}  # from the shelf, under way
-        self._shelved: dict[str, _Shelved] = {}
+        self._shelved = ShelvedAdapters(
+            self.shelf, engine, catalog, recipes, self._load_shelved, self.unload
+        )
+        self._folders = HeldFolders()
         self._held: set[str] = set()  # digests that the engine keeps on the device
         # One change at a time: else the same digest could be loaded and forgotten at once.
         self._changing = asyncio.Lock()
@@ -82,7 +72,8 @@ class AdapterLoader:
 
         Args:
             name: what clients will call it.
-            source: see `AdapterSources`; a relative path is looked up below each adapter root.
+            source: see `AdapterSources`; a relative path is looked up below each adapter root. What
+                was fetched already is released.
             replace: an adapter of this name may exist and is replaced.
             confined: the source must be allowed for run-time loads (false for the operator's own).
             digest: the only content that is accepted, None for any.
@@ -107,7 +98,10 @@ class AdapterLoader:
             # What takes long is done here, in a thread: nobody else's load waits for a download.
             work = partial(self._sources.fetch, located)
             source = work() if located.kind == "folder" else await in_thread(work)
-        return await self._load(name, source, replace=replace, digest=digest, pin=pin)
+        try:
+            return await self._load(name, source, replace=replace, digest=digest, pin=pin)
+        finally:
+            release(source.folder)
 
     async def pin(self, name: str, pinned: bool) -> AdapterRecord:
         """Keep a served adapter on the device whatever else is asked for, or no longer.
@@ -139,41 +133,14 @@ class AdapterLoader:
         Raises:
             TurretError: as `load`; the adapter on the shelf cannot be served.
         """
-        for name in names:
-            while (found := self._to_fetch(name)) is not None:
-                if name not in self._fetches:
-                    self._fetches[name] = self._spawn(self._fetch(name, *found))
-                # Shielded: the client that goes away is not the only one that waits.
-                await asyncio.shield(self._fetches[name])
-            if name in self._shelved and self.shelf.find(name) is None:
-                await self.unload(name)
+        await self._shelved.fetch(names)
 
     async def sweep(self) -> None:
         """Stop serving what came from the shelf and is gone from it."""
-        if self._shelved:
-            for name in self._shelved.keys() - set(self.shelf.names()):
-                if name in self._shelved:  # another sweep may have been faster
-                    await self.unload(name)
+        await self._shelved.sweep()
 
-    def _to_fetch(self, name: str) -> tuple[Path, Path] | None:
-        """Folder and shelf of what must be loaded before the name can be used."""
-        known, record = self._shelved.get(name), self._catalog.get(name)
-        if known is None and (record is not None or self._recipes.served(name)):
-            return None
-        found = self.shelf.find(name)
-        if found is None or known is None or record is None:
-            return found
-        is_lost = not record.pinned and known.restarts != self._engine.restarts
-        return found if is_lost or known.state != self.shelf.state(found[0]) else None
-
-    async def _fetch(self, name: str, folder: Path, shelf: Path) -> None:
-        try:
-            restarts, state = self._engine.restarts, self.shelf.state(folder)
-            local = LocalAdapter(str(folder), str(folder), (str(shelf),))
-            await self._load(name, local, replace=True, keep=False)
-            self._shelved[name] = _Shelved(state, restarts)
-        finally:
-            del self._fetches[name]
+    async def _load_shelved(self, name: str, local: LocalAdapter) -> None:
+        await self._load(name, local, replace=True, keep=False)
 
     async def _load(
         self,
@@ -195,6 +162,7 @@ class AdapterLoader:
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
+            self._folders.add(info.digest, local.folder)
             record = _record(name, local.folder, local.source, info, local.roots, pinned)
             old = await self._serve(record)
         if old is not None:
@@ -208,7 +176,7 @@ class AdapterLoader:
         except TurretError:
             await self._drop([record.digest])
             raise
-        self._shelved.pop(record.name, None)
+        self._shelved.forget(record.name)
         return self._catalog.put(record)
 
     def _pinned(self, name: str, pin: bool | None) -> bool:
@@ -249,6 +217,8 @@ class AdapterLoader:
                 raise Conflict(f"the name {name!r} is taken", "an adapter has it")
             derive = self._recipes.resolve_sources(derivation)
             info = await self._engine.load_adapter(name, "", None, derive)
+            for made_of in derive.sources:  # an engine that restarts makes it again
+                self._folders.add(info.digest, made_of.path)
             source = str(derivation)
             record = _record(name, source, source, info, None, self._pinned(name, pin))
             old = await self._serve(record)
@@ -265,7 +235,7 @@ class AdapterLoader:
         record = self._catalog.remove(name)
         if record is None:
             raise _not_loaded(name)
-        self._shelved.pop(name, None)
+        self._shelved.forget(name)
         self._metrics.forget(name)
         await self._drop_unreferenced([record.digest])
 
@@ -324,6 +294,10 @@ class AdapterLoader:
             # An engine that restarts has forgotten it anyway.
             fields = {"digests": list(digests), "error": type(error).__name__}
             logger.warning("adapter_not_unloaded", extra={"fields": fields})
+        finally:
+            for digest in digests:
+                if not self._catalog.is_referenced(digest):
+                    self._folders.drop(digest)
 
     async def _hold(self, changed: AdapterRecord | None = None) -> None:
         """Let the engine hold what the catalog pins, once it has the changed record."""

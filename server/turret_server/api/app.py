@@ -28,6 +28,7 @@ from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources.adapter import AdapterSources
+from turret_server.sources.cached import FetchLimits
 from turret_server.telemetry.metrics import Metrics
 
 Lifespan = Callable[[Service], AbstractAsyncContextManager[Any]]
@@ -78,7 +79,11 @@ def create_app(
             catalog,
             recipes,
             metrics,
-            AdapterSources(settings.adapter_roots, settings.adapter_remotes),
+            AdapterSources(
+                settings.adapter_roots,
+                settings.adapter_remotes,
+                FetchLimits(cache_bytes=settings.adapter_cache_bytes),
+            ),
             AdapterShelf(settings.adapter_dirs),
         ),
         longest_token=_longest_token(tokenizer),

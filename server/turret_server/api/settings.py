@@ -20,6 +20,7 @@ class ApiSettings:
         model_root: where the base model came from, shown as `root` in /v1/models.
         adapter_roots: folders below which run-time loads may read.
         adapter_remotes: URL prefixes that run-time loads may fetch from.
+        adapter_cache_bytes: of fetched adapters on the disk; None for any number.
         adapter_dirs: folders whose sub-folders are adapters, read when first asked for.
         recipes: named recipes: name -> expression such as "formal:0.7+sql", or pairs.
         tenancy: who may call; by default anybody.
@@ -40,6 +41,7 @@ class ApiSettings:
     model_root: str = ""
     adapter_roots: tuple[Path, ...] = ()
     adapter_remotes: tuple[str, ...] = ()
+    adapter_cache_bytes: int | None = None
     adapter_dirs: tuple[Path, ...] = ()
     recipes: Mapping[str, str | Stack] = field(default_factory=dict)
     tenancy: Tenancy = field(default_factory=Tenancy)

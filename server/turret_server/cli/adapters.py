@@ -1,4 +1,4 @@
-"""`turret adapters`: look into folders, compress them, change what a running server serves."""
+"""`turret adapters`: look into folders, rewrite them, change what a running server serves."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
+from turret_server.cli.adapter_convert import convert
+from turret_server.cli.adapter_folders import JsonOption, refuse, unpacked
 from turret_server.cli.options import DEFAULT_URL, ApiKeyOption, UrlOption
 from turret_server.cli.terminal import marked, note, print_problem
 
 if TYPE_CHECKING:
-    from turret_adapters.errors import AdapterError
     from turret_server.cli.remote import Remote
 
 T = TypeVar("T")
@@ -24,11 +25,11 @@ T = TypeVar("T")
 # Heavy imports stay inside the commands: `turret --help` must not wait for torch and aiohttp.
 
 app = typer.Typer(
-    help="Look into adapter folders and compress them; list, load and unload a server's adapters.",
+    help="Look into adapter folders, compress and convert them; list, load and unload a server's "
+    "adapters.",
     no_args_is_help=True,
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 BaseOption = Annotated[
     str | None,
     typer.Option(help="The base model: a folder, a Hugging Face id, or demo.", show_default=False),
@@ -49,7 +50,7 @@ def inspect(
     from turret_adapters.inspect import describe
     from turret_server.cli.adapter_tables import description_tables
 
-    report = {**describe(_unpacked(path)), "path": str(path)}
+    report = {**describe(unpacked(path)), "path": str(path)}
     refusal = report["refusal"]
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
@@ -88,9 +89,9 @@ def verify(
 
     folder = resolve_model(base, progress=Console(stderr=True).is_terminal)
     try:
-        facts = check(_unpacked(path), folder)
+        facts = check(unpacked(path), folder)
     except AdapterError as error:
-        _refuse(error)
+        refuse(error)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -145,7 +146,7 @@ def compress(
             source, target, density=density, alpha=size, per_tensor=not per_adapter
         )
     except AdapterError as error:
-        _refuse(error)
+        refuse(error)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     outputs = None
@@ -157,7 +158,7 @@ def compress(
         try:
             outputs = output_drift(folder, source, target, read)
         except AdapterError as error:
-            _refuse(error)
+            refuse(error)
     report: dict[str, Any] = {
         "num_bytes": result.num_bytes,
         "ratio": result.ratio,
@@ -185,6 +186,9 @@ def compress(
             highlight=False,
             soft_wrap=True,
         )
+
+
+app.command()(convert)
 
 
 @app.command("list")
@@ -259,20 +263,6 @@ def unload(name: NameArgument, url: UrlOption = DEFAULT_URL, api_key: ApiKeyOpti
     """Stop serving an adapter; requests in flight finish with it."""
     _ask(url, api_key, lambda remote: remote.unload_adapter(name))
     Console().print(f"unloaded [bold]{marked(name)}[/]", highlight=False)
-
-
-def _unpacked(path: Path) -> Path:
-    """The folder itself, or one in the cache with what an archive holds."""
-    from turret_server.sources.archive import is_archive, unpack
-    from turret_server.sources.cached import FetchLimits
-
-    is_packed = is_archive(path.name) and path.is_file()
-    return unpack(path.resolve(), FetchLimits()) if is_packed else path
-
-
-def _refuse(error: AdapterError) -> NoReturn:
-    print_problem(Console(stderr=True), error.what, error.why, error.fix)
-    raise typer.Exit(1)
 
 
 def _ask(url: str, api_key: str | None, call: Callable[[Remote], Coroutine[Any, Any, T]]) -> T:

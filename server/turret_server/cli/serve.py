@@ -80,6 +80,15 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    adapter_cache_gib: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Disk for fetched and unpacked adapters; those used least recently go first, and "
+            "what a running server serves stays.",
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = 10.0,
     recipe: Annotated[
         list[str] | None,
         typer.Option(
@@ -238,6 +247,7 @@ def serve(
             adapter_roots=tuple(adapter_root or (Path.cwd(),)),
             adapter_remotes=tuple(adapter_remote or ()),
             adapter_dirs=tuple(adapter_dir or ()),
+            adapter_cache_gib=adapter_cache_gib,
             recipes=parse_pairs(recipe or (), "--recipe"),
             host=host,
             port=port,

@@ -93,7 +93,7 @@ class Engine:
         shape = self.decoder.shape
         banks = None
         if self.followers is not None:
-            shape = stored_shape(model, dtype, shape.embed_scale, self.decoder.gain)
+            shape = stored_shape(model, dtype)
             banks = ShardedBanks(
                 self.decoder.shape,
                 settings.max_resident_adapters,

@@ -11,7 +11,12 @@ from torch import Tensor
 from turret_adapters.spec import LINEARS, ModelShape, Module, Site
 from turret_server.models.checkpoint import Checkpoint
 from turret_server.models.config import DecoderConfig
-from turret_server.models.weights import expected_tensors, tensor_name
+from turret_server.models.weights import (
+    check_tensors,
+    expected_tensors,
+    norm_tensor_name,
+    tensor_name,
+)
 
 
 def model_shape(
@@ -60,35 +65,36 @@ def model_shape(
     )
 
 
-def stored_shape(
-    folder: Path, dtype: torch.dtype, embed_scale: float, gain: Callable[[Site], Tensor]
-) -> ModelShape:
-    """The shape of the whole base in `folder`, where this process holds a shard of it.
+def stored_shape(folder: Path, dtype: torch.dtype) -> ModelShape:
+    """The shape of the whole base in `folder`, of which this process holds a shard, or nothing.
 
-    Weights and biases are read from its files whenever a format asks for one.
+    Weights, biases and gains are read from its files whenever a format asks for one.
 
     Args:
         folder: the model folder.
         dtype: the served dtype.
-        embed_scale, gain: see `model_shape`; every shard has all of the norms.
+
+    Raises:
+        StartupError: the model cannot be served exactly as its files ask.
     """
     config = DecoderConfig.from_folder(folder)
     checkpoint, shapes = Checkpoint(folder, config.has_vision), expected_tensors(config)
+    check_tensors(checkpoint, config, shapes)
 
-    def read(site: Site, kind: str) -> Tensor | None:
-        name = tensor_name(site, kind, config)
-        if name not in shapes:
-            return None
+    def read(name: str) -> Tensor:
         out = torch.empty(shapes[name], dtype=dtype)
         checkpoint.read(name, out)
         return out
 
     def weight(site: Site) -> Tensor:
-        found = read(site, "weight")
-        assert found is not None, "every module has a weight"
-        return found
+        return read(tensor_name(site, "weight", config))
 
     def bias(site: Site) -> Tensor | None:
-        return read(site, "bias")
+        name = tensor_name(site, "bias", config)
+        return read(name) if name in shapes else None
 
+    def gain(site: Site) -> Tensor:
+        return read(norm_tensor_name(site, config))
+
+    embed_scale = float(torch.tensor(config.embed_scale, dtype=dtype))
     return model_shape(config, str(folder), embed_scale, weight, bias, gain)

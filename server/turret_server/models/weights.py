@@ -120,6 +120,25 @@ def tensor_name(site: Site, kind: str, config: DecoderConfig) -> str:
     return f"model.layers.{site.layer}.{block}.{site.module}.{kind}"
 
 
+def norm_tensor_name(site: Site, config: DecoderConfig) -> str:
+    """The tensor that holds the weight of a norm, by the sites of `ModelShape.gain`.
+
+    Raises:
+        KeyError: the model has no norm there.
+    """
+    if site.module is Module.HEAD_IN:
+        return _NORM
+    field = {
+        Module.ATTENTION_IN: "input_norm",
+        Module.Q: "q_norm",
+        Module.K: "k_norm",
+        Module.ATTENTION_OUT: "attention_out_norm",
+        Module.MLP_IN: "mlp_norm",
+        Module.MLP_OUT: "mlp_out_norm",
+    }[site.module]
+    return f"model.layers.{site.layer}.{_norm_names(config)[field]}.weight"
+
+
 def _norm_names(config: DecoderConfig) -> dict[str, str]:
     """The norms of a layer, by their field in `LayerWeights`."""
     names = {"input_norm": "input_layernorm"}
@@ -163,7 +182,7 @@ def load_weights(
     """
     checkpoint = Checkpoint(folder, config.has_vision)
     shapes = expected_tensors(config)
-    _check(checkpoint, config, shapes)
+    check_tensors(checkpoint, config, shapes)
     if quantization is not None:
         _check_quantization(checkpoint, shapes, quantization)
     total, done = sum(checkpoint.num_bytes(name) for name in shapes), 0
@@ -237,10 +256,14 @@ def _part(shape: tuple[int, ...], shard: Shard, split: int | None) -> tuple[slic
     )
 
 
-def _check(
+def check_tensors(
     checkpoint: Checkpoint, config: DecoderConfig, shapes: dict[str, tuple[int, ...]]
 ) -> None:
-    """Refuse missing, unexpected and misshapen tensors, by name."""
+    """Refuse missing, unexpected and misshapen tensors, by name.
+
+    Raises:
+        StartupError: there are some.
+    """
     stored = checkpoint.names()
     if missing := sorted(shapes.keys() - stored):
         checkpoint.refuse(f"its files lack {_listed(missing)}")

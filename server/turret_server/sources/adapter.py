@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from turret_server.errors import BadRequest, Forbidden, NotFound
 from turret_server.sources import archive, hub
-from turret_server.sources.cached import WANTED, FetchLimits
+from turret_server.sources.cached import WANTED, FetchLimits, hold, shrink
 from turret_server.sources.urls import is_below, url_problem
 
 _HUB = "hf://"
@@ -102,6 +102,8 @@ class AdapterSources:
     def fetch(self, located: Located, *, progress: bool = False) -> LocalAdapter:
         """The adapter's folder, downloaded or unpacked where need be. May take minutes.
 
+        In the cache it is held: `turret_server.sources.cached.release` is the caller's to call.
+
         Args:
             located: by `locate`.
             progress: draw progress bars on stderr.
@@ -112,6 +114,7 @@ class AdapterSources:
         name = located.name
         match located.kind:
             case "folder":
+                hold(name)  # it may lie in the cache; where it is gone, the loader says so
                 return LocalAdapter(name, name, located.roots)
             case "archive":
                 folder = archive.unpack(Path(name), self._limits)
@@ -123,6 +126,8 @@ class AdapterSources:
                 from turret_server.sources.remote import fetch  # slow to import
 
                 folder = fetch(name, self._limits)
+        if self._limits.cache_bytes is not None:
+            shrink(self._limits.cache_bytes)
         return LocalAdapter(name, str(folder), (str(folder),))
 
     def _snapshot(self, name: str, *, progress: bool) -> Path:

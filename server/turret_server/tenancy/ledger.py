@@ -51,6 +51,7 @@ class Ledger:
         self._open: dict[str, Entry] = {}
         self._ended: list[Entry] = []  # not in the database yet
         self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to carry over, first what processes that died have left."""
@@ -81,11 +82,18 @@ class Ledger:
         self._ended.append(entry)
         self._open.pop(entry.request, None)
 
+    def end_soon(self, entry: Entry) -> None:
+        """The same, for callers that must not wait: their client may be gone."""
+        task = asyncio.get_running_loop().create_task(self.end(entry))
+        self._ending.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._ending.discard)
+
     async def close(self) -> None:
         """Carry over what is left; what still runs is for the next process to count."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.gather(*self._ending)
         is_carried = await self._carry()
         self._journal.close()
         if is_carried and not self._open:

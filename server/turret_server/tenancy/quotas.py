@@ -16,22 +16,17 @@ from turret_server.errors import BadRequest, Overloaded
 from turret_server.tenancy.principal import Quotas, Tenant
 
 _MINUTE = 60.0
+_LONGEST_S = 3600.0  # what a client is told to wait at most
 
 
 class QuotaExceeded(Overloaded):
-    """A quota of the tenant is used up for now.
-
-    Args:
-        headers: OpenAI's rate limit headers, for the response.
-    """
+    """A quota of the tenant is used up for now."""
 
     code = "rate_limit_exceeded"
 
-    def __init__(
-        self, what: str, why: str, fix: str, *, retry_after_s: float, headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, what: str, why: str, fix: str, *, retry_after_s: float) -> None:
         super().__init__(what, why, fix)
-        self.retry_after_s, self.headers = retry_after_s, dict(headers)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(slots=True)
@@ -59,19 +54,28 @@ class Reservation:
     """What one request holds of its tenant's quotas; a context manager that gives back.
 
     Attributes:
-        tokens: reserved for it.
-        used: set before the end: what it did use.
+        used: tokens that it did use; set before the end.
     """
 
-    def __init__(self, meter: Meter, tokens: int) -> None:
-        self._meter = meter
-        self.tokens, self.used = tokens, 0
+    def __init__(self, meter: Meter, tenant: Tenant) -> None:
+        self._meter, self._tenant = meter, tenant
+        self._tokens = self.used = 0
+
+    def take(self, *, tokens: int = 0, pages: int = 0) -> None:
+        """Reserve tokens, as many as the request can use, or count pages that it brings.
+
+        Raises:
+            QuotaExceeded: not now; when, it says.
+            BadRequest: never: the request alone is more than a minute's worth.
+        """
+        self._meter.take(self._tenant, {"tokens": tokens, "pages": pages})
+        self._tokens += tokens
 
     def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._meter.settle(self.tokens - self.used)
+        self._meter.settle(self._tokens - self.used)
 
 
 class Meter:
@@ -79,6 +83,9 @@ class Meter:
 
     Args:
         clock: monotonic seconds, so that a changed wall clock frees nobody and blocks nobody.
+
+    Attributes:
+        running: requests that hold a reservation.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,28 +94,15 @@ class Meter:
         self._buckets: dict[str, _Bucket] = {}
         self.running = 0
 
-    def reserve(self, tenant: Tenant, *, tokens: int, pages: int = 0) -> Reservation:
-        """Admit a request.
+    def enter(self, tenant: Tenant) -> Reservation:
+        """Let a request in, before any work is done for it.
 
         Args:
             tenant: whose meter this is, with its quotas of now.
-            tokens: most that it can use: prompt and longest answer.
-            pages: of documents, already read or not.
 
         Raises:
-            QuotaExceeded: not now; when, it says.
-            BadRequest: never: the request alone is more than a minute's worth.
+            QuotaExceeded: its requests of this minute, or at once, are used up.
         """
-        self._follow(tenant.quotas)
-        amounts = {"requests": 1, "tokens": tokens, "pages": pages}
-        for name, bucket in self._buckets.items():
-            if amounts[name] > bucket.limit and bucket.limit:
-                raise BadRequest(
-                    f"the request asks for {amounts[name]} {name}",
-                    f"{tenant.name!r} has {bucket.limit} in a minute",
-                    "Ask for less; a quota is raised by an admin.",
-                    param="max_tokens" if name == "tokens" else None,
-                )
         most = tenant.quotas.concurrent_requests
         if most is not None and self.running >= most:
             raise QuotaExceeded(
@@ -116,25 +110,34 @@ class Meter:
                 f"its quota is {most} at once",
                 "Send the next one when one has ended.",
                 retry_after_s=1.0,
-                headers=self.headers(),
             )
-        waits = {name: b.wait_s(amounts[name]) for name, b in self._buckets.items()}
-        name = max(waits, key=waits.__getitem__, default=None)
-        if name is not None and waits[name] > 0:
-            wait_s = min(waits[name], 3600.0)
-            raise QuotaExceeded(
-                f"{tenant.name!r} has used its {name} for now",
-                f"its quota is {self._buckets[name].limit} in a minute, "
-                f"{max(0, int(self._buckets[name].left))} are left, and the request may take "
-                f"{amounts[name]}",
-                f"Try again in {math.ceil(wait_s)} s.",
-                retry_after_s=wait_s,
-                headers=self.headers(),
-            )
-        for name, bucket in self._buckets.items():
-            bucket.left -= amounts[name]
+        self.take(tenant, {"requests": 1})
         self.running += 1
-        return Reservation(self, tokens)
+        return Reservation(self, tenant)
+
+    def take(self, tenant: Tenant, amounts: Mapping[str, int]) -> None:
+        """Use up some of the buckets, or none; see `Reservation.take`."""
+        self._follow(tenant.quotas)
+        named = ((name, self._buckets.get(name), n) for name, n in amounts.items())
+        wanted = [(name, bucket, n) for name, bucket, n in named if bucket is not None and n]
+        for name, bucket, amount in wanted:
+            if amount > bucket.limit and bucket.limit:
+                raise BadRequest(
+                    f"the request asks for {amount} {name}",
+                    f"{tenant.name!r} has {bucket.limit} in a minute",
+                    "Ask for less; a quota is raised by an admin.",
+                    param="max_tokens" if name == "tokens" else None,
+                )
+            if (wait_s := bucket.wait_s(amount)) > 0:
+                raise QuotaExceeded(
+                    f"{tenant.name!r} has used its {name} for now",
+                    f"its quota is {bucket.limit} in a minute, {max(0, int(bucket.left))} of them "
+                    f"are left, and the request may take {amount}",
+                    f"Try again in {math.ceil(min(wait_s, _LONGEST_S))} s.",
+                    retry_after_s=min(wait_s, _LONGEST_S),
+                )
+        for _, bucket, amount in wanted:
+            bucket.left -= amount
 
     def settle(self, unused_tokens: int) -> None:
         """A request has ended: its place is free, and what it did not use comes back."""

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 import triton
-from tests.kernels.gates.gate import Gate, Report
+from tests.kernels.gates.gate import AmdReport, Gate, Report
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
+AMD_TARGET = "gfx942"  # MI300
 
 # 16 bytes of a thread at once: v4.b32, v2.b64, v8.b16; sm_100 has 32.
 _ACCESS = re.compile(r"\b(ld|st)\.(?:[a-z_]\w*(?:::\w+)*\.)*?global\.\S*?(?:v(\d)\.)?[bfus](\d+)\b")
@@ -29,6 +30,8 @@ _COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\S* \[[^]]*\], \[[^]]*\],
 _BULK = re.compile(r"\bcp\.async\.bulk\.(?:tensor\.)?\S*?shared::c(?:ta|luster)\S*global")
 _MATRIX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
+_AMD_LOAD = re.compile(r"\b(?:global|buffer)_load_\w+")
+_AMD_USAGE = re.compile(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)")
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -38,35 +41,67 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def compile_gate(gate: Gate, target: str) -> Report:
     """Compile the gate's kernel for a target; Triton's own cache makes the second time cheap."""
+    return _report(*_compile(gate, GPUTarget("cuda", int(target.removeprefix("sm_")), 32)))
+
+
+def compile_for_amd(gate: Gate) -> AmdReport:
+    """The same for AMD_TARGET, as a torch built for ROCm would launch it."""
+    before, torch.version.hip = torch.version.hip, "6.4"
+    try:
+        return _amd_report(*_compile(gate, GPUTarget("hip", AMD_TARGET, 64)))
+    finally:
+        torch.version.hip = before
+
+
+def kernel_name(gate: Gate) -> str:
+    """What `compile_gate` would compile; without compiling it."""
+    names: list[str] = []
+
+    def note(self: Any, *args: Any, **options: Any) -> None:
+        names.append(self.fn.__name__)
+
+    with _running(note):
+        gate.launch()
+    return gate.kernel or names[0]
+
+
+def _compile(gate: Gate, target: GPUTarget) -> tuple[str, Any]:
     found: list[tuple[str, Any]] = []
-    with _driver(target), _compiling(lambda name, kernel: found.append((name, kernel))):
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        found.append((self.fn.__name__, kernel))
+        return kernel
+
+    with _driver(target), _running(compile_only):
         gate.launch()
     named = [(name, kernel) for name, kernel in found if gate.kernel in ("", name)]
     if len(named) != 1:
         raise ValueError(
             f"{gate.size}: the launch ran {[name for name, _ in found]}; set Gate.kernel to one"
         )
-    return _report(*named[0])
+    return named[0]
 
 
 class _Driver:
     """As much of a driver as compiling needs; its device is the target: caches are by device."""
 
-    def __init__(self, target: str) -> None:
-        self._arch = int(target.removeprefix("sm_"))
+    def __init__(self, target: GPUTarget) -> None:
+        self._target = target
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self._arch, 32)
+        return self._target
 
-    def get_current_device(self) -> int:
-        return self._arch
+    def get_current_device(self) -> int | str:
+        return self._target.arch
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, device: int | str) -> int:
         return 0
 
 
 @contextmanager
-def _driver(target: str) -> Iterator[None]:
+def _driver(target: GPUTarget) -> Iterator[None]:
     driver = triton.runtime.driver
     before = driver.active if torch.cuda.is_available() else None
     driver.set_active(_Driver(target))
@@ -78,15 +113,9 @@ def _driver(target: str) -> Iterator[None]:
 
 
 @contextmanager
-def _compiling(note: Callable[[str, Any], None]) -> Iterator[None]:
-    run = JITFunction.run
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        kernel = run(self, *args, grid=grid, warmup=True, **options)
-        note(self.fn.__name__, kernel)
-        return kernel
-
-    JITFunction.run = compile_only
+def _running(launch: Callable[..., Any]) -> Iterator[None]:
+    """Inside, launches call this."""
+    run, JITFunction.run = JITFunction.run, launch
     try:
         yield
     finally:
@@ -120,4 +149,20 @@ def _report(name: str, kernel: Any) -> Report:
         stores=len(stores),
         tensor_cores=len(_MATRIX.findall(ptx)),
         fp_fusion=kernel.metadata.enable_fp_fusion,
+    )
+
+
+def _amd_report(name: str, kernel: Any) -> AmdReport:
+    assembly = kernel.asm["amdgcn"]
+    usage = {key: int(value) for key, value in _AMD_USAGE.findall(assembly)}
+    loads = _AMD_LOAD.findall(assembly)
+    return AmdReport(
+        kernel=name,
+        registers=usage["vgpr_count"],
+        spills=usage["vgpr_spill_count"],
+        scratch=usage["private_segment_fixed_size"],
+        shared=kernel.metadata.shared,
+        wide_loads=sum(load.endswith("dwordx4") for load in loads),
+        loads=len(loads),
+        tensor_cores=len(re.findall(r"\bv_mfma_", assembly)),
     )

@@ -66,3 +66,28 @@ class Report:
     def narrow(self) -> int:
         """Loads and stores below 16 bytes."""
         return self.loads - self.wide_loads + self.stores - self.wide_stores
+
+
+@dataclass(frozen=True, slots=True)
+class AmdReport:
+    """What one kernel compiled to for an AMD GPU, whose warps have 64 threads.
+
+    Attributes:
+        kernel: its name.
+        registers: vector registers per thread; at most 512.
+        spills: vector registers that are not.
+        scratch: bytes per thread in memory; anything but 0 is spilled registers too.
+        shared: bytes of shared memory.
+        wide_loads: of global memory, by 16 bytes.
+        loads: of global memory, all.
+        tensor_cores: matrix instructions.
+    """
+
+    kernel: str
+    registers: int
+    spills: int
+    scratch: int
+    shared: int
+    wide_loads: int
+    loads: int
+    tensor_cores: int

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import triton
 from tests.kernels.gates import cases
-from tests.kernels.gates.compiler import TARGETS, compile_gate
+from tests.kernels.gates.compiler import AMD_TARGET, TARGETS, compile_for_amd, compile_gate
 from tests.kernels.gates.gate import Report
 
 _HEAD = f"""# Triton kernels: what they compile to
@@ -44,6 +44,24 @@ _COLUMNS = (
 )
 
 
+_AMD_HEAD = f"""
+## {AMD_TARGET}
+
+The same launches for an MI300, one size of each kernel; nothing may be spilled, and shared memory
+has 64 KiB. Its warps have 64 threads, so four of them are eight, and where a tile leaves a thread
+few values its loads are narrower than 16 bytes. No kernel has run on one.
+
+"""
+_AMD_COLUMNS = (
+    "kernel",
+    "launched for",
+    "registers",
+    "shared",
+    "wide loads",
+    "tensor cores",
+)
+
+
 def page() -> str:
     """The whole page."""
     errors = parity_errors()
@@ -54,7 +72,17 @@ def page() -> str:
             kernel = reports[0].kernel
             error = f"{errors[kernel]:.0e}" if kernel in errors else "none measured"
             lines.append(_line([f"`{kernel}`", gate.size, *_cells(reports), error]))
-    return _HEAD + "\n".join(lines) + "\n"
+    return _HEAD + "\n".join(lines) + "\n" + _AMD_HEAD + _amd_table()
+
+
+def _amd_table() -> str:
+    lines = [_line(_AMD_COLUMNS), _line(["---"] * len(_AMD_COLUMNS))]
+    for kernel, gate in cases.by_kernel().items():
+        found = compile_for_amd(gate)
+        numbers = found.registers, found.shared, f"{found.wide_loads} of {found.loads}"
+        cells = [f"`{kernel}`", gate.size, *numbers, found.tensor_cores]
+        lines.append(_line([str(cell) for cell in cells]))
+    return "\n".join(lines) + "\n"
 
 
 def parity_errors() -> dict[str, float]:

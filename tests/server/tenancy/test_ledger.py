@@ -47,8 +47,9 @@ async def test_what_ends_is_in_the_database_and_the_journal_is_gone(database, ad
     ledger = Ledger(database, folder)
     for name in "abc":
         await ledger.begin(begun(name))
-    for name in "abc":
+    for name in "ab":
         await ledger.end(ended(name, pages=1))
+    ledger.end_soon(ended("c", pages=1))
     await ledger.close()
     assert admin.usage() == [
         {

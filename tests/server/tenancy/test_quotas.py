@@ -1,5 +1,7 @@
 """Quotas: a burst is served, the average holds, what was reserved and not used comes back."""
 
+from contextlib import ExitStack
+
 import pytest
 
 from turret_server.errors import BadRequest
@@ -26,97 +28,108 @@ def tenant(**quotas):
     return Tenant(name="acme", quotas=Quotas(**quotas))
 
 
+def reserve(meter, tenant, *, tokens=0, pages=0):
+    """A request that is let in, and takes what it needs."""
+    with ExitStack() as held:
+        reservation = held.enter_context(meter.enter(tenant))
+        reservation.take(tokens=tokens, pages=pages)
+        held.pop_all()
+    return reservation
+
+
 def test_without_quotas_everything_is_admitted(clock):
     meter = Meter(clock)
     for _ in range(1000):
-        meter.reserve(tenant(), tokens=10**9, pages=10**6)
+        reserve(meter, tenant(), tokens=10**9, pages=10**6)
     assert meter.headers() == {}
 
 
 def test_a_minutes_worth_at_once_then_evenly(clock):
     meter, acme = Meter(clock), tenant(requests_per_minute=6)
     for _ in range(6):
-        meter.reserve(acme, tokens=0)
+        reserve(meter, acme, tokens=0)
     with pytest.raises(QuotaExceeded) as caught:
-        meter.reserve(acme, tokens=0)
+        reserve(meter, acme, tokens=0)
     assert caught.value.retry_after_s == pytest.approx(10)
     assert caught.value.status == 429
     clock.now += 9.9
     with pytest.raises(QuotaExceeded):
-        meter.reserve(acme, tokens=0)
+        reserve(meter, acme, tokens=0)
     clock.now += 0.2
-    meter.reserve(acme, tokens=0)
+    reserve(meter, acme, tokens=0)
     clock.now += 3600  # an hour of silence is worth one minute
     for _ in range(6):
-        meter.reserve(acme, tokens=0)
+        reserve(meter, acme, tokens=0)
     with pytest.raises(QuotaExceeded):
-        meter.reserve(acme, tokens=0)
+        reserve(meter, acme, tokens=0)
 
 
 def test_many_requests_at_once_cannot_overshoot_the_tokens(clock):
     meter, acme = Meter(clock), tenant(tokens_per_minute=1000)
-    held = [meter.reserve(acme, tokens=300) for _ in range(3)]
-    with pytest.raises(QuotaExceeded, match=r"used its tokens.*100 are left"):
-        meter.reserve(acme, tokens=300)
+    held = [reserve(meter, acme, tokens=300) for _ in range(3)]
+    with pytest.raises(QuotaExceeded, match=r"used its tokens.*100 of them are left"):
+        reserve(meter, acme, tokens=300)
     for reservation in held:
         with reservation:
             reservation.used = 50
     assert meter.headers()["x-ratelimit-remaining-tokens"] == "850"
-    meter.reserve(acme, tokens=850)
+    reserve(meter, acme, tokens=850)
 
 
 def test_what_is_given_back_never_exceeds_the_limit(clock):
     meter, acme = Meter(clock), tenant(tokens_per_minute=100)
-    with meter.reserve(acme, tokens=100):
+    with reserve(meter, acme, tokens=100):
         clock.now += 60
         meter.headers()
     assert meter.headers()["x-ratelimit-remaining-tokens"] == "100"
 
 
-def test_a_refused_request_takes_nothing(clock):
+def test_a_request_that_is_refused_for_its_tokens_counts_as_one_and_takes_no_more(clock):
     meter, acme = Meter(clock), tenant(requests_per_minute=10, tokens_per_minute=100)
-    meter.reserve(acme, tokens=100)
+    reserve(meter, acme, tokens=100)
     with pytest.raises(QuotaExceeded):
-        meter.reserve(acme, tokens=1)
-    assert meter.headers()["x-ratelimit-remaining-requests"] == "9"
+        reserve(meter, acme, tokens=1)
+    headers = meter.headers()
+    assert headers["x-ratelimit-remaining-requests"] == "8"
+    assert headers["x-ratelimit-remaining-tokens"] == "0"
     assert meter.running == 1
 
 
 def test_a_request_that_can_never_be_served_is_no_matter_of_waiting(clock):
     with pytest.raises(BadRequest, match="101 tokens") as caught:
-        Meter(clock).reserve(tenant(tokens_per_minute=100), tokens=101)
+        reserve(Meter(clock), tenant(tokens_per_minute=100), tokens=101)
     assert not isinstance(caught.value, QuotaExceeded)
 
 
 def test_a_quota_of_zero_refuses_without_end(clock):
     with pytest.raises(QuotaExceeded) as caught:
-        Meter(clock).reserve(tenant(requests_per_minute=0), tokens=1)
+        reserve(Meter(clock), tenant(requests_per_minute=0), tokens=1)
     assert caught.value.retry_after_s == 3600
 
 
 def test_requests_at_once(clock):
     meter, acme = Meter(clock), tenant(concurrent_requests=2)
-    held = [meter.reserve(acme, tokens=1) for _ in range(2)]
+    held = [reserve(meter, acme, tokens=1) for _ in range(2)]
     with pytest.raises(QuotaExceeded, match="at once"):
-        meter.reserve(acme, tokens=1)
+        reserve(meter, acme, tokens=1)
     for reservation in held:
         with reservation:
             pass
     assert meter.running == 0
-    meter.reserve(acme, tokens=1)
+    reserve(meter, acme, tokens=1)
 
 
 def test_pages(clock):
     meter, acme = Meter(clock), tenant(pages_per_minute=10)
-    meter.reserve(acme, tokens=1, pages=10)
+    reserve(meter, acme, tokens=1, pages=10)
     with pytest.raises(QuotaExceeded, match="pages"):
-        meter.reserve(acme, tokens=1, pages=1)
-    meter.reserve(acme, tokens=1)
+        reserve(meter, acme, tokens=1, pages=1)
+    reserve(meter, acme, tokens=1)
 
 
 def test_openais_headers(clock):
     meter, acme = Meter(clock), tenant(requests_per_minute=60, tokens_per_minute=600)
-    meter.reserve(acme, tokens=150)
+    reserve(meter, acme, tokens=150)
     assert meter.headers() == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
@@ -129,19 +142,19 @@ def test_openais_headers(clock):
 
 def test_a_changed_quota_counts_from_the_next_request_on(clock):
     meter = Meter(clock)
-    meter.reserve(tenant(requests_per_minute=1, tokens_per_minute=100), tokens=60)
+    reserve(meter, tenant(requests_per_minute=1, tokens_per_minute=100), tokens=60)
     with pytest.raises(QuotaExceeded):
-        meter.reserve(tenant(requests_per_minute=1, tokens_per_minute=100), tokens=1)
+        reserve(meter, tenant(requests_per_minute=1, tokens_per_minute=100), tokens=1)
     # What did not change goes on from where it was.
     with pytest.raises(QuotaExceeded, match="tokens"):
-        meter.reserve(tenant(requests_per_minute=5, tokens_per_minute=100), tokens=50)
-    meter.reserve(tenant(requests_per_minute=5), tokens=50)
+        reserve(meter, tenant(requests_per_minute=5, tokens_per_minute=100), tokens=50)
+    reserve(meter, tenant(requests_per_minute=5), tokens=50)
 
 
 def test_each_tenant_has_a_meter_of_its_own(clock):
     meters, quotas = Meters(clock), Quotas(requests_per_minute=1)
     acme, other = Tenant(name="acme", quotas=quotas), Tenant(name="other", quotas=quotas)
-    meters.of(acme).reserve(acme, tokens=0)
-    meters.of(other).reserve(other, tokens=0)
+    meters.of(acme).enter(acme)
+    meters.of(other).enter(other)
     with pytest.raises(QuotaExceeded):
-        meters.of(acme).reserve(acme, tokens=0)
+        meters.of(acme).enter(acme)
