@@ -95,29 +95,20 @@ def _losses(words: Sequence[str], chunks: Sequence[Chunk]) -> tuple[int, int, in
     tokens = [word for chunk in chunks for word in chunk.words]
     missing = there - set(tokens)
     strange = [token for token in tokens if token not in there]
-    parts = [_taken_apart(token, missing) for token in strange]
-    glued = {word for some in parts for word in some}
+    joined = [token for token in strange if _made_of(token, missing)]
+    glued = {word for word in missing if any(word in token for token in joined)}
     copies = len(tokens) - len(strange) - len(there & set(tokens))
-    return len(glued), len(missing) - len(glued), parts.count([]) + copies
+    return len(glued), len(missing) - len(glued), len(strange) - len(joined) + copies
 
 
-def _taken_apart(token: str, words: set[str]) -> list[str]:
-    """The words that make up a token; none if it is not made up of them."""
-    ways: list[list[str] | None] = [[]]  # of making up the token's first letters
+def _made_of(token: str, words: set[str]) -> bool:
+    """Whether a token is nothing but words, one after the other."""
     longest = max(map(len, words), default=0)
+    made = [True]  # whether the token's first letters are
     for end in range(1, len(token) + 1):
         starts = range(max(0, end - longest), end)
-        ways.append(
-            next(
-                (
-                    [*before, token[start:end]]
-                    for start in starts
-                    if (before := ways[start]) is not None and token[start:end] in words
-                ),
-                None,
-            )
-        )
-    return ways[-1] or []
+        made.append(any(made[start] and token[start:end] in words for start in starts))
+    return made[-1]
 
 
 def adjacency_f1(truth: Truth, chunks: Sequence[Chunk]) -> float:
