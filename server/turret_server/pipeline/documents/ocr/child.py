@@ -15,19 +15,23 @@ import msgspec
 from turret_server.errors import EngineUnavailable, Unprocessable
 from turret_server.pipeline.documents.ocr.settings import PictureSettings
 from turret_server.pipeline.documents.ocr.wire import (
+    Done,
     Open,
+    Opened,
     Read,
     Ready,
     Refused,
     Reply,
     Request,
 )
+from turret_server.pipeline.documents.page import Page
 from turret_server.pipeline.frames import HEAD
 
 log = logging.getLogger("turret.documents")
 
 _START_TIMEOUT_S = 60.0  # imports, on a machine that is busy otherwise
 _CHUNK_BYTES = 1 << 18  # written at once, so that a large document does not hold up the loop
+_BROKEN = (OSError, EOFError, msgspec.DecodeError)  # what a child leaves behind that ended
 _decode = msgspec.json.Decoder(Reply).decode
 
 # A child decodes what strangers send: it sees nothing of the server's environment but this.
@@ -38,17 +42,13 @@ _ENVIRONMENT = (
 
 
 class Child:
-    """A process that reads one page at a time. It starts when it is first asked.
-
-    Attributes:
-        document: of which it has the bytes; the pool's number.
-    """
+    """A process that reads one page at a time. It starts when a document is first opened."""
 
     def __init__(self, settings: PictureSettings) -> None:
         self._settings = settings
         self._process: asyncio.subprocess.Process | None = None
         self._exchange: asyncio.Task[Reply] | None = None
-        self.document = -1
+        self._document = -1
 
     @property
     def pid(self) -> int | None:
@@ -56,17 +56,40 @@ class Child:
         return None if self._process is None else self._process.pid
 
     @property
+    def document(self) -> int:
+        """Number of the document that it has open; -1 for none."""
+        return self._document if self._runs() else -1
+
+    @property
     def exchange(self) -> asyncio.Task[Reply] | None:
         """The question that it still works on, though the one who asked has gone."""
         return None if self._exchange is None or self._exchange.done() else self._exchange
 
-    async def ask(self, request: Request, data: bytes = b"") -> Reply:
-        """Return its answer. Cancelled, it leaves the child at work.
+    async def open(self, request: Open, data: bytes, document: int) -> Opened:
+        """Take a document up in place of the one before. Cancelled, it leaves the child at work.
 
         Raises:
-            BadRequest: the document or the page cannot be read.
+            BadRequest: the document cannot be read.
             EngineUnavailable: the process does not start, or was ended with the pool.
         """
+        self._document = -1
+        reply = await self._ask(request, data)
+        assert isinstance(reply, Opened)
+        self._document = document
+        return reply
+
+    async def read(self, number: int) -> Page:
+        """Return a page of the document. Cancelled, it leaves the child at work.
+
+        Raises:
+            BadRequest: the page cannot be read.
+            EngineUnavailable: the process was ended with the pool.
+        """
+        reply = await self._ask(Read(number))
+        assert isinstance(reply, Done)
+        return reply.page
+
+    async def _ask(self, request: Request, data: bytes = b"") -> Reply:
         self._exchange = asyncio.create_task(self._answer(request, data))
         self._exchange.add_done_callback(_retrieve)
         return await asyncio.shield(self._exchange)
@@ -74,7 +97,7 @@ class Child:
     def kill(self) -> None:
         """End the process, and what it has started."""
         process, self._process = self._process, None
-        self.document = -1
+        self._document = -1
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -87,9 +110,12 @@ class Child:
             await process.wait()
 
     async def _answer(self, request: Request, data: bytes) -> Reply:
-        process = self._process or await self._start()
+        process = self._process
+        if isinstance(request, Open) and not self._runs():
+            self.kill()  # if it ended while it had nothing to do
+            process = await self._start()
+        assert process is not None
         limit_s = self._settings.page_timeout_s
-        why, fix = "", ""
         try:
             async with asyncio.timeout(limit_s):
                 await _send(process, msgspec.json.encode(request))
@@ -98,29 +124,25 @@ class Child:
                 reply = await _receive(process)
         except TimeoutError:
             self.kill()
-            why = f"it takes more than {limit_s:g} s"
-            fix = "Send it smaller or simpler, or have the server's limit raised."
-        except (OSError, EOFError, msgspec.DecodeError):
-            if self._process is not process:
-                raise EngineUnavailable(
-                    "documents cannot be read", "the server is shutting down"
-                ) from None
+            raise _unreadable(
+                request,
+                f"it takes more than {limit_s:g} s",
+                "Send it smaller or simpler, or have the server's limit raised.",
+            ) from None
+        except _BROKEN:
+            self._check_open(process)
             self.kill()
-            why = "the process that read it ended; the file may be damaged, or need too much memory"
-            fix = "Save it anew with another program, or send it smaller."
+            raise _unreadable(
+                request,
+                "the process that read it ended; the file may be damaged, or need too much memory",
+                "Save it anew with another program, or send it smaller.",
+            ) from None
         except asyncio.CancelledError:  # the loop is closing
             self.kill()
             raise
-        else:
-            if isinstance(reply, Refused):
-                self._refuse(reply)
-            return reply
-        of = (
-            f"page {request.number} of the document"
-            if isinstance(request, Read)
-            else "the document"
-        )
-        raise Unprocessable(f"{of} could not be read", why, fix)
+        if isinstance(reply, Refused):
+            self._refuse(reply)
+        return reply
 
     def _refuse(self, reply: Refused) -> NoReturn:
         if reply.details:
@@ -128,6 +150,17 @@ class Child:
         if reply.spent:
             self.kill()
         raise reply.as_error()
+
+    def _check_open(self, process: asyncio.subprocess.Process) -> None:
+        if self._process is not process:
+            raise EngineUnavailable("documents cannot be read", "the server is shutting down")
+
+    def _runs(self) -> bool:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return False
+        assert process.stdout is not None
+        return not process.stdout.at_eof()
 
     async def _start(self) -> asyncio.subprocess.Process:
         # -P: the working directory may hold anything, and must not be imported from.
@@ -151,8 +184,8 @@ class Child:
                 await _send(process, msgspec.json.encode(self._settings))
                 if isinstance(await _receive(process), Ready):
                     return process
-        except (OSError, EOFError, msgspec.DecodeError, TimeoutError):
-            pass
+        except (*_BROKEN, TimeoutError):
+            self._check_open(process)
         except asyncio.CancelledError:
             self.kill()
             raise
@@ -177,6 +210,11 @@ async def _receive(process: asyncio.subprocess.Process) -> Reply:
     assert process.stdout is not None
     (length,) = HEAD.unpack(await process.stdout.readexactly(HEAD.size))
     return _decode(await process.stdout.readexactly(length))
+
+
+def _unreadable(request: Request, why: str, fix: str) -> Unprocessable:
+    of = f"page {request.number} of the document" if isinstance(request, Read) else "the document"
+    return Unprocessable(f"{of} could not be read", why, fix)
 
 
 def _retrieve(task: asyncio.Task[Reply]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from turret_server.errors import EngineUnavailable
 from turret_server.pipeline.documents.ocr.child import Child
 from turret_server.pipeline.documents.ocr.settings import PictureSettings
 
@@ -18,6 +19,7 @@ class Children:
         self._places = asyncio.Semaphore(settings.workers)
         self._all: set[Child] = set()
         self._idle: dict[Child, asyncio.TimerHandle] = {}  # the last is the latest used
+        self._closed = False
         self.waiting = 0
 
     @property
@@ -27,12 +29,19 @@ class Children:
 
     @asynccontextmanager
     async def lend(self, document: int) -> AsyncIterator[Child]:
-        """A child, preferably one that has this document already."""
+        """A child, preferably one that has this document already.
+
+        Raises:
+            EngineUnavailable: they are ended.
+        """
         self.waiting += 1
         try:
             await self._places.acquire()
         finally:
             self.waiting -= 1
+        if self._closed:
+            self._places.release()
+            raise EngineUnavailable("documents cannot be read", "the server is shutting down")
         child = self._take(document)
         try:
             yield child
@@ -44,7 +53,8 @@ class Children:
                 exchange.add_done_callback(lambda _: self._give_back(child))
 
     async def close(self) -> None:
-        """End them all."""
+        """End them all, and lend no more."""
+        self._closed = True
         for timer in self._idle.values():
             timer.cancel()
         self._idle.clear()
@@ -62,9 +72,10 @@ class Children:
         return child
 
     def _give_back(self, child: Child) -> None:
-        if child.pid is None:
+        if self._closed or child.pid is None:
+            child.kill()  # it may have been starting when the others were ended
             self._all.discard(child)
-        elif child in self._all:
+        else:
             loop = asyncio.get_running_loop()
             self._idle[child] = loop.call_later(self._settings.idle_s, self._retire, child)
         self._places.release()

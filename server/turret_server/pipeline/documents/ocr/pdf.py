@@ -43,6 +43,7 @@ class Pdf:
         self._dpi = settings.dpi
         try:
             self._pdf = pdfium.PdfDocument(data)
+            self._pdf.init_forms()
             self.pages = len(self._pdf)
         except pdfium.PdfiumError as error:
             if error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
@@ -61,10 +62,7 @@ class Pdf:
 
     def read(self, number: int) -> Page:
         """Return the words of a page, in points from its top left corner as it is displayed."""
-        try:
-            page = self._pdf[number - 1]
-        except pdfium.PdfiumError:
-            raise _damaged(number) from None
+        page = self._page(number)
         try:
             width, height = page.get_size()
             if not (width > 0 and height > 0 and math.isfinite(width * height)):
@@ -83,6 +81,18 @@ class Pdf:
     def close(self) -> None:
         """Free it."""
         self._pdf.close()
+
+    def _page(self, number: int) -> pdfium.PdfPage:
+        try:
+            page = self._pdf[number - 1]
+            if raw.FPDFPage_GetAnnotCount(page) > 0:
+                # Filled-in forms and notes are no text of the page before they are merged into it.
+                raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)
+                page.close()
+                page = self._pdf[number - 1]
+            return page
+        except pdfium.PdfiumError:
+            raise _damaged(number) from None
 
     def _recognized(self, page: pdfium.PdfPage, width: float, height: float) -> list[Word]:
         scale = self._dpi / _POINTS_PER_INCH

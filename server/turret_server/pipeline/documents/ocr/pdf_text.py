@@ -67,19 +67,14 @@ class TextWord:
 
 def words(characters: list[Character]) -> Iterator[TextWord]:
     """Group characters into words, by real gaps and not by the file's spaces alone."""
-    line, run = 0, list[Character]()
-    before: Character | None = None
+    line: list[Character] = []
+    number = 0
     for character in characters:
-        if before is not None and _breaks(before, character):
-            yield from _split(run, line)
-            run, line = [], line + 1
-        before = character
-        if not character.text or character.text.isspace():
-            yield from _split(run, line)
-            run = []
-        else:
-            run.append(character)
-    yield from _split(run, line)
+        if line and _breaks(line[-1], character):
+            yield from _words(line, number)
+            line, number = [], number + 1
+        line.append(character)
+    yield from _words(line, number)
 
 
 def characters(page: pdfium.PdfPage) -> list[Character]:
@@ -190,22 +185,41 @@ def _gap(before: Character, character: Character) -> float:
     return max(across - before.advance, -across - character.advance)
 
 
-def _split(run: list[Character], line: int) -> Iterator[TextWord]:
-    if not run:
-        return
-    gaps = [_gap(before, character) for before, character in pairwise(run)]
-    em = max(character.size for character in run)
-    widest = _WORD_GAP * em
-    if len(gaps) >= _TRACKED_GAPS and all(character.text.isalpha() for character in run):
-        usual = median(gaps)
-        if usual > widest and max(gaps) < 1.5 * usual < em:
-            widest = max(gaps)
-    start = 0
-    for i, gap in enumerate(gaps, start=1):
-        if gap > widest or run[i].hidden != run[i - 1].hidden:
-            yield _word(run[start:i], line)
-            start = i
-    yield _word(run[start:], line)
+def _words(line: list[Character], number: int) -> Iterator[TextWord]:
+    tracking = _tracking(line)
+    word: list[Character] = []
+    for character in line:
+        blank = not character.text or character.text.isspace()
+        if word and (blank or _parts(word[-1], character, tracking)):
+            yield _word(word, number)
+            word = []
+        if not blank:
+            word.append(character)
+    if word:
+        yield _word(word, number)
+
+
+def _tracking(line: list[Character]) -> float:
+    """The gap between letters of a line that is set with space between them, or 0."""
+    gaps = [_gap(before, after) for before, after in pairwise(line) if _letters(before, after)]
+    if len(gaps) < _TRACKED_GAPS:
+        return 0.0
+    usual = median(gaps)
+    return usual if max(gaps) < 1.5 * usual < line[0].size else 0.0
+
+
+def _letters(before: Character, after: Character) -> bool:
+    return before.text.isalpha() and after.text.isalpha()
+
+
+def _parts(before: Character, after: Character, tracking: float) -> bool:
+    """Whether a word ends between two characters that are no spaces."""
+    if before.hidden != after.hidden:
+        return True
+    widest = _WORD_GAP * max(before.size, after.size)
+    if _letters(before, after):
+        widest = max(widest, 1.5 * tracking)
+    return _gap(before, after) > widest
 
 
 def _word(run: list[Character], line: int) -> TextWord:

@@ -103,8 +103,9 @@ def decode(image: Image.Image) -> Pixels:
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        image = white
     return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
 
 

@@ -14,7 +14,6 @@ from typing import Literal, TypeAlias
 
 from turret_server.errors import (
     BadRequest,
-    EngineUnavailable,
     Overloaded,
     PayloadTooLarge,
     StartupError,
@@ -51,7 +50,6 @@ class PicturePool:
         self._children = Children(self.settings)
         self._documents = 0  # being read or waiting
         self._numbers = 0
-        self._closed = False
 
     async def read(
         self,
@@ -99,7 +97,6 @@ class PicturePool:
 
     async def close(self) -> None:
         """End the children. What is being read fails."""
-        self._closed = True
         await self._children.close()
 
     def _admit(self, data: bytes, ocr: str) -> str:
@@ -120,8 +117,6 @@ class PicturePool:
                 "the document is a picture", "the request rules OCR out", "Set ocr to 'auto'."
             )
         _require_packages(settings.engine)
-        if self._closed:
-            raise EngineUnavailable("documents cannot be read", "the server is shutting down")
         waiting = self._documents - settings.workers
         if waiting >= settings.max_waiting:
             raise Overloaded(

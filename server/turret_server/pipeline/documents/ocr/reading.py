@@ -11,7 +11,7 @@ from turret_server.errors import BadRequest, PayloadTooLarge, Unprocessable
 from turret_server.pipeline.documents.ocr.child import Child
 from turret_server.pipeline.documents.ocr.children import Children
 from turret_server.pipeline.documents.ocr.settings import PictureSettings
-from turret_server.pipeline.documents.ocr.wire import Done, Open, Opened, Read
+from turret_server.pipeline.documents.ocr.wire import Open
 from turret_server.pipeline.documents.page import Page
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -108,11 +108,9 @@ class Reading:
 
     async def _open_on(self, child: Child) -> None:
         if child.document != self._number:
-            reply = await child.ask(self._request, self._data)
-            assert isinstance(reply, Opened)
-            child.document = self._number
+            opened = await child.open(self._request, self._data, self._number)
             if not self._opened.is_set():
-                self._wanted = self._select(reply.pages)
+                self._wanted = self._select(opened.pages)
                 self._todo.extend(dict.fromkeys(self._wanted))
                 self._opened.set()
                 self._deadline.reschedule(
@@ -121,9 +119,7 @@ class Reading:
 
     async def _read_next(self, child: Child) -> None:
         number = self._todo.popleft()
-        reply = await child.ask(Read(number))
-        assert isinstance(reply, Done)
-        self._done[number] = reply.page
+        self._done[number] = await child.read(number)
         if self._progress is not None:
             self._progress(len(self._done), len(set(self._wanted)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from turret_server.errors import StartupError
 
 _MAX_FRAME_BYTES = 2**32 - 1  # what the pipe to a child can carry
+_DAY_S = 86_400.0
 
 
 class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,10 +22,11 @@ class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_waiting: documents that may wait beyond those that the children can work on.
         max_bytes: of a picture or PDF.
         max_pages: that one request may ask for.
-        max_pixels: of a picture, before it is decoded.
+        max_pixels: of a picture, checked before it is decoded; takes up to 24 bytes each.
         dpi: at which pages of a PDF are rendered for OCR.
         min_confidence: of a word, 0 to 1; what is below is dropped.
-        page_timeout_s: of one page, on a child.
+        page_timeout_s: of one page, on a child; OCR of a full one takes some 4 s, or many times
+            that while the engine takes the processors.
         document_timeout_s: from when a document's first page is begun.
         memory_mib: that a child may allocate, where the system can limit it.
         idle_s: after which an unused child is ended.
@@ -40,10 +41,10 @@ class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 16
     max_bytes: int = 32 * 2**20
     max_pages: int = 100
-    max_pixels: int = 64_000_000
+    max_pixels: int = 50_000_000
     dpi: int = 150
     min_confidence: float = 0.5
-    page_timeout_s: float = 60.0
+    page_timeout_s: float = 120.0
     document_timeout_s: float = 600.0
     memory_mib: int = 2048
     idle_s: float = 300.0
@@ -58,10 +59,10 @@ class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
             "max_pixels": (1, 1_000_000_000),
             "dpi": (50, 600),
             "min_confidence": (0, 1),
-            "page_timeout_s": (0.01, math.inf),
-            "document_timeout_s": (0.01, math.inf),
+            "page_timeout_s": (0.01, _DAY_S),
+            "document_timeout_s": (0.01, _DAY_S),
             "memory_mib": (256, 2**20),
-            "idle_s": (0, math.inf),
+            "idle_s": (0, _DAY_S),
         }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)

@@ -74,7 +74,8 @@ def pdf(
 ) -> bytes:
     """A PDF with a page for each content stream; `/Im` is the image, if there is one.
 
-    Objects: 1 the catalogue, 2 the page tree, 3 the font, 4 the image, 5 and on `extra`.
+    Objects: 1 the catalogue, 2 the page tree, 3 the font `/F1`, 4 the image, 5 and on `extra`, of
+    which the first may be the font `/F2`.
     """
     font = b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>"
     objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b"", font, _image(image), *extra]
@@ -83,7 +84,7 @@ def pdf(
         objects.append(b"<< /Length %d >>\nstream\n" % len(content) + content + b"\nendstream")
         objects.append(
             b"<< /Type /Page /Parent 2 0 R /MediaBox [%s] /Contents %d 0 R %s"
-            b" /Resources << /Font << /F1 3 0 R >> /XObject << /Im 4 0 R >> >> >>"
+            b" /Resources << /Font << /F1 3 0 R /F2 5 0 R >> /XObject << /Im 4 0 R >> >> >>"
             % (" ".join(map(str, box)).encode(), len(objects), page)
         )
         kids.append(b"%d 0 R" % len(objects))
