@@ -8,7 +8,6 @@ and memory, at a lower priority, and whatever happens to a child happens to one 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -16,7 +15,6 @@ from turret_server.errors import (
     BadRequest,
     Overloaded,
     PayloadTooLarge,
-    StartupError,
     Unprocessable,
 )
 from turret_server.pipeline.documents.ocr.children import Children
@@ -36,17 +34,17 @@ class PicturePool:
         settings: limits, and the engine.
 
     Raises:
-        StartupError: Tesseract is named and not installed.
+        StartupError: Tesseract is named, and not installed or without data for the language.
+        Unprocessable: Tesseract is named, and Python packages are missing.
     """
 
     def __init__(self, settings: PictureSettings | None = None) -> None:
         self.settings = settings or PictureSettings()
-        if self.settings.engine == "tesseract" and shutil.which("tesseract") is None:
-            raise StartupError(
-                "Tesseract cannot read documents",
-                "there is no program `tesseract`",
-                "Install it, or choose the engine rapidocr.",
-            )
+        if self.settings.engine == "tesseract":
+            _require_packages("tesseract")
+            from turret_server.pipeline.documents.ocr.tesseract import require
+
+            require(self.settings.tesseract_language)
         self._children = Children(self.settings)
         self._documents = 0  # being read or waiting
         self._numbers = 0

@@ -107,22 +107,21 @@ class Rapid:
 
     def _read(self, image: Pixels) -> tuple[list[_Reading], int]:
         """Read the lines of a page, turned by the quarters that make it upright."""
-        try:
-            crops, found = self._engine.detect_and_crop(image, {})
-        except RapidOCRError:  # there is no text
-            return [], 0
-        boxes: Any = found.boxes
-        lines = [_line(crop, box) for crop, box in zip(crops, boxes, strict=True)]
+        lines = self._detect(image)
         quarters = self._quarters(lines)
-        if quarters:
-            height, width = image.shape[:2]
-            boxes = [_turned(box, quarters, width, height) for box in boxes]
-            upright = np.ascontiguousarray(np.rot90(image, quarters))
-            crops = self._engine.crop_text_regions(upright, np.array(boxes, dtype=np.float32))
-            lines = [_line(crop, box) for crop, box in zip(crops, boxes, strict=True)]
+        if quarters:  # text that lies on its side is found less well
+            lines = self._detect(np.ascontiguousarray(np.rot90(image, quarters)))
         heights = [line.image.shape[0] for line in lines if not line.sideways]
         letter = _LETTER * float(np.median(heights)) if heights else 0.0
         return [self._best(line, letter) for line in lines], quarters
+
+    def _detect(self, image: Pixels) -> list[_Line]:
+        try:
+            crops, found = self._engine.detect_and_crop(image, {})
+        except RapidOCRError:  # there is no text
+            return []
+        boxes: Any = found.boxes
+        return [_line(crop, box) for crop, box in zip(crops, boxes, strict=True)]
 
     def _quarters(self, lines: list[_Line]) -> int:
         """By how many quarters of a circle, anticlockwise, the page must be turned."""
@@ -227,14 +226,6 @@ def _on_page(quad: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[
     above = quad[0] + across * (quad[1] - quad[0])
     below = quad[3] + across * (quad[2] - quad[3])
     return above + down * (below - above)
-
-
-def _turned(box: NDArray[Any], quarters: int, width: int, height: int) -> NDArray[np.float64]:
-    """The corners of a box when the page is turned anticlockwise, from its new top left on."""
-    for _ in range(quarters):
-        box = np.stack((box[:, 1], width - box[:, 0]), axis=1)
-        width, height = height, width
-    return np.roll(box, -quarters, axis=0)
 
 
 def _turned_back(

@@ -26,7 +26,6 @@ from turret_server.errors import (
     EngineUnavailable,
     Overloaded,
     PayloadTooLarge,
-    StartupError,
     Unprocessable,
 )
 from turret_server.pipeline.documents.ocr import PicturePool, PictureSettings, reading
@@ -316,9 +315,3 @@ def test_without_the_packages(run, pool, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unprocessable, match=r"pip install 'turret\[documents\]'"):
         run(pool.read(encoded(line())))
-
-
-def test_without_tesseract(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(StartupError, match="no program `tesseract`"):
-        PicturePool(PictureSettings(engine="tesseract"))
