@@ -14,7 +14,7 @@ from turret_server.pipeline.documents.ocr.recognizer import Pixels, Recognizer
 from turret_server.pipeline.documents.ocr.settings import PictureSettings
 from turret_server.pipeline.documents.page import Page, Quad, Word
 
-_RENDER_PIXELS = 16_000_000  # of a page; larger ones are rendered coarser
+_RENDER_PIXELS = 9_000_000  # of a page; larger ones are rendered coarser
 _FEW_CHARS = 100  # on a scan: a stamp or a page number
 _SCAN_SHARE = 0.5  # of the page, that a picture covers
 _UNUSABLE_SHARE = 0.2  # of characters that the fonts do not name
@@ -62,37 +62,40 @@ class Pdf:
 
     def read(self, number: int) -> Page:
         """Return the words of a page, in points from its top left corner as it is displayed."""
-        page = self._page(number)
         try:
-            width, height = page.get_size()
-            if not (width > 0 and height > 0 and math.isfinite(width * height)):
-                raise _damaged(number)
-            found = None
-            if self._ocr != "always":
-                text = characters(page)
-                if self._ocr == "never" or _is_usable(page, text, width * height):
-                    found = _words(page, text, width, height, hidden=self._ocr == "never")
-            if found is None:
-                found = self._recognized(page, width, height)
-            return Page(found, width, height, number, "pt")
-        finally:
-            page.close()
+            page = self._page(number)
+            try:
+                return self._read(page, number)
+            finally:
+                page.close()
+        except pdfium.PdfiumError:
+            raise _damaged(number) from None
 
     def close(self) -> None:
         """Free it."""
         self._pdf.close()
 
     def _page(self, number: int) -> pdfium.PdfPage:
-        try:
+        page = self._pdf[number - 1]
+        if raw.FPDFPage_GetAnnotCount(page) > 0:
+            # Filled-in forms and notes are no text of the page before they are merged into it.
+            raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)
+            page.close()
             page = self._pdf[number - 1]
-            if raw.FPDFPage_GetAnnotCount(page) > 0:
-                # Filled-in forms and notes are no text of the page before they are merged into it.
-                raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)
-                page.close()
-                page = self._pdf[number - 1]
-            return page
-        except pdfium.PdfiumError:
-            raise _damaged(number) from None
+        return page
+
+    def _read(self, page: pdfium.PdfPage, number: int) -> Page:
+        width, height = page.get_size()
+        if not (width > 0 and height > 0 and math.isfinite(width * height)):
+            raise _damaged(number)
+        found = None
+        if self._ocr != "always":
+            text = characters(page)
+            if self._ocr == "never" or _is_usable(page, text, width * height):
+                found = _words(page, text, width, height, hidden=self._ocr == "never")
+        if found is None:
+            found = self._recognized(page, width, height)
+        return Page(found, width, height, number, "pt")
 
     def _recognized(self, page: pdfium.PdfPage, width: float, height: float) -> list[Word]:
         scale = self._dpi / _POINTS_PER_INCH

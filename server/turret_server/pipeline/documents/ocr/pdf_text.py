@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import pypdfium2 as pdfium
 import pypdfium2.raw as raw
@@ -90,12 +91,12 @@ def characters(page: pdfium.PdfPage) -> list[Character]:
             raise Unprocessable(
                 f"a page of the document has {count} characters", f"at most {MAX_CHARS} are read"
             )
-        return list(_characters(text, count))
+        return list(_characters(text.raw, count))
     finally:
         text.close()
 
 
-def _characters(text: pdfium.PdfTextPage, count: int) -> Iterator[Character]:
+def _characters(text: Any, count: int) -> Iterator[Character]:
     box, matrix = raw.FS_RECTF(), raw.FS_MATRIX()
     x, y = ctypes.c_double(), ctypes.c_double()
     high = 0

@@ -19,6 +19,7 @@ class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
         engine: what recognises text in pictures.
         tesseract_language: of Tesseract, such as "eng" or "eng+deu".
         workers: child processes, each with one thread and one page at a time.
+        niceness: of the children, above the server's own; 19 leaves them what nobody else wants.
         max_waiting: documents that may wait beyond those that the children can work on.
         max_bytes: of a picture or PDF.
         max_pages: that one request may ask for.
@@ -38,6 +39,7 @@ class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
     engine: Literal["rapidocr", "tesseract"] = "rapidocr"
     tesseract_language: str = "eng"
     workers: int = 2
+    niceness: int = 10
     max_waiting: int = 16
     max_bytes: int = 32 * 2**20
     max_pages: int = 100
@@ -53,6 +55,7 @@ class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
         """Check ranges."""
         ranges: dict[str, tuple[float, float]] = {
             "workers": (1, 256),
+            "niceness": (0, 19),
             "max_waiting": (0, 100_000),
             "max_bytes": (1, _MAX_FRAME_BYTES),
             "max_pages": (1, 100_000),

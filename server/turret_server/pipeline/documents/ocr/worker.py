@@ -28,7 +28,6 @@ from turret_server.pipeline.documents.ocr.wire import (
 )
 from turret_server.pipeline.frames import read_frame, write_frame
 
-_NICENESS = 10  # the engine comes first
 _GRACE_S = 5.0  # after the pool's own time-out; for when the pool is gone
 
 
@@ -58,7 +57,7 @@ def main() -> None:
 
 
 def _confine(settings: PictureSettings) -> None:
-    os.nice(_NICENESS)
+    os.nice(settings.niceness)  # the engine comes first
     # What libraries print is for nobody, and must not get between the messages.
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
