@@ -110,10 +110,11 @@ class Child:
             await process.wait()
 
     async def _answer(self, request: Request, data: bytes) -> Reply:
-        process = self._process
-        if isinstance(request, Open) and not self._runs():
+        started = isinstance(request, Open) and not self._runs()
+        if started:
             self.kill()  # if it ended while it had nothing to do
-            process = await self._start()
+            await self._start()
+        process = self._process
         assert process is not None
         limit_s = self._settings.page_timeout_s
         try:
@@ -132,6 +133,8 @@ class Child:
         except _BROKEN:
             self._check_open(process)
             self.kill()
+            if isinstance(request, Open) and not started:
+                return await self._answer(request, data)  # it may have ended before it saw this
             raise _unreadable(
                 request,
                 "the process that read it ended; the file may be damaged, or need too much memory",
@@ -162,7 +165,7 @@ class Child:
         assert process.stdout is not None
         return not process.stdout.at_eof()
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _start(self) -> None:
         # -P: the working directory may hold anything, and must not be imported from.
         # Own session: Ctrl-C is for the server, and killing reaches what the child started.
         self._process = process = await asyncio.create_subprocess_exec(
@@ -183,7 +186,7 @@ class Child:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await _send(process, msgspec.json.encode(self._settings))
                 if isinstance(await _receive(process), Ready):
-                    return process
+                    return
         except (*_BROKEN, TimeoutError):
             self._check_open(process)
         except asyncio.CancelledError:
