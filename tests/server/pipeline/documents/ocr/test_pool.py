@@ -95,7 +95,7 @@ def test_a_picture_without_ocr_is_refused(run, pool):
 
 
 def test_pages_of_a_scan_are_read_side_by_side(run, pool):
-    scan = pdf(*[b"q 400 0 0 60 100 600 cm /Im Do Q\n"] * 3, image=line())
+    scan = pdf(*[b"q 200 0 0 30 50 100 cm /Im Do Q\n"] * 3, box=(0, 0, 300, 200), image=line())
     seen: list[tuple[int, int]] = []
     pages = run(pool.read(scan, progress=lambda done, total: seen.append((done, total))))
     assert [words(page) for page in pages] == [LINE] * 3
@@ -103,8 +103,8 @@ def test_pages_of_a_scan_are_read_side_by_side(run, pool):
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert len(pool._children.pids) == 2
     for word in pages[0].words:
-        assert 100 < word.box[0] < word.box[2] < 500
-        assert 792 - 660 < word.box[1] < word.box[3] < 792 - 600
+        assert 50 < word.box[0] < word.box[2] < 250
+        assert 200 - 130 < word.box[1] < word.box[3] < 200 - 100
 
 
 def test_pages_are_chosen(run, pool):
@@ -175,11 +175,11 @@ def test_a_killed_child_fails_one_request(run, pool):
 
 
 def test_a_hang_is_ended(run):
-    with pool_of(run, workers=1, page_timeout_s=1.0) as pool:
+    with pool_of(run, workers=1, page_timeout_s=3.0) as pool:
         run(pool.read(pdf(text("a"))))
         (pid,) = pool._children.pids
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(Unprocessable, match="takes more than 1 s"):
+        with pytest.raises(Unprocessable, match="takes more than 3 s"):
             run(pool.read(pdf(text("a"))))
         assert words(run(pool.read(pdf(text("b"))))[0]) == ["b"]
         assert pool._children.pids != [pid]
@@ -210,7 +210,7 @@ def test_too_many_are_refused_at_once(run):
         began = time.perf_counter()
         with pytest.raises(Overloaded, match="1 documents wait to be read; 1 may"):
             await pool.read(pdf(text("third")))
-        assert time.perf_counter() - began < 0.05
+        assert time.perf_counter() - began < 0.5
         return [words(page) for page in (*await first, *await second)]
 
     with pool_of(run, workers=1, max_waiting=1) as pool:
@@ -222,7 +222,11 @@ def test_a_cancelled_request_frees_its_place_and_its_child(run):
     async def cancelled(pool):
         begun = asyncio.Event()
         long = asyncio.create_task(
-            pool.read(pdf(*[text("x")] * 100), ocr="always", progress=lambda *_: begun.set())
+            pool.read(
+                pdf(*[text("x", y=50)] * 100, box=(0, 0, 150, 100)),
+                ocr="always",
+                progress=lambda *_: begun.set(),
+            )
         )
         await begun.wait()
         long.cancel()
@@ -261,9 +265,11 @@ def test_processes_come_when_needed_and_go_when_idle(run):
         assert pool._children.pids == []
         run(pool.read(pdf(text("a"))))
         (pid,) = pool._children.pids
-        run(asyncio.sleep(0.3))
-        assert pool._children.pids == []
+        until = time.monotonic() + 10
+        while alive(pid) and time.monotonic() < until:
+            run(asyncio.sleep(0.05))
         assert not alive(pid)
+        assert pool._children.pids == []
         run(pool.read(pdf(text("a"))))
 
 
