@@ -124,7 +124,8 @@ class Reading:
             self._progress(len(self._done), len(set(self._wanted)))
 
     def _select(self, count: int) -> list[int]:
-        wanted = list(range(1, count + 1) if self._pages is None else self._pages)
+        # A range, and no list yet: a file may claim any number of pages.
+        wanted = range(1, count + 1) if self._pages is None else self._pages
         most = self._settings.max_pages
         if not wanted:
             raise BadRequest("no page is asked for", "the list of pages is empty")
@@ -140,4 +141,4 @@ class Reading:
                     f"the document has no page {number}",
                     f"its pages are numbered from 1 to {count}",
                 )
-        return wanted
+        return list(wanted)

@@ -120,6 +120,14 @@ def test_pages_are_chosen(run, pool):
         run(pool.read(data, pages=[]))
 
 
+def test_a_claim_of_pages_is_not_believed(run, pool):
+    data = pdf(text("a")).replace(b"/Count 1 ", b"/Count 500000 ")
+    with pytest.raises(PayloadTooLarge, match="500000 pages"):
+        run(pool.read(data))
+    with pytest.raises(BadRequest, match="page 400000 of the PDF cannot be read"):
+        run(pool.read(data, pages=[400_000]))
+
+
 def test_bad_files_harm_no_child(run, pool):
     run(pool.read(pdf(text("a"))))
     before = pool._children.pids
