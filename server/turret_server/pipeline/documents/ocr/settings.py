@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import msgspec
@@ -12,13 +13,18 @@ _MAX_FRAME_BYTES = 2**32 - 1  # what the pipe to a child can carry
 _DAY_S = 86_400.0
 
 
+def _workers() -> int:
+    return min(max((os.cpu_count() or 1) // 2, 1), 4)
+
+
 class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the picture pool, and how it reads.
 
     Attributes:
         engine: what recognises text in pictures.
         tesseract_language: of Tesseract, such as "eng" or "eng+deu".
-        workers: child processes, each with one thread and one page at a time.
+        workers: child processes, each with one thread and one page at a time. By default half as
+            many as there are processors, 4 at most: the rest is for the engine.
         niceness: of the children, above the server's own; 19 leaves them what nobody else wants.
         max_waiting: documents that may wait beyond those that the children can work on.
         max_bytes: of a picture or PDF.
@@ -38,7 +44,7 @@ class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: Literal["rapidocr", "tesseract"] = "rapidocr"
     tesseract_language: str = "eng"
-    workers: int = 2
+    workers: int = msgspec.field(default_factory=_workers)
     niceness: int = 10
     max_waiting: int = 16
     max_bytes: int = 32 * 2**20

@@ -43,7 +43,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def pool(run):
-    made = PicturePool(PictureSettings(page_timeout_s=30))
+    made = PicturePool(PictureSettings(workers=2, page_timeout_s=30))
     yield made
     run(made.close())
 
