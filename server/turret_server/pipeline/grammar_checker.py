@@ -15,12 +15,11 @@ from pathlib import Path
 import msgspec
 
 from turret_server.errors import EngineUnavailable, StartupError
+from turret_server.pipeline.frames import read_frame, write_frame
 from turret_server.pipeline.grammar_wire import (
     Question,
     Setup,
     Verdict,
-    read_frame,
-    write_frame,
 )
 
 _REMEMBERED = 256

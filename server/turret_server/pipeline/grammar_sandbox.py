@@ -22,12 +22,11 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from turret_server.engine.grammar import GrammarCompiler
 from turret_server.errors import TurretError
+from turret_server.pipeline.frames import read_frame, write_frame
 from turret_server.pipeline.grammar_wire import (
     Question,
     Setup,
     Verdict,
-    read_frame,
-    write_frame,
 )
 
 CPU_SECONDS = 0.1

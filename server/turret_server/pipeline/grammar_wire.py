@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-from typing import IO
-
 import msgspec
 
 
@@ -28,19 +25,3 @@ class Verdict(msgspec.Struct, frozen=True):
 
     refusal: str | None = None
     grammar: str = ""  # as the engine takes it
-
-
-def write_frame(stream: IO[bytes], payload: bytes) -> None:
-    """Write one message: four bytes of length, then the payload."""
-    stream.write(struct.pack("<I", len(payload)) + payload)
-    stream.flush()
-
-
-def read_frame(stream: IO[bytes]) -> bytes | None:
-    """Read one message; None when the other side is gone."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    (length,) = struct.unpack("<I", head)
-    payload = stream.read(length)
-    return payload if len(payload) == length else None
