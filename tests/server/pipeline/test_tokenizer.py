@@ -141,3 +141,21 @@ def test_a_damaged_file_is_refused_by_name(make_folder, name, content):
     (folder / name).write_bytes(content)
     with pytest.raises(StartupError, match=name):
         Tokenizer.load(folder)
+
+
+def test_counting_is_encoding_without_the_ids(make_folder):
+    tokenizer = Tokenizer.load(make_folder())
+    texts = ["", "The cat", "<|im_end|> é 日本"]
+    assert tokenizer.count(texts) == [len(tokenizer.encode(t, False)) for t in texts]
+    with pytest.raises(BadRequest, match="surrogate"):
+        tokenizer.count(["fine", "\ud800"])
+
+
+def test_the_texts_that_become_special_tokens(make_folder):
+    tokenizer = Tokenizer.load(make_folder())
+    lengths = [len(text) for text in tokenizer.special_texts]
+    assert lengths
+    assert lengths == sorted(lengths, reverse=True)
+    for text in tokenizer.special_texts:
+        (token,) = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.is_special(token)
