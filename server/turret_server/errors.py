@@ -13,7 +13,7 @@ TurretError
 ├── Conflict              409
 ├── PayloadTooLarge       413
 ├── Overloaded            429  the queue is full (Retry-After)
-├── FetchFailed           502  an adapter's remote source cannot be read
+├── FetchFailed           502  a remote source cannot be read
 ├── EngineUnavailable     503  the engine is starting, restarting or draining (Retry-After)
 ├── DeadlineExceeded      504  the request's own deadline passed
 └── StartupError          --   a setting, model or device that cannot be served
@@ -123,7 +123,7 @@ class Overloaded(TurretError):
 
 
 class FetchFailed(TurretError):
-    """The place that an adapter is fetched from does not answer, or not as it should."""
+    """The place that something is fetched from does not answer, or not as it should."""
 
     status, type, code = 502, "bad_gateway_error", "fetch_failed"
 
