@@ -11,6 +11,19 @@ from turret_server.errors import BadRequest
 # Names under which clients send a model's earlier thoughts; templates read the first.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
+_RESPONSES = "this part belongs to the Responses API"
+_DOCUMENT = "documents are read by POST /v1/chat/completions and /v1/layout"
+
+# Parts that are not text -> why they are not read, and what to send instead.
+_OTHER_PARTS = {
+    "input_text": (_RESPONSES, 'Send {"type": "text", "text": "..."}.'),
+    "input_image": (_RESPONSES, 'Send {"type": "image_url", "image_url": {"url": "data:..."}}.'),
+    "input_file": (_RESPONSES, 'Send {"type": "file", "file": {"file_data": "data:..."}}.'),
+    "document": (_DOCUMENT, "Send it there."),
+    "image_url": (_DOCUMENT, "Send it there."),
+    "file": (_DOCUMENT, "Send it there."),
+}
+
 
 def normalise(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return messages as templates expect them, as copies.
@@ -63,22 +76,29 @@ def _text(content: Any, where: str) -> str:
             "Send a string, or a list of text parts.",
             param=where,
         )
-    lines = []
-    for at, part in enumerate(content):
-        match part:
-            case str(text) | {"type": "text", "text": str(text)}:
-                lines.append(text)
-            case {"type": "refusal", "refusal": str(text)}:
-                lines.append(text)
-            case _:
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-                raise BadRequest(
-                    f"'{where}[{at}]' cannot be read",
-                    f"this model reads text only, and the part is of type {kind!r}",
-                    'Send parts of the form {"type": "text", "text": "..."}.',
-                    param=f"{where}[{at}]",
-                )
-    return "\n".join(lines)
+    return "\n".join(part_text(part, f"{where}[{at}]") for at, part in enumerate(content))
+
+
+def part_text(part: Any, where: str) -> str:
+    """The text of a part of a message.
+
+    Raises:
+        BadRequest: it is not text; `where` names it.
+    """
+    match part:
+        case str(text) | {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "refusal", "refusal": str(text)}:
+            return text
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    why, fix = _OTHER_PARTS.get(
+        str(kind),
+        (
+            f"this model reads text only, and the part is of type {str(kind)[:64]!r}",
+            'Send parts of the form {"type": "text", "text": "..."}.',
+        ),
+    )
+    raise BadRequest(f"{where!r} cannot be read", why, fix, param=where)
 
 
 def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
