@@ -1,7 +1,7 @@
 """Settings of `turret serve`: flags before environment (TURRET_*) before turret.toml.
 
 The command line library resolves that order: the file only supplies its defaults. A key of the
-file is a flag's name with underscores; adapters and recipes are tables.
+file is a flag's name with underscores; adapters, recipes and tasks are tables.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ServeConfig:
     """Everything `turret serve` was asked for. Lengths are tokens.
 
     `adapters` are sources or tables (`sources.settings`), `recipes` expressions or tables
-    (`pipeline.recipe_config`); tables are JSON.
+    (`pipeline.recipe_config`), `tasks` tables (`pipeline.documents.tasks`); tables are JSON.
     """
 
     model: str
@@ -54,6 +54,15 @@ class ServeConfig:
     database: str = ""
     state_dir: Path = field(default_factory=state_root)
     max_body_bytes: int = 4 << 20
+    max_document_mib: int = 16
+    document_remotes: tuple[str, ...] = ()
+    document_workers: int = 0
+    document_pages: int = 100
+    document_megapixels: int = 50
+    document_timeout_s: float = 120.0
+    ocr: str = "rapidocr"
+    ocr_language: str = "eng"
+    tasks: dict[str, str] = field(default_factory=dict)
     drain_s: float = 30.0
     log_level: str = "info"
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
+import json
 import signal
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from rich.console import Console
 
 import turret_adapters
 from turret_server.api.app import create_app
+from turret_server.api.documents.settings import DocumentSettings
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
 from turret_server.cache import cache_root
@@ -23,6 +27,8 @@ from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError, TurretError
+from turret_server.pipeline.documents.ocr import PictureSettings
+from turret_server.pipeline.documents.tasks import load_tasks
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe import Stack
 from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
@@ -31,11 +37,13 @@ from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.sources.cached import FetchLimits, shrink
 from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
+from turret_server.sources.web import check_prefixes
 from turret_server.telemetry.logging import configure_logging
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.service import Tenancy, static_keys
 
 _MAX_HEADER_BYTES = 64 << 10
+_OCR_ENGINES = ("rapidocr", "tesseract")
 
 
 def run_server(config: ServeConfig) -> None:
@@ -48,6 +56,7 @@ def run_server(config: ServeConfig) -> None:
     recipes = parse_recipes(config.recipes)
     folder = resolve_model(config.model, progress=console.is_terminal)
     check_remotes(config.adapter_remotes)
+    documents = _document_settings(config)
     adapters = parse_adapters({**_demo_adapters(config.model), **config.adapters})
     sources = AdapterSources(limits=FetchLimits(cache_bytes=_adapter_cache_bytes(config)))
     local = {
@@ -65,11 +74,12 @@ def run_server(config: ServeConfig) -> None:
             highlight=False,
         )
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, folder, adapters, local, recipes, console))
+        runner.run(_serve(config, documents, folder, adapters, local, recipes, console))
 
 
 async def _serve(
     config: ServeConfig,
+    documents: DocumentSettings,
     folder: Path,
     adapters: dict[str, AdapterSetting],
     local: dict[str, LocalAdapter],
@@ -83,7 +93,7 @@ async def _serve(
     try:
         with console.status(f"loading {config.model}"):
             ready = await link.start()
-        app = create_app(link, tokenizer, _api_settings(config, folder, recipes.stacks))
+        app = create_app(link, tokenizer, _api_settings(config, documents, folder, recipes.stacks))
         service: Service = app.state.service
         for name, adapter in adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
@@ -109,6 +119,10 @@ async def _serve(
             f"{ready.device}, context {ready.max_model_len}"
         )
         server.console, server.service = console, service
+        # What is here stays: a full collection would look at all of it, a third of a second in
+        # which nobody gets a token. Large documents bring collections about.
+        gc.collect()
+        gc.freeze()
         await server.serve(sockets=[listener])
     finally:
         listener.close()
@@ -224,7 +238,9 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
     )
 
 
-def _api_settings(config: ServeConfig, folder: Path, recipes: Mapping[str, Stack]) -> ApiSettings:
+def _api_settings(
+    config: ServeConfig, documents: DocumentSettings, folder: Path, recipes: Mapping[str, Stack]
+) -> ApiSettings:
     default_name = folder.name if config.model == DEMO else config.model.rstrip("/")
     return ApiSettings(
         base_names=config.served_names or (default_name,),
@@ -238,7 +254,43 @@ def _api_settings(config: ServeConfig, folder: Path, recipes: Mapping[str, Stack
         generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,
         max_body_bytes=config.max_body_bytes,
+        documents=documents,
     )
+
+
+def _document_settings(config: ServeConfig) -> DocumentSettings:
+    check_prefixes(config.document_remotes)
+    if config.ocr not in _OCR_ENGINES:
+        raise StartupError(
+            f"--ocr {config.ocr!r} is not known",
+            f"known are {' and '.join(_OCR_ENGINES)}",
+            "Use one of them.",
+        )
+    max_bytes = config.max_document_mib << 20
+    return DocumentSettings(
+        max_body_bytes=max_bytes,
+        max_pages=config.document_pages,
+        remotes=config.document_remotes,
+        pictures=PictureSettings(
+            engine=cast(Any, config.ocr),
+            tesseract_language=config.ocr_language,
+            workers=config.document_workers or PictureSettings().workers,
+            max_bytes=max_bytes,
+            max_pages=config.document_pages,
+            max_pixels=config.document_megapixels * 10**6,
+            page_timeout_s=config.document_timeout_s,
+        ),
+        tasks=load_tasks({name: _table(name, text) for name, text in config.tasks.items()}),
+    )
+
+
+def _table(name: str, text: str) -> Mapping[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise StartupError(
+            f"--task {name!r} is not understood", f"it is no JSON ({error})", "Write a table."
+        ) from error
 
 
 def _tenancy(config: ServeConfig) -> Tenancy:

@@ -24,6 +24,15 @@ class Admission:
         """Admit a request of `count` answers.
 
         Raises:
+            EngineUnavailable, Overloaded, BadRequest: as for `check`.
+        """
+        self.check(count)
+        return Ticket(self, count)
+
+    def check(self, count: int = 1) -> None:
+        """Refuse a request of `count` answers if it could not be admitted now.
+
+        Raises:
             EngineUnavailable: the engine is not up, or the server is shutting down.
             Overloaded: too many wait already.
             BadRequest: the request alone is more than may wait.
@@ -54,7 +63,6 @@ class Admission:
                 f"{waiting} answers wait for their first token; {self._max_waiting} may",
                 "Try again later, or raise --max-waiting.",
             )
-        return Ticket(self, count)
 
 
 class Ticket:
@@ -64,6 +72,11 @@ class Ticket:
         self._admission = admission
         self._left = count
         admission.waiting += count
+
+    def grow(self, count: int) -> None:
+        """So many answers more, of a request that was let in before it knew of them."""
+        self._left += count
+        self._admission.waiting += count
 
     def started(self) -> None:
         """One of the answers has its first token."""

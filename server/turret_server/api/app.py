@@ -12,10 +12,20 @@ from fastapi import FastAPI
 import turret_server
 from turret_adapters.catalog import Catalog
 from turret_adapters.shelf import AdapterShelf
-from turret_server.api import adapters, chat, completions, health, models, tenants, tokens
+from turret_server.api import (
+    adapters,
+    chat,
+    completions,
+    health,
+    layout,
+    models,
+    tenants,
+    tokens,
+)
 from turret_server.api.adapter_loader import AdapterLoader
 from turret_server.api.admission import Admission
 from turret_server.api.auth import Authenticate
+from turret_server.api.documents.reader import DocumentReader
 from turret_server.api.error_responses import install_error_handlers
 from turret_server.api.middleware import Observe
 from turret_server.api.openapi import DESCRIPTION, install_openapi
@@ -29,6 +39,7 @@ from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources.adapter import AdapterSources
 from turret_server.sources.cached import FetchLimits
+from turret_server.telemetry.document_metrics import DocumentMetrics
 from turret_server.telemetry.metrics import Metrics
 
 Lifespan = Callable[[Service], AbstractAsyncContextManager[Any]]
@@ -86,6 +97,7 @@ def create_app(
             ),
             AdapterShelf(settings.adapter_dirs),
         ),
+        documents=DocumentReader(settings.documents, DocumentMetrics(metrics.registry)),
         longest_token=_longest_token(tokenizer),
     )
 
@@ -99,6 +111,7 @@ def create_app(
                 yield
         finally:
             service.constraints.close()
+            await service.documents.close()
 
     app = FastAPI(
         title="Turret",
@@ -115,7 +128,7 @@ def create_app(
         },
     )
     app.state.service = service
-    for module in (chat, completions, models, adapters, tokens, tenants, health):
+    for module in (chat, completions, layout, models, adapters, tokens, tenants, health):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from turret_server.api.chat_tools import ToolUse, tool_use
 from turret_server.api.chunks import ChunkWriter
+from turret_server.api.documents.answer import Deferred, DocumentNotes, PageByPage
+from turret_server.api.documents.body import DocumentRoute
+from turret_server.api.documents.prompt import (
+    PAGE_ANSWER_TOKENS,
+    room_for_prompt,
+    show_documents,
+    within,
+)
+from turret_server.api.documents.use import document_use
 from turret_server.api.fairness import fairness_key
 from turret_server.api.generation import Choice, Delta, Generation
-from turret_server.api.json_body import JsonRoute
 from turret_server.api.logprobs import chat_logprobs, prompt_logprobs
 from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
-from turret_server.api.respond import respond
+from turret_server.api.respond import Answer, respond
 from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
 from turret_server.api.schema.chat import ChatBody, plain_messages
 from turret_server.api.schema.responses import ChatCompletion
@@ -23,7 +32,7 @@ from turret_server.api.service import Service, service_of
 from turret_server.errors import PromptTooLong
 from turret_server.telemetry.record import RequestRecord, record_of
 
-router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
+router = APIRouter(route_class=DocumentRoute, tags=["OpenAI"])
 
 
 @router.post(
@@ -47,25 +56,15 @@ async def create_chat_completion(
 
 async def _prepare(
     body: ChatBody, request: Request, service: Service, record: RequestRecord, held: ExitStack
-) -> _Chat:
+) -> Answer:
     per_prompt = body.n or 1
+    documents = document_use(service, body)
     ticket, recipe = await admit(service, body, record, per_prompt, held)
     limits = service.limits
     tools = tool_use(service, body)
-    # At most one of both: tool_use() refuses a body that has a constraint and tools.
-    grammar = await tools.grammar() or await compile_constraint(service, body.constraint())
-    prompt = await _render(service, body, tools)
-    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    max_tokens = fit_max_tokens(
-        getattr(body, param),
-        len(prompt),
-        limits,
-        virtual_tokens=recipe.num_virtual_tokens,
-        default=None,
-        param=param,
-        prompt_param="messages",
-    )
-    check_min_tokens(body, max_tokens)
+    # At most one of them: tool_use() and document_use() refuse a body that has two.
+    constraint = body.constraint() or (documents.constraint if documents else None)
+    grammar = await tools.grammar() or await compile_constraint(service, constraint)
     sampling = base_sampling(
         body,
         limits,
@@ -73,22 +72,60 @@ async def _prepare(
         prompt_logprobs=body.prompt_logprobs,
         grammar=grammar,
     )
-    generation = build_generation(
-        service,
-        body,
-        record,
-        id_prefix="chatcmpl-",
-        ticket=ticket,
-        recipe=recipe,
-        prompts=[prompt],
-        max_tokens=[max_tokens],
-        per_prompt=per_prompt,
-        sampling=sampling,
-        continues=bool(body.continue_final_message),
-        skip_special_tokens=body.skip_special_tokens is not False and not tools.needs_special,
-        fairness_key=fairness_key(request, record),
-    )
-    return _Chat(service, body, generation, tools)
+    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    asked: int | None = getattr(body, param)
+
+    def fitting(prompt_tokens: int) -> int:
+        max_tokens = fit_max_tokens(
+            asked,
+            prompt_tokens,
+            limits,
+            virtual_tokens=recipe.num_virtual_tokens,
+            default=PAGE_ANSWER_TOKENS if documents and documents.by_page else None,
+            param=param,
+            prompt_param="messages",
+        )
+        check_min_tokens(body, max_tokens)
+        return max_tokens
+
+    def generation_of(prompts: list[list[int]], body: ChatBody = body) -> Generation:
+        return build_generation(
+            service,
+            body,
+            record,
+            id_prefix="chatcmpl-",
+            ticket=ticket,
+            recipe=recipe,
+            prompts=prompts,
+            max_tokens=[fitting(len(prompt)) for prompt in prompts],
+            per_prompt=per_prompt,
+            sampling=sampling,
+            continues=bool(body.continue_final_message),
+            skip_special_tokens=body.skip_special_tokens is not False and not tools.needs_special,
+            fairness_key=fairness_key(request, record),
+        )
+
+    if documents is None:
+        prompt = await _render(service, body, tools)
+        return _Chat(service, body, generation_of([prompt]), tools)
+
+    async def with_documents() -> Answer:
+        room = room_for_prompt(limits.max_model_len - recipe.num_virtual_tokens, asked)
+        render = partial(_render_messages, service, body, tools)
+        async with within(body.timeout_s) as left_s:
+            shown = await show_documents(service, documents, room, render, record.tenant)
+        notes = DocumentNotes(documents, shown)
+        record.pages = notes.num_pages
+        service.documents.metrics.dropped(notes.num_dropped)
+        ticket.grow(len(shown) - 1)
+        left = body.model_copy(update={"timeout_s": left_s()})
+        generation = generation_of([one.prompt for one in shown], left)
+        if documents.by_page:
+            return PageByPage(service.engine, generation, notes, include_usage=_wants_usage(body))
+        return _Chat(service, body, generation, tools, notes)
+
+    fitting(1)  # what can be refused is, before anything is read
+    return Deferred(with_documents)
 
 
 async def _render(service: Service, body: ChatBody, tools: ToolUse) -> list[int]:
@@ -101,28 +138,41 @@ async def _render(service: Service, body: ChatBody, tools: ToolUse) -> list[int]
             "Shorten the conversation.",
             param="messages",
         )
-    return await off_loop(
-        chars,
-        lambda: service.prompt.render(
-            messages,
-            tools.shown,
-            body.add_generation_prompt is not False,
-            bool(body.continue_final_message),
-            body.chat_template_kwargs,
-        ),
+    return await off_loop(chars, lambda: _render_messages(service, body, tools, messages))
+
+
+def _render_messages(
+    service: Service, body: ChatBody, tools: ToolUse, messages: list[dict[str, Any]]
+) -> list[int]:
+    return service.prompt.render(
+        messages,
+        tools.shown,
+        body.add_generation_prompt is not False,
+        bool(body.continue_final_message),
+        body.chat_template_kwargs,
     )
+
+
+def _wants_usage(body: ChatBody) -> bool:
+    return bool(body.stream_options and body.stream_options.include_usage)
 
 
 class _Chat:
     """Writes the deltas of a generation down as chat messages."""
 
     def __init__(
-        self, service: Service, body: ChatBody, generation: Generation, tools: ToolUse
+        self,
+        service: Service,
+        body: ChatBody,
+        generation: Generation,
+        tools: ToolUse,
+        notes: DocumentNotes | None = None,
     ) -> None:
         self._service = service
         self._body = body
         self._generation = generation
         self._tools = tools
+        self._notes = notes
 
     async def collect(self) -> dict[str, Any]:
         """Run to the end and return the response."""
@@ -142,20 +192,22 @@ class _Chat:
             "model": generation.model,
             "system_fingerprint": generation.fingerprint,
             "choices": [
-                self._choice(choice, "".join(texts[choice.index]), logprobs[choice.index])
+                await self._choice(choice, "".join(texts[choice.index]), logprobs[choice.index])
                 for choice in generation.choices
             ],
             "usage": generation.usage(),
         }
         if body.prompt_logprobs is not None:
             answer["prompt_logprobs"] = scored
+        if self._notes is not None:
+            answer["layout"] = self._notes.summary()
         return answer
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Run and yield one event per token; the role comes with the first."""
         generation, body = self._generation, self._body
         options = body.stream_options
-        include_usage = bool(options and options.include_usage)
+        include_usage = _wants_usage(body)
         writer = ChunkWriter(
             generation,
             "chat.completion.chunk",
@@ -167,10 +219,14 @@ class _Chat:
         parsers = [self._tools.stream() for _ in generation.choices]
         begun = [False] * len(generation.choices)
         plain = not body.logprobs
+        notes = self._notes
+        texts: list[list[str]] = [[] for _ in generation.choices]
         async with aclosing(generation.deltas(self._service.engine)) as deltas:
             async for delta in deltas:
                 index = delta.choice.index
                 parser = parsers[index]
+                if notes is not None:
+                    texts[index].append(delta.text)
                 if parser is None and plain and begun[index] and delta.finish_reason is None:
                     yield writer.text(index, delta.text)
                     continue
@@ -185,6 +241,10 @@ class _Chat:
                     begun[index] = True
                     fields = {"role": "assistant", **fields}
                 entries = self._logprobs(delta)
+                beside = None
+                if notes is not None and finish is not None:
+                    fields |= await notes.fields("".join(texts[index]))
+                    beside = {"layout": notes.summary()}
                 yield writer.full(
                     index,
                     {
@@ -193,12 +253,17 @@ class _Chat:
                         "finish_reason": finish,
                         "stop_reason": delta.choice.stop_reason,
                     },
+                    beside,
                 )
         if include_usage:
             yield writer.usage()
 
-    def _choice(self, choice: Choice, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    async def _choice(
+        self, choice: Choice, text: str, logprobs: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         message, finish_reason = self._tools.message(text, choice.finish_reason)
+        if self._notes is not None:
+            message |= await self._notes.fields(text)
         return {
             "index": choice.index,
             "message": {"role": "assistant", "refusal": None, **message},

@@ -54,9 +54,14 @@ class ChunkWriter:
         """A chunk of nothing but text: the path of nearly every token."""
         return self._text_starts[index] + _encode(text) + self._text_end + self._end()
 
-    def full(self, index: int, fields: dict[str, Any]) -> bytes:
-        """A chunk with any fields of a choice."""
-        return self._starts[index] + b"," + _encode(fields)[1:] + self._end()
+    def full(
+        self, index: int, fields: dict[str, Any], beside: dict[str, Any] | None = None
+    ) -> bytes:
+        """A chunk with any fields of a choice, and any beside the choices."""
+        end = self._end()
+        if beside:
+            end = b"]," + _encode(beside)[1:-1] + end[1:]
+        return self._starts[index] + b"," + _encode(fields)[1:] + end
 
     def usage(self) -> bytes:
         """The last chunk: no choices, the usage."""

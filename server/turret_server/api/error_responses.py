@@ -117,14 +117,14 @@ def _from_validation(error: RequestValidationError) -> BadRequest:
             )
         return BadRequest(
             "the body is not a JSON object",
-            "it is missing" if first["type"] == "missing" else f"it is {_shown(given)}",
+            "it is missing" if first["type"] == "missing" else f"it is {shown(given)}",
             'Send an object such as {"model": ...}.',
         )
     why = first["msg"].removeprefix("Value error, ")
     why = why[:1].lower() + why[1:]
     if first["type"] == "missing":
         return BadRequest(f"{param!r} is missing", "the field is required", "Add it.", param=param)
-    return BadRequest(f"{param!r} is {_shown(given)}", why, "Correct the field.", param=param)
+    return BadRequest(f"{param!r} is {shown(given)}", why, "Correct the field.", param=param)
 
 
 def json_path(loc: tuple[int | str, ...]) -> str:
@@ -138,8 +138,10 @@ def json_path(loc: tuple[int | str, ...]) -> str:
     return path[:256]
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def shown(value: Any) -> str:
+    """A value of a request, as an error tells of it: short, whatever it is."""
     if isinstance(value, dict | list):
-        text = "an object" if isinstance(value, dict) else "an array"
+        return "an object" if isinstance(value, dict) else "an array"
+    # Cut before it is quoted: the text may be a document.
+    text = repr(value[: _SHOWN_INPUT_CHARS + 1] if isinstance(value, str) else value)
     return text if len(text) <= _SHOWN_INPUT_CHARS else text[:_SHOWN_INPUT_CHARS] + "…"

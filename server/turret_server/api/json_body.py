@@ -35,67 +35,87 @@ def too_deep(body: bytes, limit: int) -> bool:
     return bool(rest)
 
 
+def parse_json(body: bytes, max_depth: int) -> Any:
+    """Parse a body: RFC 8259, so no NaN, no lone surrogates, nothing after the value.
+
+    Raises:
+        BadRequest: it is not JSON, or too deep.
+    """
+    if too_deep(body, max_depth):
+        raise BadRequest(
+            "the body is nested too deeply or its brackets do not match",
+            f"arrays and objects may be nested {max_depth} deep",
+            "Flatten the body.",
+        )
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(
+            "the body is not valid JSON", str(error), "Check it with a JSON parser."
+        ) from error
+
+
 class JsonRequest(Request):
     """A request whose body is read within the limits of the settings and parsed strictly."""
+
+    @property
+    def max_bytes(self) -> int:
+        """The longest body that is read."""
+        return self.app.state.service.settings.max_body_bytes
+
+    @property
+    def declared_bytes(self) -> int:
+        """The length that the client announces, 0 where it does not."""
+        declared = self.headers.get("content-length", "")
+        return int(declared[:20]) if declared.isdecimal() else 0
 
     async def body(self) -> bytes:
         """The body.
 
         Raises:
-            PayloadTooLarge: it is longer than `max_body_bytes`.
+            PayloadTooLarge: it is longer than `max_bytes`.
         """
         if not hasattr(self, "_body"):
-            limit = self.app.state.service.settings.max_body_bytes
-            declared = self.headers.get("content-length", "0")
-            if declared.isdecimal() and int(declared[:20]) > limit:
-                raise _too_large(limit)
+            limit = self.max_bytes
+            if self.declared_bytes > limit:
+                raise too_large(limit)
             chunks, size = [], 0
             async for chunk in self.stream():
                 size += len(chunk)
                 if size > limit:
-                    raise _too_large(limit)
+                    raise too_large(limit)
                 chunks.append(chunk)
             self._body = b"".join(chunks)
         return self._body
 
     async def json(self) -> Any:
-        """The parsed body: RFC 8259, so no NaN, no lone surrogates, nothing after the value.
+        """The parsed body.
 
         Raises:
             BadRequest: it is not JSON, or too deep.
         """
-        body = await self.body()
-        limit = self.app.state.service.settings.max_json_depth
-        if too_deep(body, limit):
-            raise BadRequest(
-                "the body is nested too deeply or its brackets do not match",
-                f"arrays and objects may be nested {limit} deep",
-                "Flatten the body.",
-            )
-        try:
-            return msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(
-                "the body is not valid JSON", str(error), "Check it with a JSON parser."
-            ) from error
+        return parse_json(await self.body(), self.app.state.service.settings.max_json_depth)
 
 
 class JsonRoute(APIRoute):
     """A route that reads its body through `JsonRequest`."""
 
+    request_class: type[Request] = JsonRequest
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, given a `JsonRequest`."""
+        """FastAPI's handler, given a `request_class`."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            return await handler(JsonRequest(request.scope, request.receive))
+            return await handler(self.request_class(request.scope, request.receive))
 
         return handle
 
 
-def _too_large(limit: int) -> PayloadTooLarge:
+def too_large(limit: int, what: str = "the body") -> PayloadTooLarge:
+    """The error of a body, or of a part of it, that is longer than `limit` bytes."""
     return PayloadTooLarge(
-        "the body is too large",
+        f"{what} is too large",
         f"at most {limit} bytes are read",
         "Shorten it, send several requests, or raise --max-body-bytes.",
     )

@@ -10,6 +10,7 @@ import turret_server
 from turret_adapters.catalog import Catalog
 from turret_server.api.adapter_loader import AdapterLoader
 from turret_server.api.admission import Admission
+from turret_server.api.documents.reader import DocumentReader
 from turret_server.api.sampling import ModelLimits
 from turret_server.api.settings import ApiSettings
 from turret_server.engine.client import EngineClient
@@ -39,6 +40,7 @@ class Service:
     metrics: Metrics
     admission: Admission
     adapters: AdapterLoader
+    documents: DocumentReader
     longest_token: int
 
     def unread_names(self) -> list[str]:

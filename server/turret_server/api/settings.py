@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from turret_server.api.documents.settings import DocumentSettings
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe import Stack
 from turret_server.tenancy.service import Tenancy
@@ -26,6 +27,7 @@ class ApiSettings:
         tenancy: who may call; by default anybody.
         max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
             up to a quarter of a second, in which no other stream gets a token.
+        documents: how documents are read, and what they may cost.
         max_json_depth: deepest nesting of arrays and objects in a body.
         max_waiting: requests without a first token before new ones get 429.
         max_choices: choices (`n` or `best_of`, times prompts) of one request.
@@ -46,6 +48,7 @@ class ApiSettings:
     recipes: Mapping[str, str | Stack] = field(default_factory=dict)
     tenancy: Tenancy = field(default_factory=Tenancy)
     max_body_bytes: int = 4 * 2**20
+    documents: DocumentSettings = field(default_factory=DocumentSettings)
     max_json_depth: int = 64
     max_waiting: int = 1024
     max_choices: int = 1024

@@ -13,18 +13,20 @@ from turret_server.cache import state_root
 from turret_server.config import ServeConfig, parse_pairs, read_config
 
 _MODEL, _ADAPTERS, _HTTP, _ENGINE = "Model", "Adapters", "HTTP", "Engine"
+_DOCUMENTS = "Documents"
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         known = {f.name for f in fields(ServeConfig)} | {"config"}
         values = read_config(path, known)
-        for table, flag in (("adapters", "adapter"), ("recipes", "recipe")):
+        for table, flag in (("adapters", "adapter"), ("recipes", "recipe"), ("tasks", "task")):
             pairs = values.pop(table, {})
             values[flag] = [f"{name}={_as_flag(value)}" for name, value in pairs.items()]
         values["adapter_root"] = values.pop("adapter_roots", [])
         values["adapter_dir"] = values.pop("adapter_dirs", [])
         values["adapter_remote"] = values.pop("adapter_remotes", [])
+        values["document_remote"] = values.pop("document_remotes", [])
         values["served_name"] = values.pop("served_names", [])
         values["api_key"] = values.pop("api_keys", [])
         values["admin_key"] = values.pop("admin_keys", [])
@@ -33,7 +35,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _as_flag(value: Any) -> str:
-    """A setting as a flag says it: text, or JSON for the tables of recipes."""
+    """A setting as a flag says it: text, or JSON for tables."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -177,6 +179,69 @@ def serve(
             min=0, help="Seconds that open requests get at the end.", rich_help_panel=_HTTP
         ),
     ] = 30.0,
+    max_document_mib: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="MiB of documents in a request, beside the rest of its body.",
+            rich_help_panel=_DOCUMENTS,
+        ),
+    ] = 16,
+    document_remote: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="URL prefix that documents may be fetched from, such as "
+            "https://files.example.com; never from a private network. May be repeated. "
+            "\\[default: none]",
+            rich_help_panel=_DOCUMENTS,
+            show_default=False,
+        ),
+    ] = None,
+    document_workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=256,
+            help="Processes that read pictures and PDFs, a page at a time; 0 = half as many as "
+            "there are processors, 4 at most.",
+            rich_help_panel=_DOCUMENTS,
+        ),
+    ] = 0,
+    document_pages: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="Pages of all documents of a request.",
+            rich_help_panel=_DOCUMENTS,
+        ),
+    ] = 100,
+    document_megapixels: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1000, help="Millions of pixels of a picture.", rich_help_panel=_DOCUMENTS
+        ),
+    ] = 50,
+    document_timeout_s: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds for one page.", rich_help_panel=_DOCUMENTS),
+    ] = 120.0,
+    ocr: Annotated[
+        str,
+        typer.Option(help="rapidocr, or tesseract if installed.", rich_help_panel=_DOCUMENTS),
+    ] = "rapidocr",
+    ocr_language: Annotated[
+        str,
+        typer.Option(help="Of Tesseract, such as eng or eng+deu.", rich_help_panel=_DOCUMENTS),
+    ] = "eng",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=TABLE: a way to ask about documents; a table of turret.toml's tasks, as "
+            "JSON. May be repeated.",
+            rich_help_panel=_DOCUMENTS,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_ENGINE)
     ] = "auto",
@@ -271,6 +336,15 @@ def serve(
             threads=threads,
             tensor_parallel=tensor_parallel,
             max_body_bytes=max_body_bytes,
+            max_document_mib=max_document_mib,
+            document_remotes=tuple(document_remote or ()),
+            document_workers=document_workers,
+            document_pages=document_pages,
+            document_megapixels=document_megapixels,
+            document_timeout_s=document_timeout_s,
+            ocr=ocr,
+            ocr_language=ocr_language,
+            tasks=parse_pairs(task or (), "--task"),
             drain_s=drain_s,
             log_level=log_level,
         )

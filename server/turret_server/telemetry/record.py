@@ -32,6 +32,7 @@ class RequestRecord:
     stream: bool = False
     choices: int = 0
     adapters: int = 0
+    pages: int = 0  # of documents
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

@@ -110,7 +110,7 @@ CHAT = [
     (
         "messages",
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-        "messages[0].content[0]",
+        "messages[0].content[0].image_url.url",
     ),
     (
         "messages",

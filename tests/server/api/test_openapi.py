@@ -43,7 +43,7 @@ SHARED = """
 """
 CHAT = """
     messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls
-    add_generation_prompt continue_final_message chat_template_kwargs
+    add_generation_prompt continue_final_message chat_template_kwargs layout
 """
 COMPLETION = "prompt best_of echo add_special_tokens"
 

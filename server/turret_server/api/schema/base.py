@@ -66,7 +66,9 @@ UNSERVED: dict[str, Unserved] = {
     "chat_template": Unserved(
         "templates come from the model or the operator only", "Render it and use /v1/completions."
     ),
-    "documents": Unserved("documents are not served yet", neutral=([],)),
+    "documents": Unserved(
+        "documents are parts of messages", 'Send {"type": "document", ...}.', ([],)
+    ),
     "fusion": Unserved("fusion is not served yet"),
     "lora": Unserved("adapters are named", 'Use "adapters": [{"name": ..., "weight": 1.0}].'),
     "lora_path": Unserved("adapters are named", "Use the adapter's name as model."),

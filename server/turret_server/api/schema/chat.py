@@ -8,17 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from turret_server.api.schema.base import Part
+from turret_server.api.schema.documents import CONTENT_SCHEMA, LayoutFields
 from turret_server.api.schema.fields import MAX_LOGPROBS, MAX_TOKENS, GenerationBody
 from turret_server.errors import BadRequest
-
-_TEXT_PARTS = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["type", "text"],
-        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    },
-}
 
 
 class FunctionCall(Part):
@@ -46,9 +38,11 @@ class Message(Part):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        Any, WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_PARTS, {"type": "null"}]})
-    ] = Field(None, description="A string, or text parts; images and audio are refused.")
+    content: Annotated[Any, WithJsonSchema(CONTENT_SCHEMA)] = Field(
+        None,
+        description="A string, or parts: text, and pictures, files and OCR results, whose text is "
+        "put in their place. Audio and video are refused.",
+    )
     name: str | None = Field(None, max_length=256)
     tool_calls: list[ToolCallMessage] | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
@@ -120,6 +114,9 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="With logprobs: also those of this many most likely tokens."
     )
+    layout: LayoutFields | None = Field(
+        None, description="How documents in the messages are read, laid out and asked about."
+    )
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
         None, description="Default: auto with tools, none without."
@@ -175,7 +172,7 @@ class ChatBody(GenerationBody):
 def plain_messages(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], int]:
     """Messages as plain JSON values, and roughly how many characters they hold."""
     plain = [message.model_dump(exclude_unset=True) for message in messages]
-    return plain, sum(_num_chars(message.content) for message in messages)
+    return plain, sum(num_chars(message.content) for message in messages)
 
 
 def plain_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
@@ -183,7 +180,8 @@ def plain_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
     return [tool.model_dump(exclude_unset=True) for tool in tools] if tools else None
 
 
-def _num_chars(content: Any) -> int:
+def num_chars(content: Any) -> int:
+    """Characters of the text of a message's content."""
     if isinstance(content, str):
         return len(content)
     parts = content if isinstance(content, list) else []

@@ -57,6 +57,30 @@ class ToolCall(BaseModel):
     function: CalledFunction
 
 
+class Citation(BaseModel):
+    """Words of a page that an answer rests on."""
+
+    start: int = Field(description="First character of the answer that they stand for.")
+    end: int = Field(description="The character after the last.")
+    document: int = Field(description="Number of the document in the request, from 0.")
+    page: int = Field(description="Number of the page in it, from 1.")
+    words: list[int] = Field(description="Numbers of the words on the page, from 0.")
+    text: str
+    box: list[float] = Field(description="Left, top, right and bottom around the words.")
+    unit: str = Field(description="Of the box: px, pt, inch, mm, or relative to the page.")
+    score: float = Field(description="1 where the letters are the same, less where some differ.")
+
+
+class TaskAnswer(BaseModel):
+    """The answer as its task reads it."""
+
+    answer: str
+    value: Any = None
+    confidence: int | None = None
+    document: int | None = None
+    page: int | None = Field(None, description="Of a task that asks page by page: the best one.")
+
+
 class AnswerMessage(BaseModel):
     """The assistant's message."""
 
@@ -64,6 +88,25 @@ class AnswerMessage(BaseModel):
     content: str | None
     refusal: None = None
     tool_calls: list[ToolCall] | None = None
+    citations: list[Citation] | None = None
+    layout: TaskAnswer | None = None
+
+
+class PlacedPage(BaseModel):
+    """A page of a document of the request."""
+
+    document: int
+    page: int
+
+
+class DocumentsSummary(BaseModel):
+    """What was read, and what was left out of the prompt for room."""
+
+    pages: int
+    words: int = Field(description="Of the pages in the prompt.")
+    dropped_pages: list[PlacedPage]
+    cut_lines: int
+    shrunk: bool = Field(description="Runs of spaces were shortened.")
 
 
 class ChatChoice(BaseModel):
@@ -89,6 +132,7 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: list[dict[str, Any] | None] | None = None
+    layout: DocumentsSummary | None = None
 
 
 class CompletionLogprobs(BaseModel):
@@ -121,6 +165,36 @@ class Completion(BaseModel):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
+
+
+class LaidOutWord(BaseModel):
+    """A word of a page."""
+
+    text: str
+    quad: list[float] = Field(description="x and y of its four corners, as it is read.")
+    start: int = Field(description="Its first character in the text of the page; -1: not there.")
+    end: int = Field(description="The character after its last.")
+    confidence: float | None = None
+
+
+class LaidOutPage(BaseModel):
+    """A page as text."""
+
+    page: int = Field(description="Its number, from 1.")
+    width: float
+    height: float
+    unit: str = Field(description="px, pt, inch, mm, or relative.")
+    text: str
+    num_words: int
+    words: list[LaidOutWord] | None = None
+
+
+class Layout(BaseModel):
+    """A document as text."""
+
+    object: Literal["layout"] = "layout"
+    pages: list[LaidOutPage]
+    num_words: int
 
 
 class ModelCard(BaseModel):
