@@ -21,6 +21,8 @@ class Reply:
         num_tokens: as the server counts them; chunks with text until it says.
         num_prompt_tokens: 0 until the server says.
         finish_reason: None until the end.
+        citations: words of documents that it rests on; None unless asked for.
+        layout: what the server says of the documents; None without any.
         started_s, first_s, last_s: of the request, its first and its last text, on one clock.
     """
 
@@ -28,6 +30,8 @@ class Reply:
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     finish_reason: str | None = None
+    citations: list[dict[str, Any]] | None = None
+    layout: dict[str, Any] | None = None
     started_s: float = field(default_factory=time.perf_counter)
     first_s: float | None = None
     last_s: float = 0.0
@@ -44,9 +48,13 @@ class Reply:
             async for chunk in chunks:
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise asyncio.CancelledError  # whoever swallowed it on the way: Ctrl-C counts
+                self.layout = chunk.layout or self.layout
                 for choice in chunk.choices:
                     self.finish_reason = choice.finish_reason or self.finish_reason
-                    if choice.delta is not None and choice.delta.content:
+                    if choice.delta is None:
+                        continue
+                    self.citations = choice.delta.citations or self.citations
+                    if choice.delta.content:
                         self._take(choice.delta.content)
                         write(choice.delta.content)
                 if chunk.usage is not None:

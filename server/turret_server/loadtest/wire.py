@@ -1,4 +1,4 @@
-"""The part of OpenAI's answers that a load test reads; unknown fields are skipped, not built."""
+"""The part of answers that commands and load tests read; unknown fields are skipped, not built."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Delta(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[Any] | None = None
+    citations: list[dict[str, Any]] | None = None
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -47,6 +48,7 @@ class Answer(msgspec.Struct):
     choices: list[Choice] = []
     usage: Usage | None = None
     error: Any = None
+    layout: dict[str, Any] | None = None
 
 
 decode_answer = msgspec.json.Decoder(Answer).decode

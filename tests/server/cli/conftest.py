@@ -12,6 +12,30 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+CITATION = {
+    "start": 0,
+    "end": 4,
+    "document": 0,
+    "page": 1,
+    "words": [1],
+    "text": "Four",
+    "box": [60, 10, 90.5, 20],
+    "unit": "px",
+    "score": 1.0,
+}
+LAID_OUT = {
+    "page": 1,
+    "width": 200,
+    "height": 100,
+    "unit": "px",
+    "text": "Total  Four",
+    "num_words": 2,
+    "words": [
+        {"text": "Total", "quad": [10, 10, 50, 10, 50, 20, 10, 20], "start": 0, "end": 5},
+        {"text": "Four", "quad": [60, 10, 90, 10, 90, 20, 60, 20], "start": 7, "end": 11},
+    ],
+}
+
 
 @dataclass
 class Asked:
@@ -113,12 +137,21 @@ def _app(fake: FakeServer) -> web.Application:
                 await response.write(_event({"error": error}))
             case "long":
                 await response.write(_delta("", "length"))
+            case "citing":
+                last = {"index": 0, "delta": {"citations": [CITATION]}, "finish_reason": "stop"}
+                dropped = [{"document": 0, "page": 2}]
+                layout = {"pages": 2, "dropped_pages": dropped}
+                await response.write(_event({"choices": [last], "layout": layout}))
             case _:
                 await response.write(_delta("", "stop"))
         usage = {"prompt_tokens": 31, "completion_tokens": 7}
         await response.write(_event({"choices": [], "usage": usage}))
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def layout(request: web.Request) -> web.Response:
+        await record(request)
+        return web.json_response({"object": "layout", "pages": [LAID_OUT]})
 
     async def adapters(request: web.Request) -> web.Response:
         await record(request)
@@ -143,6 +176,7 @@ def _app(fake: FakeServer) -> web.Application:
     app.router.add_get("/v1/models", models)
     app.router.add_get("/v1/models/{name:.+}", model)
     app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/layout", layout)
     app.router.add_get("/v1/adapters", adapters)
     app.router.add_put("/v1/adapters/{name}", put)
     app.router.add_delete("/v1/adapters/{name}", delete)
