@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import msgspec
 
+from turret_server.api.generation import Generation
 from turret_server.telemetry.record import RequestRecord
 from turret_server.tenancy.journal import Entry
 from turret_server.tenancy.quotas import Reservation
@@ -21,36 +22,41 @@ class Account:
     Args:
         tenancy: of the server.
         record: of the request; its counts are what is settled.
-        reservation: of the tenant's quotas.
+        reservation: of the tenant's quotas; None on an open server, where all of this is nothing.
     """
 
-    def __init__(self, tenancy: Tenancy, record: RequestRecord, reservation: Reservation) -> None:
+    def __init__(
+        self, tenancy: Tenancy, record: RequestRecord, reservation: Reservation | None
+    ) -> None:
         self._tenancy, self._record, self._reservation = tenancy, record, reservation
         self._entry: Entry | None = None
+        self._accepted = False
 
     def read_pages(self, pages: int) -> None:
-        """The request brings so many pages of documents.
+        """The request brought so many pages of documents.
 
         Raises:
             QuotaExceeded: they are more than the tenant may send now.
         """
-        self._reservation.take(pages=pages)
-        self._record.pages += pages
+        self._record.pages = pages
+        if self._reservation is not None:
+            self._reservation.take(pages=pages)
 
-    async def accept(self, prompt_tokens: int, max_tokens: int) -> None:
-        """Reserve what the request can use, and write it down; it is accepted from here on.
-
-        Args:
-            prompt_tokens: of all prompts, each counted once.
-            max_tokens: of all answers together.
+    async def accept(self, generation: Generation) -> None:
+        """Reserve what a generation can use, and write it down; it is accepted from here on.
 
         Raises:
             QuotaExceeded, BadRequest: it is more than the tenant may use now, or ever.
             UsageNotRecorded: the disk is full.
         """
-        self._reservation.take(tokens=prompt_tokens + max_tokens)
         record, principal = self._record, self._record.principal
-        if self._tenancy.ledger is None or principal is None:
+        if self._reservation is None or principal is None:
+            return
+        prompt_tokens = sum(generation.prompt_tokens)
+        longest = sum(choice.request.sampling.max_tokens for choice in generation.choices)
+        self._reservation.take(tokens=prompt_tokens + longest)
+        self._accepted = True
+        if self._tenancy.ledger is None:
             return
         entry = Entry(
             # Not the request id, which the client may choose.
@@ -69,7 +75,8 @@ class Account:
     def settle(self) -> None:
         """The request is over, however it ended."""
         record = self._record
-        self._reservation.used = record.prompt_tokens + record.completion_tokens
+        if self._reservation is not None and self._accepted:
+            self._reservation.used = record.prompt_tokens + record.completion_tokens
         if self._entry is None or self._tenancy.ledger is None:
             return
         status = "error" if record.error else "abort" if record.disconnected else "done"
@@ -84,15 +91,15 @@ class Account:
 
 
 @contextmanager
-def account(tenancy: Tenancy, record: RequestRecord) -> Iterator[Account | None]:
-    """The account of a request, for as long as it runs; None where nobody has to say who calls.
+def account(tenancy: Tenancy, record: RequestRecord) -> Iterator[Account]:
+    """The account of a request, for as long as it runs.
 
     Raises:
         QuotaExceeded: the tenant has used up its requests for now.
     """
     principal = record.principal
     if principal is None:
-        yield None
+        yield Account(tenancy, record, None)
         return
     with tenancy.meters.of(principal.tenant).enter(principal.tenant) as reservation:
         found = Account(tenancy, record, reservation)

@@ -59,7 +59,7 @@ async def _prepare(
 ) -> Answer:
     per_prompt = body.n or 1
     documents = document_use(service, body)
-    ticket, recipe = await admit(service, body, record, per_prompt, held)
+    ticket, recipe, charged = await admit(service, body, record, per_prompt, held)
     limits = service.limits
     tools = tool_use(service, body)
     # At most one of them: tool_use() and document_use() refuse a body that has two.
@@ -107,7 +107,9 @@ async def _prepare(
 
     if documents is None:
         prompt = await _render(service, body, tools)
-        return _Chat(service, body, generation_of([prompt]), tools)
+        generation = generation_of([prompt])
+        await charged.accept(generation)
+        return _Chat(service, body, generation, tools)
 
     async def with_documents() -> Answer:
         room = room_for_prompt(limits.max_model_len - recipe.num_virtual_tokens, asked)
@@ -115,11 +117,12 @@ async def _prepare(
         async with within(body.timeout_s) as left_s:
             shown = await show_documents(service, documents, room, render, record.tenant)
         notes = DocumentNotes(documents, shown)
-        record.pages = notes.num_pages
+        charged.read_pages(notes.num_pages)
         service.documents.metrics.dropped(notes.num_dropped)
         ticket.grow(len(shown) - 1)
         left = body.model_copy(update={"timeout_s": left_s()})
         generation = generation_of([one.prompt for one in shown], left)
+        await charged.accept(generation)
         if documents.by_page:
             return PageByPage(service.engine, generation, notes, include_usage=_wants_usage(body))
         return _Chat(service, body, generation, tools, notes)

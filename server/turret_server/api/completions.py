@@ -55,7 +55,8 @@ async def _prepare(
     held: ExitStack,
 ) -> _Completion:
     per_prompt = body.best_of or body.n or 1
-    ticket, recipe = await admit(service, body, record, len(body.prompt) * per_prompt, held)
+    num_choices = len(body.prompt) * per_prompt
+    ticket, recipe, charged = await admit(service, body, record, num_choices, held)
     limits = service.limits
     grammar = await compile_constraint(service, body.constraint())
     prompts = [
@@ -101,6 +102,7 @@ async def _prepare(
         skip_special_tokens=body.skip_special_tokens is not False,
         fairness_key=fairness_key(request, record),
     )
+    await charged.accept(generation)
     return _Completion(service, body, generation, prompts)
 
 

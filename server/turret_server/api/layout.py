@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
+from turret_server.api.account import account
 from turret_server.api.disconnect import ClientDisconnected, or_disconnect
 from turret_server.api.documents.body import DocumentRoute
 from turret_server.api.documents.input import document_input
@@ -31,14 +32,15 @@ async def lay_out(
     kind = next(name for name in ("document", "image_url", "file") if getattr(body, name))
     source = document_input(getattr(body, kind), kind)
     record = record_of(request.scope)
-    try:
-        (document,) = await or_disconnect(
-            request.receive, service.documents.read([source], body, record.tenant)
-        )
-    except ClientDisconnected:
-        record.disconnected = True
-        return Response(status_code=499)  # nobody reads it
-    record.pages = len(document.pages)
+    with account(service.settings.tenancy, record) as charged:
+        try:
+            (document,) = await or_disconnect(
+                request.receive, service.documents.read([source], body, record.tenant)
+            )
+        except ClientDisconnected:
+            record.disconnected = True
+            return Response(status_code=499)  # nobody reads it
+        charged.read_pages(len(document.pages))
     pages = [
         _page(page, text, words=bool(body.boxes))
         for page, text in zip(document.pages, document.texts, strict=True)

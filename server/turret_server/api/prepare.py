@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
+from turret_server.api.account import Account, account
 from turret_server.api.admission import Ticket
 from turret_server.api.generation import Choice, Generation
 from turret_server.api.sampling import choice_sampling
@@ -28,7 +29,7 @@ _INLINE_CHARS = 4_000
 
 async def admit(
     service: Service, body: GenerationBody, record: RequestRecord, count: int, held: ExitStack
-) -> tuple[Ticket, Recipe]:
+) -> tuple[Ticket, Recipe, Account]:
     """Let a request in, or refuse it before any work is done for it.
 
     Args:
@@ -36,10 +37,10 @@ async def admit(
         body: of the request.
         record: of the request.
         count: answers to generate.
-        held: gets what the request holds: its place in the queue, its adapters.
+        held: gets what the request holds: its place in the queue, its adapters, its quotas.
 
     Raises:
-        Overloaded, EngineUnavailable, NotFound, BadRequest.
+        QuotaExceeded, Overloaded, EngineUnavailable, NotFound, BadRequest.
     """
     if count > service.settings.max_choices:
         raise BadRequest(
@@ -48,6 +49,7 @@ async def admit(
             "Lower n or best_of, or send fewer prompts.",
             param="n",
         )
+    charged = held.enter_context(account(service.settings.tenancy, record))
     ticket = held.enter_context(service.admission.enter(count))
     adapters = [(adapter.name, adapter.weight) for adapter in body.adapters or ()]
     await service.adapters.fetch(
@@ -63,7 +65,7 @@ async def admit(
         )
     record.model, record.label, record.stream = recipe.model, recipe.label, bool(body.stream)
     record.choices, record.adapters = count, len(recipe.adapters)
-    return ticket, recipe
+    return ticket, recipe, charged
 
 
 async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
