@@ -19,6 +19,7 @@ from turret_server.api.threads import in_thread
 from turret_server.engine.client import EngineClient
 from turret_server.engine.messages import AdapterInfo
 from turret_server.errors import BadRequest, Conflict, Forbidden, NotFound, TurretError
+from turret_server.pipeline.names import owned_name
 from turret_server.pipeline.recipe import Recipe, RecipeBook
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.sources.cached import release
@@ -67,6 +68,7 @@ class AdapterLoader:
         confined: bool = True,
         digest: str | None = None,
         pin: bool | None = None,
+        owner: str = "",
     ) -> tuple[AdapterRecord, bool]:
         """Load an adapter and serve it.
 
@@ -78,6 +80,8 @@ class AdapterLoader:
             confined: the source must be allowed for run-time loads (false for the operator's own).
             digest: the only content that is accepted, None for any.
             pin: keep it on the device; None as the name was before.
+            owner: the tenant whose own it is, "" for the operator's. A tenant's folders lie in a
+                folder of its name below the adapter roots.
 
         Returns:
             The record, and whether it replaced another.
@@ -91,10 +95,11 @@ class AdapterLoader:
             FetchFailed: its remote source cannot be read.
         """
         self._check_name(name)
+        name = owned_name(owner, name) if owner else name
         self._check_free(name, replace)
         digest = _checked_digest(digest)
         if isinstance(source, str):
-            located = self._sources.locate(source, confined=confined)
+            located = self._sources.locate(source, confined=confined, below=owner)
             # What takes long is done here, in a thread: nobody else's load waits for a download.
             work = partial(self._sources.fetch, located)
             source = work() if located.kind == "folder" else await in_thread(work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import Request
 
@@ -13,14 +13,18 @@ from turret_server.api.admission import Admission
 from turret_server.api.documents.reader import DocumentReader
 from turret_server.api.sampling import ModelLimits
 from turret_server.api.settings import ApiSettings
+from turret_server.api.tenant_view import TenantAdapters
 from turret_server.engine.client import EngineClient
 from turret_server.engine.messages import EngineReady
 from turret_server.errors import EngineUnavailable
 from turret_server.pipeline.constraints import Constraints
+from turret_server.pipeline.names import Names
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.telemetry.metrics import Metrics
+from turret_server.telemetry.record import record_of
+from turret_server.tenancy.principal import Principal, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,31 @@ class Service:
     tokenizer: Tokenizer
     prompt: ChatPrompt
     constraints: Constraints
-    catalog: Catalog
+    catalog: Catalog | Names
     recipes: RecipeBook
     metrics: Metrics
     admission: Admission
-    adapters: AdapterLoader
+    adapters: AdapterLoader | TenantAdapters
     documents: DocumentReader
     longest_token: int
+
+    def seen_by(self, caller: Principal | None) -> Service:
+        """The service for one caller: all of it where nobody is asked, and for admins.
+
+        Where adapters of the tenant's own and granted ones have one name, its own is meant.
+        """
+        if caller is None or caller.has(Scope.ADMIN):
+            return self
+        assert isinstance(self.catalog, Catalog)
+        assert isinstance(self.adapters, AdapterLoader)
+        tenant = self.recipes.granted(caller.tenant)
+        names = Names(self.catalog, tenant)
+        return replace(
+            self,
+            catalog=names,
+            recipes=self.recipes.seen_by(tenant, names),
+            adapters=TenantAdapters(self.adapters, tenant),
+        )
 
     def unread_names(self) -> list[str]:
         """Adapters on the shelf that nobody has asked for."""
@@ -94,8 +116,9 @@ class Service:
 
 
 async def service_of(request: Request) -> Service:
-    """The service of the app that a request came to; a FastAPI dependency.
+    """The service of the app that a request came to, as its caller sees it; a FastAPI dependency.
 
     A coroutine, because FastAPI would run a plain function in a thread.
     """
-    return request.app.state.service
+    service: Service = request.app.state.service
+    return service.seen_by(record_of(request.scope).principal)

@@ -7,56 +7,62 @@ operator loads has a plain name, and is there for the tenants that it was grante
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from turret_adapters.catalog import AdapterRecord, Catalog
-from turret_server.tenancy.principal import Principal, Scope, Tenant
+from turret_server.tenancy.principal import Tenant
 
 _BETWEEN = "/"
 
 
+def owned_name(tenant: str, name: str) -> str:
+    """What the catalog calls an adapter of a tenant's own."""
+    return f"{tenant}{_BETWEEN}{name}"
+
+
 class Names:
-    """The names of a catalog for one caller.
+    """A catalog as a tenant reads it.
 
     Args:
         catalog: every name.
-        caller: who asks; None on an open server. Admins see what the operator sees.
+        tenant: who reads.
     """
 
-    def __init__(self, catalog: Catalog, caller: Principal | None) -> None:
-        self._catalog = catalog
-        restricted = caller is not None and not caller.has(Scope.ADMIN)
-        self._tenant: Tenant | None = caller.tenant if caller is not None and restricted else None
+    def __init__(self, catalog: Catalog, tenant: Tenant) -> None:
+        self._catalog, self._tenant = catalog, tenant
 
     def get(self, name: str) -> AdapterRecord | None:
-        """The record of a name, None where there is none for this caller."""
-        if self._tenant is None:
-            return self._catalog.get(name)
-        if (own := self._catalog.get(self.own(name))) is not None:
+        """The record of a name, None where there is none for this tenant; its own goes first."""
+        if (own := self._catalog.get(owned_name(self._tenant.name, name))) is not None:
             return replace(own, name=name)
-        return self._catalog.get(name) if self._tenant.may_use(name) else None
-
-    def own(self, name: str) -> str:
-        """What the catalog calls an adapter that this caller loads as `name`."""
-        return name if self._tenant is None else f"{self._tenant.name}{_BETWEEN}{name}"
-
-    def names(self) -> list[str]:
-        """What the caller may use, its own first."""
-        return [record.name for record in self.records()]
+        is_plain = _BETWEEN not in name  # or it would be another tenant's
+        return self._catalog.get(name) if is_plain and self._tenant.may_use(name) else None
 
     def records(self) -> list[AdapterRecord]:
-        """The records of the same, under the caller's names."""
-        every = self._catalog.records()
-        if self._tenant is None:
-            return every
-        start = self.own("")
-        own = [r for r in every if r.name.startswith(start)]
-        shown = [replace(r, name=r.name.removeprefix(start)) for r in own]
-        taken = {record.name for record in shown}
-        granted = (r for r in every if _BETWEEN not in r.name and self._tenant.may_use(r.name))
-        return shown + [record for record in granted if record.name not in taken]
+        """What the tenant may use, under its names, its own first."""
+        every, start = self._catalog.records(), owned_name(self._tenant.name, "")
+        own = [
+            replace(record, name=record.name.removeprefix(start))
+            for record in every
+            if record.name.startswith(start)
+        ]
+        taken = {record.name for record in own}
+        return own + [
+            record
+            for record in every
+            if _BETWEEN not in record.name
+            and record.name not in taken
+            and self._tenant.may_use(record.name)
+        ]
 
-    def may_use(self, names: Iterable[str]) -> bool:
-        """Were all these plain names granted?"""
-        return self._tenant is None or all(map(self._tenant.may_use, names))
+    def names(self) -> list[str]:
+        """The names of the same."""
+        return [record.name for record in self.records()]
+
+    def uses(self, digest: str) -> int:
+        """Requests in flight that use a digest."""
+        return self._catalog.uses(digest)
+
+    def last_used(self, digest: str) -> float | None:
+        """When a request last began to use a digest, in Unix time."""
+        return self._catalog.last_used(digest)

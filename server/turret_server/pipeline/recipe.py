@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -21,6 +22,8 @@ from turret_adapters.derivation import Derivation
 from turret_adapters.errors import quote
 from turret_server.engine.messages import AdapterUse
 from turret_server.errors import BadRequest, NotFound, Unprocessable
+from turret_server.pipeline.names import Names
+from turret_server.tenancy.principal import Tenant
 
 MAX_ADAPTERS = 16  # of one recipe
 MAX_WEIGHT = 16.0  # absolute; beyond it activations overflow long before they mean anything
@@ -72,12 +75,24 @@ class RecipeBook:
         base_names: Sequence[str],
         recipes: Mapping[str, str | Stack] | None = None,
     ) -> None:
-        self.catalog = catalog
+        self.catalog: Catalog | Names = catalog
         self.base_names = tuple(base_names)
         self.recipes: dict[str, Stack] = {
             name: parse_stack(stack) if isinstance(stack, str) else tuple(stack)
             for name, stack in (recipes or {}).items()
         }
+
+    def granted(self, tenant: Tenant) -> Tenant:
+        """The tenant with what its grants include: a recipe's adapters come with the recipe."""
+        stacks = [stack for name, stack in self.recipes.items() if tenant.may_use(name)]
+        return replace(tenant, grants=tenant.grants | {n for stack in stacks for n, _ in stack})
+
+    def seen_by(self, tenant: Tenant, names: Names) -> RecipeBook:
+        """The book for a tenant: recipes that it was granted, and its names."""
+        book = copy(self)
+        book.catalog = names
+        book.recipes = {n: stack for n, stack in self.recipes.items() if tenant.may_use(n)}
+        return book
 
     def resolve(
         self, model: str | None = None, adapters: Sequence[tuple[str, Weight]] = ()

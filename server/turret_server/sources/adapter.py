@@ -70,13 +70,14 @@ class AdapterSources:
         self._remotes = tuple(remotes)
         self._limits = limits or FetchLimits()
 
-    def locate(self, source: str, *, confined: bool) -> Located:
+    def locate(self, source: str, *, confined: bool, below: str = "") -> Located:
         """Find out what a source is.
 
         Args:
             source: as the user says it. A folder goes before a Hugging Face id of the same name.
             confined: it comes over the network: what is not below a root or an allowed URL is
                 refused. False for the operator's own.
+            below: a folder that stands in every root for that root.
 
         Raises:
             BadRequest: it is malformed.
@@ -93,7 +94,7 @@ class AdapterSources:
             return self._own(source)
         repo = hub.parse_repo(source)
         try:
-            return self._below_roots(source)
+            return self._below_roots(source, [root / below for root in self.roots])
         except NotFound:
             if repo is None or not self._allows(_HUB + source):
                 raise
@@ -175,10 +176,10 @@ class AdapterSources:
         bare = url.partition("@")[0] if url.startswith(_HUB) else url
         return any(is_below(bare, prefix) or url == prefix for prefix in self._remotes)
 
-    def _below_roots(self, path: str) -> Located:
+    def _below_roots(self, path: str, roots: Sequence[Path]) -> Located:
         """What lies at a path, which must be below a root after every link is followed."""
         given = Path(path).expanduser() if path.startswith("~/") else Path(path)
-        tried = [given] if given.is_absolute() else [root / given for root in self.roots]
+        tried = [given] if given.is_absolute() else [root / given for root in roots]
         outside = True
         for candidate in tried:
             try:
@@ -186,12 +187,12 @@ class AdapterSources:
                 exists = found.exists()
             except (OSError, ValueError, RuntimeError) as error:  # a loop, a name too long
                 raise _malformed(path, str(error)) from error
-            if any(found.is_relative_to(root) for root in self.roots):
+            if any(found.is_relative_to(root) for root in roots):
                 outside = False
                 if exists and _is_archive(found):
                     return Located("archive", str(found))
                 if exists:  # links inside are the engine's to check: it opens the files
-                    return Located("folder", str(found), tuple(map(str, self.roots)))
+                    return Located("folder", str(found), tuple(map(str, roots)))
         if outside:
             # Says nothing about what exists out there.
             raise Forbidden(
