@@ -62,7 +62,7 @@ class Service:
             self,
             catalog=names,
             recipes=self.recipes.seen_by(tenant, names),
-            adapters=TenantAdapters(self.adapters, tenant),
+            adapters=TenantAdapters(self.adapters, tenant, names),
         )
 
     def unread_names(self) -> list[str]:

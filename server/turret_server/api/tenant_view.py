@@ -14,10 +14,11 @@ from turret_adapters.catalog import AdapterRecord
 from turret_adapters.derivation import Derivation
 from turret_server.api.adapter_loader import AdapterLoader
 from turret_server.errors import Forbidden, NotFound
-from turret_server.pipeline.names import owned_name
+from turret_server.pipeline.names import Names, owned_name
 from turret_server.pipeline.recipe import Recipe
 from turret_server.sources.adapter import LocalAdapter
 from turret_server.tenancy.principal import Tenant
+from turret_server.tenancy.quotas import QuotaExceeded
 
 
 class TenantShelf:
@@ -41,10 +42,11 @@ class TenantAdapters:
     Args:
         adapters: the server's.
         tenant: who loads.
+        names: what it sees.
     """
 
-    def __init__(self, adapters: AdapterLoader, tenant: Tenant) -> None:
-        self._adapters, self._tenant = adapters, tenant
+    def __init__(self, adapters: AdapterLoader, tenant: Tenant, names: Names) -> None:
+        self._adapters, self._tenant, self._names = adapters, tenant, names
         self.shelf = TenantShelf(adapters, tenant)
 
     async def load(
@@ -60,9 +62,18 @@ class TenantAdapters:
 
         Raises:
             Forbidden: it is to be pinned, which is the operator's to decide.
+            QuotaExceeded: the tenant has as many as it may have.
             TurretError: as `AdapterLoader.load`.
         """
         _refuse_pin(pin)
+        most, own = self._tenant.quotas.resident_adapters, self._names.own()
+        if most is not None and name not in own and len(own) >= most:
+            raise QuotaExceeded(
+                f"{self._tenant.name!r} has {len(own)} adapters of its own",
+                f"its quota is {most}",
+                "Unload one, or load over it.",
+                retry_after_s=60.0,
+            )
         record, replaced = await self._adapters.load(
             name, source, replace=replace, digest=digest, owner=self._tenant.name
         )

@@ -40,20 +40,24 @@ class Names:
 
     def records(self) -> list[AdapterRecord]:
         """What the tenant may use, under its names, its own first."""
-        every, start = self._catalog.records(), owned_name(self._tenant.name, "")
-        own = [
-            replace(record, name=record.name.removeprefix(start))
-            for record in every
-            if record.name.startswith(start)
+        own = self.own()
+        return [
+            *own.values(),
+            *(
+                record
+                for record in self._catalog.records()
+                if _BETWEEN not in record.name
+                and record.name not in own
+                and self._tenant.may_use(record.name)
+            ),
         ]
-        taken = {record.name for record in own}
-        return own + [
-            record
-            for record in every
-            if _BETWEEN not in record.name
-            and record.name not in taken
-            and self._tenant.may_use(record.name)
-        ]
+
+    def own(self) -> dict[str, AdapterRecord]:
+        """What the tenant has loaded, by its names."""
+        start = owned_name(self._tenant.name, "")
+        own = (r for r in self._catalog.records() if r.name.startswith(start))
+        shown = (replace(r, name=r.name.removeprefix(start)) for r in own)
+        return {record.name: record for record in shown}
 
     def names(self) -> list[str]:
         """The names of the same."""

@@ -27,7 +27,7 @@ class Quotas:
         requests_per_minute: of all routes that generate or read documents.
         tokens_per_minute: prompt and answer.
         concurrent_requests: in flight at once.
-        resident_adapters: its adapters on the device at once.
+        resident_adapters: adapters of its own that are loaded.
         pages_per_minute: of documents.
     """
 

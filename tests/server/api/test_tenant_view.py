@@ -175,6 +175,16 @@ async def test_pinning_and_deriving_are_the_operators(call, admin):
         assert (answer.status, answer.json["error"]["code"]) == (403, "forbidden")
 
 
+async def test_its_own_adapters_have_a_quota(call, admin):
+    admin.change_tenant("acme", quotas={"resident_adapters": 1})
+    assert (await call("acme", "PUT", "/v1/adapters/a", {"path": "support"})).status == 201
+    refused = await call("acme", "PUT", "/v1/adapters/b", {"path": "support"})
+    assert (refused.status, refused.json["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert (await call("acme", "PUT", "/v1/adapters/a", {"path": "support"})).status == 200
+    await call("acme", "DELETE", "/v1/adapters/a")
+    assert (await call("acme", "PUT", "/v1/adapters/b", {"path": "support"})).status == 201
+
+
 async def test_a_shelf_is_granted_name_by_name(make_client, admin, folders, tmp_path):
     admin.create_tenant("acme")
     admin.grant("acme", ["sql"])

@@ -45,7 +45,7 @@ class PictureSettings(msgspec.Struct, frozen=True, kw_only=True):
     engine: Literal["rapidocr", "tesseract"] = "rapidocr"
     tesseract_language: str = "eng"
     workers: int = msgspec.field(default_factory=_workers)
-    niceness: int = 10
+    niceness: int = 19
     max_waiting: int = 16
     max_bytes: int = 32 * 2**20
     max_pages: int = 100
