@@ -20,7 +20,8 @@ _typer = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_typer.command()(serve.serve)
+# Every flag is read from the environment, too: TURRET_PORT.
+_typer.command(context_settings={"auto_envvar_prefix": "TURRET"})(serve.serve)
 _typer.command()(chat.chat)
 _typer.command()(layout.layout)
 _typer.command()(ask.ask)

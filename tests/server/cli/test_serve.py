@@ -1,0 +1,48 @@
+"""`turret serve`: flags go before the environment, and that before turret.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import turret_server.server
+from turret_server.cli.main import _typer
+from turret_server.config import ServeConfig
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the command without a server; what the server would have got."""
+    configs: list[ServeConfig] = []
+    monkeypatch.setattr(turret_server.server, "run_server", configs.append)
+
+    def run(*args: str) -> ServeConfig:
+        result = CliRunner().invoke(_typer, ["serve", *args])
+        assert result.exit_code == 0, result.output
+        return configs[-1]
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """A turret.toml."""
+    path = tmp_path / "turret.toml"
+    path.write_text('port = 1\nmax_running = 11\ndatabase = "file.db"\n')
+    return str(path)
+
+
+def test_flags_then_environment_then_file(serve: Any, file: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TURRET_PORT", "2")
+    monkeypatch.setenv("TURRET_DATABASE", "environment.db")
+    config = serve("--config", file, "--port", "3")
+    assert (config.port, config.database, config.max_running) == (3, "environment.db", 11)
+    assert serve("--config", file).port == 2
+
+
+def test_several_values_in_the_environment(serve: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TURRET_API_KEY", "one two")
+    assert serve("demo").api_keys == ("one", "two")
