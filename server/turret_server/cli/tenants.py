@@ -41,6 +41,7 @@ WeightOption = Annotated[
 ]
 QuotaOption = Annotated[int | None, typer.Option(min=-1, help="-1 is no limit.")]
 _DAY = 86_400
+_SHORT = {"prompt_tokens": "in", "cached_tokens": "cached", "completion_tokens": "out"}
 
 
 @contextmanager
@@ -222,7 +223,11 @@ def _given(**quotas: int | None) -> dict[str, int | None]:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(*(name.replace("_", " ") for name in rows[0]))
+    table = Table(box=None, pad_edge=False)
+    for name, value in rows[0].items():
+        is_count = isinstance(value, int)
+        shown = _SHORT.get(name, name)
+        table.add_column(shown, justify="right" if is_count else "left", no_wrap=not is_count)
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else marked(v) for v in row.values()))
     return table
