@@ -225,9 +225,12 @@ def _given(**quotas: int | None) -> dict[str, int | None]:
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name, value in rows[0].items():
-        is_count = isinstance(value, int)
         shown = _SHORT.get(name, name)
-        table.add_column(shown, justify="right" if is_count else "left", no_wrap=not is_count)
+        if name == "model":  # the one that may be long gives way
+            table.add_column(shown, overflow="fold", min_width=12)
+        else:
+            justify = "right" if isinstance(value, int) else "left"
+            table.add_column(shown, justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else marked(v) for v in row.values()))
     return table
