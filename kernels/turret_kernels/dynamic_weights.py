@@ -18,7 +18,8 @@ least what is left of the brackets at their nearer ends: most intervals need no 
 several minima, where d raises unlikely tokens; so those that remain are looked at, best first.
 
 With several experts the paper lets one act at a time: each is searched alone, against the mean of
-all targets (their sum of squares differs by a constant), and the least loss wins.
+all targets (their sum of squares differs by a constant), and the least loss wins. Where a request
+asks for `joint` weights, all of them act: see `joint_weights.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,10 +37,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turret_kernels import gpu
+from turret_kernels.joint_weights import joint_weights
 from turret_kernels.native import lib
 
 if TYPE_CHECKING:
-    from turret_kernels.fusion import Members
+    from turret_kernels.fusion import Fusion, Members
 
     _Search = Callable[["_Curve", tuple[float, float], float], tuple[float, float]]
 
@@ -65,27 +68,36 @@ def dynamic_weights(logits: Tensor, members: Members) -> Tensor:
     Returns:
         float32 [M].
     """
-    if gpu.takes(logits):
-        from turret_kernels.gpu import dynamic_weights
+    if not gpu.takes(logits):
+        return _by_request(logits, members)
+    from turret_kernels.gpu import dynamic_weights
 
-        return dynamic_weights.dynamic_weights(logits, members)
-    return _by_request(logits, members, _search)
+    weights, first = dynamic_weights.dynamic_weights(logits, members), 0
+    for fusion in members.fusions:
+        last = first + len(fusion.rows)
+        if fusion.grid or fusion.joint:  # no kernel of their own: one is for comparison, one rare
+            found = _of_one(logits, fusion, _search)
+            weights[first:last] = torch.tensor(found, device=weights.device)
+        first = last
+    return weights
 
 
 def grid_weights(logits: Tensor, members: Members, step: float = 0.1) -> Tensor:
     """The same as published: the best of 0, step, 2 step, … limit, by the formulas."""
+    return _by_request(logits, members, partial(_search_grid, step=step))
 
-    def search(curve: _Curve, kl: tuple[float, float], limit: float) -> tuple[float, float]:
-        best = (0.0, math.inf)
-        for a in np.arange(round(limit / step) + 1) * step:
-            moved = (curve.log_p + float(a) * curve.d).log_softmax(-1)
-            forward = (moved.exp() * (moved - curve.log_p)).sum().item()
-            back = (curve.log_p.exp() * (curve.log_p - moved)).sum().item()
-            loss = (forward - kl[0]) ** 2 + (back - kl[1]) ** 2
-            best = min(best, (float(a), loss), key=lambda found: found[1])
-        return best
 
-    return _by_request(logits, members, search)
+def _search_grid(
+    curve: _Curve, kl: tuple[float, float], limit: float, step: float = 0.1
+) -> tuple[float, float]:
+    best = (0.0, math.inf)
+    for a in np.arange(round(limit / step) + 1) * step:
+        moved = (curve.log_p + float(a) * curve.d).log_softmax(-1)
+        forward = (moved.exp() * (moved - curve.log_p)).sum().item()
+        back = (curve.log_p.exp() * (curve.log_p - moved)).sum().item()
+        loss = (forward - kl[0]) ** 2 + (back - kl[1]) ** 2
+        best = min(best, (float(a), loss), key=lambda found: found[1])
+    return best
 
 
 def dynamic_weights_reference(logits: Tensor, members: Members) -> Tensor:
@@ -103,29 +115,40 @@ def dynamic_weights_reference(logits: Tensor, members: Members) -> Tensor:
     return _by_request(logits.double(), members, search)
 
 
-def _by_request(logits: Tensor, members: Members, search: _Search) -> Tensor:
+def _by_request(logits: Tensor, members: Members, search: _Search | None = None) -> Tensor:
     """Weights of all members; `search` takes an expert's curve, the targets and the limit."""
     weights: list[float] = []
     for fusion in members.fusions:
-        if fusion.limit <= 0:
-            weights += fusion.weights
-            continue
-        temperatures = fusion.temperatures or (1.0,) * len(fusion.rows)
-        large, base, *experts = (
-            logits[row] / t if t != 1 else logits[row]
-            for row, t in zip(fusion.rows, temperatures, strict=True)
-        )
-        kls = [_Curve(large, base, expert).kl for expert in experts[1:]]
-        found = []
-        for expert in experts:
-            curve = _Curve(large, base, expert)
-            kls = kls if found else [curve.kl, *kls]
-            target = sum(kl[0] for kl in kls) / len(kls), sum(kl[1] for kl in kls) / len(kls)
-            found.append(search(curve, target, fusion.limit))
-        acts = min(range(len(found)), key=lambda i: found[i][1])
-        a = found[acts][0]
-        weights += [1.0, -a, *(a if i == acts else 0.0 for i in range(len(experts)))]
+        given = fusion.limit <= 0
+        weights += fusion.weights if given else _of_one(logits, fusion, search or _search)
     return torch.tensor(weights, dtype=torch.float32, device=logits.device)
+
+
+def _of_one(logits: Tensor, fusion: Fusion, search: _Search) -> list[float]:
+    """Weights of one request's members."""
+    temperatures = fusion.temperatures or (1.0,) * len(fusion.rows)
+    large, base, *experts = (
+        logits[row] / t if t != 1 else logits[row]
+        for row, t in zip(fusion.rows, temperatures, strict=True)
+    )
+    kls = [_Curve(large, base, expert).kl for expert in experts[1:]]
+    found, target = [], (0.0, 0.0)
+    find = _search_grid if fusion.grid else search
+    for expert in experts:
+        curve = _Curve(large, base, expert)
+        if not found:
+            kls = [curve.kl, *kls]
+            target = sum(kl[0] for kl in kls) / len(kls), sum(kl[1] for kl in kls) / len(kls)
+        found.append(find(curve, target, fusion.limit))
+    acts = min(range(len(found)), key=lambda i: found[i][1])
+    each = [found[i][0] if i == acts else 0.0 for i in range(len(experts))]
+    if fusion.joint and len(experts) > 1:
+        # All by the same weight: one curve more.
+        together = torch.stack(experts).sum(0).sub_(base, alpha=len(experts) - 1)
+        a, _ = search(_Curve(large, base, together), target, fusion.limit)
+        starts = [[a] * len(experts), each]
+        each = joint_weights(torch.stack([large, base, *experts]), target, fusion.limit, starts)
+    return [1.0, -sum(each), *each]
 
 
 class _Curve:

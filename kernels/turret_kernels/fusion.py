@@ -8,7 +8,8 @@ temperature tau_i, with weights w_i:
 
 | method | members and weights |
 |---|---|
-| proxy-tuning (Liu et al. 2024), DExperts (2021) | base 1, expert a, anti-expert -a |
+| proxy-tuning (Liu et al. 2024) | base 1, expert a, anti-expert -a |
+| DExperts (2021) | the same, `nucleus` 0.9 |
 | contrastive decoding (Li et al. 2023) | expert 1, amateur -1 (its temperature), `plausible` 0.1 |
 | classifier-free guidance, context-aware decoding | without 1 - g, with g |
 | product, mixture of experts | w_i; `mixture` for the latter |
@@ -30,21 +31,28 @@ from torch import Tensor
 from turret_kernels import gpu
 from turret_kernels.dynamic_weights import dynamic_weights
 
+_HEAD = 1024  # tokens that a nucleus is first looked for in
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fusion:
     """How the members of one request are combined.
 
     Attributes:
-        rows: the members' rows of the logits. The first member judges plausibility. With dynamic
-            weights they are the large model, the small base, then one or more small experts.
+        rows: the members' rows of the logits; one may come again. The first judges plausibility.
+            With dynamic weights they are the large model, the small base, then one or more small
+            experts.
         weights: one per member; more than 0 in a mixture. 0 leaves a member out. With dynamic
             weights they are not read.
         temperatures: of the members, 1 if empty.
         mixture: of probabilities; otherwise of logits.
         plausible: tokens stay that the first member finds at least so likely, relative to its
             likeliest (alpha in contrastive decoding, eq. 2); 0 keeps all.
+        nucleus: tokens stay that are among the likeliest of this probability by the first member
+            (DExperts filters its base so); 1 keeps all.
         limit: the largest dynamic weight (the paper's grid ends at 2); 0: weights as given.
+        grid: dynamic weights by the published grid, for comparison.
+        joint: dynamic weights of all experts at once; otherwise one acts per token, as published.
     """
 
     rows: tuple[int, ...]
@@ -52,7 +60,10 @@ class Fusion:
     temperatures: tuple[float, ...] = ()
     mixture: bool = False
     plausible: float = 0.0
+    nucleus: float = 1.0
     limit: float = 0.0
+    grid: bool = False
+    joint: bool = False
 
     def __post_init__(self) -> None:
         size = len(self.rows)
@@ -136,12 +147,15 @@ def fuse(logits: Tensor, members: Members) -> tuple[Tensor, Tensor]:
     if gpu.takes(logits):
         from turret_kernels.gpu import fusion
 
-        return fusion.fuse(logits, members, weights), weights
+        fused = fusion.fuse(logits, members, weights)
+        _keep_nuclei(fused, logits, members.fusions)
+        return fused, weights
     fused = torch.empty((len(members.fusions), logits.shape[1]), device=logits.device)
     given = weights.tolist()
     for out, fusion in zip(fused, members.fusions, strict=True):
         mine, given = given[: len(fusion.rows)], given[len(fusion.rows) :]
         _fuse_one(out, logits, fusion, mine)
+    _keep_nuclei(fused, logits, members.fusions)
     return fused, weights
 
 
@@ -162,6 +176,9 @@ def fuse_reference(logits: Tensor, members: Members, weights: Tensor) -> Tensor:
             z[torch.stack([x == float("-inf") for _, x in used]).any(0)] = float("-inf")
         judge = terms[0][1].softmax(-1)
         z[judge < fusion.plausible * judge.max()] = float("-inf")
+        values = judge.sort(descending=True).values
+        inside = values[values.cumsum(0) - values < fusion.nucleus]
+        z[judge < inside[-1]] = float("-inf")
         fused.append(z)
     return torch.stack(fused)
 
@@ -196,3 +213,29 @@ def _fuse_one(out: Tensor, logits: Tensor, fusion: Fusion, weights: list[float])
         judge = logits[fusion.rows[0]]
         least = judge.amax() + temperatures[0] * math.log(fusion.plausible)
         out.masked_fill_(judge < least, float("-inf"))
+
+
+def _keep_nuclei(fused: Tensor, logits: Tensor, fusions: Sequence[Fusion]) -> None:
+    """Ban in `fused` [Q, V] what lies outside the nucleus of a first member."""
+    for out, fusion in zip(fused, fusions, strict=True):
+        if fusion.nucleus < 1:
+            judge = logits[fusion.rows[0]] / _temperatures(fusion)[0]
+            out.masked_fill_(judge < _nucleus_end(judge, fusion.nucleus), float("-inf"))
+
+
+def _nucleus_end(x: Tensor, probability: float) -> Tensor:
+    """The least logit [] of the smallest set of likeliest tokens with this probability."""
+    total = x.logsumexp(-1)
+    if x.is_cpu and len(x) > _HEAD:  # a GPU sorts faster than it tells whether the head is enough
+        head = x.topk(_HEAD).values
+        if (head - total).exp().sum() > probability:
+            return _last_inside(head, total, probability)
+    return _last_inside(x.sort(descending=True).values, total, probability)
+
+
+def _last_inside(values: Tensor, total: Tensor, probability: float) -> Tensor:
+    shares = (values - total).exp()
+    before = shares.cumsum(-1) - shares
+    # 1 at least: rounding may leave the likeliest token a probability above 1.
+    count = (before < probability).sum().clamp(min=1)
+    return values.gather(0, (count - 1)[None])[0]

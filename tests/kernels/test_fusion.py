@@ -13,6 +13,8 @@ KINDS = {
     "mixture": Fusion(rows=(1, 4, 2), weights=(0.2, 0.5, 0.3), mixture=True),
     "plausible mixture": Fusion(rows=(1, 0), weights=(0.2, 0.5), mixture=True, plausible=0.05),
     "left out": Fusion(rows=(5, 1), weights=(1.0, 0.0)),
+    "nucleus": Fusion(rows=(0, 1, 2), weights=(1.0, -2.0, 2.0), nucleus=0.9),
+    "one model twice": Fusion(rows=(4, 4), weights=(1.5, -0.5), temperatures=(1.0, 2.0)),
 }
 
 
@@ -31,6 +33,9 @@ def by_formula(x, fusion):
         z = sum(w * r for w, r in zip(fusion.weights, rows, strict=True))
     judge = softmax(rows[0])
     z[judge < fusion.plausible * judge.max()] = -np.inf
+    likeliest = np.argsort(-judge)
+    inside = np.cumsum(judge[likeliest]) - judge[likeliest] < fusion.nucleus
+    z[likeliest[~inside]] = -np.inf
     return z
 
 
@@ -51,7 +56,7 @@ def test_all_kinds_in_one_batch(vocab, assert_parity):
     expected = torch.from_numpy(np.stack([by_formula(wide, f) for f in fusions]))
     compare(fused, expected)
     compare(expected, fuse_reference(exact(logits), members, weights))
-    whole = [i for i, f in enumerate(fusions) if not f.plausible]
+    whole = [i for i, f in enumerate(fusions) if not f.plausible and f.nucleus == 1]
     assert_parity(fused[whole], expected.to(fused.device)[whole])
 
 
