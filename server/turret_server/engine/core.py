@@ -25,6 +25,7 @@ from turret_server.engine.device import (
     resolve_quantization,
 )
 from turret_server.engine.followers import Followers
+from turret_server.engine.fusion import member_requests
 from turret_server.engine.grammar import GrammarCompiler
 from turret_server.engine.grammar_queue import GrammarQueue
 from turret_server.engine.messages import (
@@ -147,16 +148,16 @@ class Engine:
 
     def submit(self, request: EngineRequest) -> TokenEvent | None:
         """Queue a request; an event if it is refused."""
-        digests = [use.digest for use in request.adapters]
-        weights = [use.weight for use in request.adapters]
         try:
-            self.store.check(digests)
-            reach = self.store.reach(digests, weights, request.prompt)
+            sequence = self._sequence(request)
+            if request.fusion is not None:
+                members = member_requests(request, request.fusion)
+                sequence.others = tuple(self._sequence(member) for member in members)
+                self.store.check(sequence.adapters)
         except AdapterError as error:
             return _refusal(request, adapter_error(error))
-        num_layers = self.decoder.shape.num_layers
-        by_site = tuple(SiteWeights.of(weight, num_layers) for weight in weights)
-        sequence = Sequence.of(request, time.monotonic(), reach, by_site)
+        if obstacle := self.scheduler.obstacle(sequence):
+            return _refusal(request, obstacle)
         if request.sampling.prompt_logprobs is not None:
             sequence.prompt_logprobs = [None]
         if request.sampling.grammar is not None:
@@ -247,6 +248,15 @@ class Engine:
         if self.followers is not None:
             self.followers.close()
 
+    def _sequence(self, request: EngineRequest) -> Sequence:
+        digests = [use.digest for use in request.adapters]
+        weights = [use.weight for use in request.adapters]
+        self.store.check(digests)
+        reach = self.store.reach(digests, weights, request.prompt)
+        num_layers = self.decoder.shape.num_layers
+        by_site = tuple(SiteWeights.of(weight, num_layers) for weight in weights)
+        return Sequence.of(request, time.monotonic(), reach, by_site)
+
     def _admit_compiled(self) -> Iterator[TokenEvent]:
         for sequence, error in self._grammars.take():
             if error is not None:
@@ -307,4 +317,4 @@ def adapter_error(error: AdapterError) -> ErrorInfo:
 
 
 def _distinct(sequences: Iterable[Sequence]) -> list[str]:
-    return sorted({digest for s in sequences for digest in s.recipe})
+    return sorted({digest for s in sequences for digest in s.adapters})

@@ -42,6 +42,33 @@ class AdapterUse(msgspec.Struct, frozen=True):
     weight: float | dict[str, float | tuple[float, ...]] = 1.0
 
 
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """What decodes in lockstep with a request: a prompt and a recipe of its own."""
+
+    prompt: list[int]
+    adapters: tuple[AdapterUse, ...] = ()
+
+
+class Fusion(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request and further members become one distribution: see `turret_kernels.fusion`.
+
+    The formulas are sums over terms, each a member with a weight and a temperature; a member that
+    stands in several terms runs once.
+    """
+
+    members: tuple[Member, ...]  # beside the request itself, which is member 0
+    terms: tuple[int, ...]  # the member of each
+    weights: tuple[float, ...] = ()  # of the terms; not read with a limit
+    temperatures: tuple[float, ...] = ()  # of the terms, 1 if empty
+    mixture: bool = False  # of probabilities; otherwise of logits
+    plausible: float = 0.0  # the first term's least share of its likeliest token's probability
+    nucleus: float = 1.0  # the first term's likeliest tokens of this probability stay
+    limit: float = 0.0  # the largest dynamic weight; 0: weights as given
+    grid: bool = False  # dynamic weights by the published grid
+    joint: bool = False  # dynamic weights of all experts at once
+    trace: bool = False  # events carry the weights of each token
+
+
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     """A request as the engine sees it: token ids and a recipe."""
 
@@ -52,6 +79,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     cache_namespace: str = ""  # tenant and salt: prefixes are shared within one namespace only
     fairness_key: str = ""  # tenant; requests of different keys take turns
     deadline_s: float | None = None  # budget from arrival in the engine
+    fusion: Fusion | None = None
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
@@ -126,6 +154,7 @@ class TokenEvent(msgspec.Struct, kw_only=True, array_like=True):
     error: ErrorInfo | None = None
     queued_s: float = 0.0  # arrival to first scheduling; on the first event
     prefill_s: float = 0.0  # first scheduling to first token; on the first event
+    weights: list[list[float]] | None = None  # of the terms of a fusion, one list per token
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from turret_kernels import gpu
 from turret_kernels.sampling import sample, uniforms
 from turret_server.engine.constraints import constrain
+from turret_server.engine.fusion import fuse_rows
 from turret_server.engine.messages import TokenLogprob
 from turret_server.engine.scheduler import Sampled, Share
 from turret_server.engine.sequence import Sequence
@@ -28,30 +30,46 @@ def sample_step(logits: Tensor, shares: Seq[Share]) -> list[Sampled]:
         One result per share, in order; without a token where the share does not sample.
     """
     results: list[Sampled] = [Sampled()] * len(shares)
-    rows: list[int] = []  # row of `logits` that samples
-    which: list[int] = []  # its share
+    rows: dict[Sequence, int] = {}  # those that sample: their row of `logits`
+    which: dict[Sequence, int] = {}  # and their share
     first = 0
     for i, share in enumerate(shares):
         count = num_logit_rows(share)
         if share.sequence.prompt_logprobs is not None and not share.sequence.num_output:
             results[i] = Sampled(prompt_logprobs=_prompt_logprobs(logits[first:], share))
         if share.samples:
-            rows.append(first + count - 1)
-            which.append(i)
+            rows[share.sequence] = first + count - 1
+            which[share.sequence] = i
         first += count
     if not rows:
         return results
-    picked = logits if len(rows) == logits.shape[0] else _rows(logits, rows)
-    for i, result in zip(
-        which, _sample_rows(picked, [shares[i].sequence for i in which]), strict=True
+    picked, sequences, weights = _pick(logits, rows)
+    for sequence, result, used in zip(
+        sequences, _sample_rows(picked, sequences), weights, strict=True
     ):
+        i = which[sequence]
         prompt_logprobs = results[i].prompt_logprobs
-        results[i] = (
-            result
-            if prompt_logprobs is None
-            else Sampled(result.token, result.logprob, prompt_logprobs, result.error)
-        )
+        if prompt_logprobs is not None or used is not None:
+            result = replace(result, prompt_logprobs=prompt_logprobs, weights=used)
+        results[i] = result
     return results
+
+
+def _pick(
+    logits: Tensor, rows: dict[Sequence, int]
+) -> tuple[Tensor, list[Sequence], list[list[float] | None]]:
+    """The rows to sample from, their sequences, and the weights of those that were fused."""
+    leads = [sequence for sequence in rows if sequence.request.fusion is not None]
+    members = {member for lead in leads for member in lead.members}
+    alone = [sequence for sequence in rows if sequence not in members]
+    kept = [rows[sequence] for sequence in alone]
+    if not leads:
+        every = len(kept) == logits.shape[0]
+        return logits if every else _rows(logits, kept), alone, [None] * len(alone)
+    fused, weights = fuse_rows(logits, leads, rows)
+    if alone:
+        fused = torch.cat([_rows(logits, kept), fused])
+    return fused, alone + leads, [None] * len(alone) + weights
 
 
 def num_logit_rows(share: Share) -> int:

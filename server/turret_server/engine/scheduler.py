@@ -4,6 +4,9 @@ It budgets tokens, not phases. Every running sequence wants its `remaining` toke
 decode, the whole prompt at first; a long prompt is cut by the budget, and chunked prefill is no
 special case. `schedule()` makes a Plan, `update()` takes the sampled tokens: nothing else changes
 a sequence, and `_release()` is the only way out.
+
+The members of a fused request are scheduled together or not at all, and all sample in one step; the
+queue, `running` and every decision know only the sequence that leads them.
 """
 
 from __future__ import annotations
@@ -61,12 +64,16 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a share brought: a token, its log-probability, and those of prompt tokens."""
+    """What a share brought: a token, its log-probability, and those of prompt tokens.
+
+    Of a fused request the lead's share brings it; `weights` are those of its terms.
+    """
 
     token: int | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
     error: ErrorInfo | None = None
+    weights: list[float] | None = None
 
 
 class Scheduler:
@@ -86,8 +93,31 @@ class Scheduler:
         self._table_rows = list(range(limits.max_running))
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
+    def obstacle(self, sequence: Sequence) -> ErrorInfo | None:
+        """Why a request can never run, if so: its members do not fit side by side."""
+        members, limits = sequence.members, self.limits
+        rows, most = len(members), min(limits.max_running, limits.max_step_tokens)
+        if rows > most:
+            return ErrorInfo(
+                "Unprocessable",
+                f"{rows} members cannot decode together",
+                f"a step has room for {most}",
+                "Fuse fewer, or raise --max-running.",
+            )
+        size, more = self.blocks.block_tokens, sequence.request.sampling.max_tokens
+        lengths = [min(len(m.tokens) + more, limits.max_model_len) for m in members]
+        needed = sum(-(-length // size) for length in lengths)
+        if needed > self.blocks.num_blocks:
+            return ErrorInfo(
+                "PromptTooLong",
+                f"{rows} members need {needed} blocks of the KV cache at their ends",
+                f"it has {self.blocks.num_blocks}, of {size} tokens each",
+                "Ask for fewer tokens, shorten the prompts, or raise --kv-cache-gib.",
+            )
+        return None
+
     def add(self, sequence: Sequence) -> None:
-        """Queue a request."""
+        """Queue a request that nothing stands in the way of."""
         self._by_id[sequence.request.id] = sequence
         self.waiting.push(sequence)
 
@@ -100,25 +130,27 @@ class Scheduler:
         """The shares of the next step, and the requests that ended without one."""
         ended = self._expire()
         budget, shares = self.limits.max_step_tokens, []
+        has_room, preemptions = True, self.preemptions
         # Decodes first: a long prompt must not hold up those who stream.
-        for sequence in sorted(self.running, key=lambda s: s.remaining > 1):
-            if budget == 0:
-                break
+        for sequence in sorted(self.running, key=_is_in_prompt):
             if sequence.table_row < 0:
                 continue  # preempted for the sake of one before it
-            count = min(sequence.remaining, budget)
-            if self._reserve(sequence, count):
-                shares.append(Share(sequence, sequence.num_computed, count))
-                budget -= count
-        for sequence in self.waiting if budget and len(shares) == len(self.running) else ():
-            if budget == 0 or not self._table_rows:
+            portion = _portion(sequence, budget)
+            if portion and self._reserve(sequence, portion):
+                shares += portion
+                budget -= sum(share.count for share in portion)
+            else:
+                has_room = False
+        has_room &= self.preemptions == preemptions
+        for sequence in self.waiting if has_room else ():
+            if budget == 0 or len(self._table_rows) < len(sequence.members):
                 break
-            if failure := self._adapters.failure(sequence.recipe):
+            if failure := self._adapters.failure(sequence.adapters):
                 ended.append(self._end(sequence, "error", error=failure))
-            elif self._try_start(sequence, budget):
-                count = min(sequence.remaining, budget)
-                shares.append(Share(sequence, sequence.num_computed, count))
-                budget -= count
+            else:
+                portion = self._try_start(sequence, budget)
+                shares += portion
+                budget -= sum(share.count for share in portion)
         # Rows of one recipe lie together: one entry per adapter and step.
         live = [share for share in shares if share.sequence.table_row >= 0]
         live.sort(key=lambda share: share.sequence.slots or ())
@@ -127,14 +159,15 @@ class Scheduler:
     def update(self, shares: Seq[Share], results: Seq[Sampled]) -> list[TokenEvent]:
         """Take what the step computed; returns the events for the clients."""
         events, now = [], self._clock()
+        for share in shares:
+            share.sequence.num_computed += share.count
+            self.waiting.charge(share.sequence.request.fairness_key, share.count)
+            self._register_blocks(share.sequence)
         for share, result in zip(shares, results, strict=True):
             sequence = share.sequence
-            self.waiting.charge(sequence.request.fairness_key, share.count)
             if result.error is not None:
                 events.append(self._end(sequence, "error", error=result.error))
                 continue
-            sequence.num_computed += share.count
-            self._register_blocks(sequence)
             if result.prompt_logprobs is not None:
                 assert sequence.prompt_logprobs is not None
                 sequence.prompt_logprobs += result.prompt_logprobs
@@ -145,11 +178,13 @@ class Scheduler:
     def _append(self, sequence: Sequence, result: Sampled, now: float) -> TokenEvent:
         token, sampling = result.token, sequence.request.sampling
         assert token is not None
-        sequence.tokens.append(token)
+        for member in sequence.members:
+            member.tokens.append(token)
         event = TokenEvent(
             id=sequence.request.id,
             tokens=[token],
             logprobs=None if result.logprob is None else [result.logprob],
+            weights=None if result.weights is None else [result.weights],
         )
         if sequence.first_token is None:
             assert sequence.started is not None
@@ -160,7 +195,8 @@ class Scheduler:
             event.prompt_logprobs = sequence.prompt_logprobs
         stopped = token in sampling.stop_token_ids and sequence.num_output > sampling.min_tokens
         finished = sequence.grammar is not None and sequence.grammar.finished
-        full = len(sequence.tokens) >= self.limits.max_model_len
+        longest = max(len(member.tokens) for member in sequence.members)
+        full = longest >= self.limits.max_model_len
         if stopped or finished:
             event.finish_reason, event.stop_token = "stop", token if stopped else None
         elif sequence.num_output >= sampling.max_tokens or full:
@@ -169,25 +205,36 @@ class Scheduler:
             self._release(sequence)
         return event
 
-    def _try_start(self, sequence: Sequence, budget: int) -> bool:
-        """Pin adapters, find the prefix, reserve the first chunk; all or nothing."""
-        slots = self._adapters.try_pin(sequence.recipe)
-        if slots is None:
-            return False
-        sequence.slots = slots
-        self._match_prefix(sequence)
-        count = min(sequence.remaining, budget)
-        if self._prefix_in_flight(sequence) or not self._allocate(sequence, count):
+    def _try_start(self, sequence: Sequence, budget: int) -> list[Share]:
+        """Pin adapters, find prefixes, reserve the first portion; all, or nothing and no shares."""
+        if not self._try_pin(sequence):
+            return []
+        for member in sequence.members:
+            self._match_prefix(member)
+        portion = _portion(sequence, budget)
+        waits = not portion or any(self._prefix_in_flight(m) for m in sequence.members)
+        if waits or not self._allocate(portion):
             self._drop_resources(sequence)
-            return False
+            return []
         self.waiting.remove(sequence)
-        sequence.table_row = self._table_rows.pop()
+        for member in sequence.members:
+            member.table_row = self._table_rows.pop()
         self.running.append(sequence)
         if sequence.started is None:
             sequence.started = self._clock()
-            sequence.num_cached = max(0, sequence.num_computed - sequence.num_virtual)
-            self.prefix_queries += sequence.num_prompt
-            self.prefix_hits += sequence.num_cached
+            for member in sequence.members:
+                member.num_cached = max(0, member.num_computed - member.num_virtual)
+                self.prefix_queries += member.num_prompt
+                self.prefix_hits += member.num_cached
+        return portion
+
+    def _try_pin(self, sequence: Sequence) -> bool:
+        slots = self._adapters.try_pin(sequence.adapters)
+        if slots is None:
+            return False
+        slot = dict(zip(sequence.adapters, slots, strict=True))
+        for member in sequence.members:
+            member.slots = tuple(slot[digest] for digest in member.recipe)
         return True
 
     def _match_prefix(self, sequence: Sequence) -> None:
@@ -208,7 +255,8 @@ class Scheduler:
             index < len(other.block_keys)
             and other.num_registered <= index
             and other.block_keys[index] == sequence.block_keys[index]
-            for other in self.running
+            for lead in self.running
+            for other in lead.members
         )
 
     def _extend_keys(self, sequence: Sequence, count: int) -> None:
@@ -233,22 +281,28 @@ class Scheduler:
             self.blocks.register(sequence.blocks[i], sequence.block_keys[i])
         sequence.num_registered = full
 
-    def _reserve(self, sequence: Sequence, count: int) -> bool:
-        """Blocks for `count` more tokens, preempting the youngest sequences if need be."""
-        while not self._allocate(sequence, count):
+    def _reserve(self, sequence: Sequence, portion: list[Share]) -> bool:
+        """Blocks for more tokens of a request, preempting the youngest if need be."""
+        while not self._allocate(portion):
             victim = max(self.running, key=lambda s: s.arrival)
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _allocate(self, sequence: Sequence, count: int) -> bool:
+    def _allocate(self, portion: list[Share]) -> bool:
+        """Blocks for all shares, or for none."""
         size = self.blocks.block_tokens
-        missing = -(-(sequence.num_computed + count) // size) - len(sequence.blocks)
-        blocks = self.blocks.try_allocate(max(0, missing))
+        missing = [
+            max(0, -(-(share.start + share.count) // size) - len(share.sequence.blocks))
+            for share in portion
+        ]
+        blocks = self.blocks.try_allocate(sum(missing))
         if blocks is None:
             return False
-        sequence.blocks += blocks
+        for share, count in zip(portion, missing, strict=True):
+            share.sequence.blocks += blocks[:count]
+            del blocks[:count]
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -280,14 +334,32 @@ class Scheduler:
         self._drop_resources(sequence)
 
     def _drop_resources(self, sequence: Sequence) -> None:
-        """Blocks, adapter pins and the table row go back, exactly once."""
-        self.blocks.release(sequence.blocks)
-        sequence.blocks, sequence.num_computed, sequence.num_registered = [], 0, 0
+        """Blocks, adapter pins and the table rows of all members go back, exactly once."""
         if sequence.slots is not None:
-            self._adapters.unpin(sequence.recipe)
-            sequence.slots = None
-        if sequence.table_row >= 0:
-            self._table_rows.append(sequence.table_row)
-            sequence.table_row = -1
+            self._adapters.unpin(sequence.adapters)
+        for member in sequence.members:
+            self.blocks.release(member.blocks)
+            member.blocks, member.num_computed, member.num_registered = [], 0, 0
+            member.slots = None
+            if member.table_row >= 0:
+                self._table_rows.append(member.table_row)
+                member.table_row = -1
         if sequence.prompt_logprobs is not None and not sequence.num_output:
             sequence.prompt_logprobs = [None]
+
+
+def _is_in_prompt(sequence: Sequence) -> bool:
+    """Has any member more than one token to compute?"""
+    return any(member.remaining > 1 for member in sequence.members)
+
+
+def _portion(sequence: Sequence, budget: int) -> list[Share]:
+    """What of a request fits the budget; members hold their last token back for each other."""
+    members, shares = sequence.members, []
+    held = len(members) > 1 and sum(member.remaining for member in members) > budget
+    for member in members:
+        count = min(member.remaining - held, budget)
+        if count > 0:
+            shares.append(Share(member, member.num_computed, count))
+            budget -= count
+    return shares

@@ -1,4 +1,8 @@
-"""One request inside the engine: its tokens, its KV blocks, its progress. No torch."""
+"""One request inside the engine: its tokens, its KV blocks, its progress. No torch.
+
+A fused request has a sequence per member. One leads: it is queued, sampled for and answered; the
+others take its tokens and share its fate.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ class Sequence:
     """A request's state. The scheduler alone changes it.
 
     Attributes:
-        request: what was asked.
+        request: what was asked; of a member beside the lead, with that member's prompt and recipe.
         tokens: virtual tokens, prompt, then output. Virtual tokens are -1, -2, …: what they stand
             for is up to the adapter that brings them.
         arrival: monotonic seconds.
@@ -31,6 +35,7 @@ class Sequence:
         num_cached: prompt tokens found in the prefix cache when it first started.
         reach: which adapters act on which positions, None where all act on all.
         weights: of the recipe's adapters, as steps take them.
+        others: the members that follow this sequence, if it leads a fused request.
     """
 
     request: EngineRequest
@@ -49,6 +54,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     reach: Reach | None = None
     weights: tuple[float | SiteWeights, ...] = ()
+    others: tuple[Sequence, ...] = ()
 
     @classmethod
     def of(
@@ -62,6 +68,11 @@ class Sequence:
         count = 0 if reach is None else reach.num_virtual
         tokens = [*range(-1, -count - 1, -1), *request.prompt]
         return cls(request, tokens, arrival, reach=reach, weights=weights)
+
+    @property
+    def members(self) -> tuple[Sequence, ...]:
+        """All sequences of the request that this one leads."""
+        return (self, *self.others)
 
     @property
     def num_virtual(self) -> int:
@@ -87,3 +98,10 @@ class Sequence:
     def recipe(self) -> tuple[str, ...]:
         """Digests of the adapters, in order."""
         return tuple(use.digest for use in self.request.adapters)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Digests of the adapters of all members, each once."""
+        if not self.others:
+            return self.recipe
+        return tuple(dict.fromkeys(d for member in self.members for d in member.recipe))

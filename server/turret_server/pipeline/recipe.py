@@ -3,6 +3,9 @@
 Grammar of a model name, tried in this order: a base name; a named recipe of the configuration; an
 adapter; `part ("+" part)*` with `part = adapter [":" weight]`. What `adapters` lists is stacked on
 top. Nothing falls back to the base: an unknown name is an error.
+
+A named recipe may be fused, and a request may bring a fusion of its own: see `fusion.py`. Its
+members are resolved like requests.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from turret_adapters.catalog import AdapterRecord, Catalog
 from turret_adapters.derivation import Derivation
 from turret_adapters.errors import quote
 from turret_server.engine.messages import AdapterUse
-from turret_server.errors import BadRequest, NotFound, Unprocessable
+from turret_server.errors import BadRequest, NotFound, TurretError, Unprocessable
+from turret_server.pipeline.fusion import FusedRecipe, FusionSpec, check, term_weights
 from turret_server.pipeline.names import Names
 from turret_server.tenancy.principal import Tenant
 
@@ -45,6 +49,7 @@ class Recipe:
         label: a name of bounded variety for metrics: a base, adapter or recipe name, else
             "composed".
         num_virtual_tokens: positions that the adapters put before the prompt.
+        fusion: with further members, whose logits are combined with this one's.
     """
 
     model: str
@@ -52,11 +57,14 @@ class Recipe:
     digest: str
     label: str
     num_virtual_tokens: int = 0
+    fusion: FusedRecipe | None = None
 
     @property
     def digests(self) -> list[str]:
-        """The digests of the adapters."""
-        return [use.digest for use in self.adapters]
+        """The digests of the adapters, each once, of all members."""
+        members = () if self.fusion is None else self.fusion.recipes
+        uses = [*self.adapters, *(use for member in members for use in member.adapters)]
+        return list(dict.fromkeys(use.digest for use in uses))
 
 
 class RecipeBook:
@@ -67,6 +75,8 @@ class RecipeBook:
         base_names: names of the base model, the first being canonical.
         recipes: named stacks of the configuration: name -> expression such as "a:0.7+b", or
             (adapter, weight) pairs.
+        fusions: those of named recipes that are fused; their stacks are the first members.
+        max_members: of one fusion.
     """
 
     def __init__(
@@ -74,6 +84,8 @@ class RecipeBook:
         catalog: Catalog,
         base_names: Sequence[str],
         recipes: Mapping[str, str | Stack] | None = None,
+        fusions: Mapping[str, FusionSpec] | None = None,
+        max_members: int = 8,
     ) -> None:
         self.catalog: Catalog | Names = catalog
         self.base_names = tuple(base_names)
@@ -81,27 +93,72 @@ class RecipeBook:
             name: parse_stack(stack) if isinstance(stack, str) else tuple(stack)
             for name, stack in (recipes or {}).items()
         }
+        self.fusions = dict(fusions or {})
+        self._max_members = max_members
 
     def granted(self, tenant: Tenant) -> Tenant:
         """The tenant with what its grants include: a recipe's adapters come with the recipe."""
-        stacks = [stack for name, stack in self.recipes.items() if tenant.may_use(name)]
-        return replace(tenant, grants=tenant.grants | {n for stack in stacks for n, _ in stack})
+        recipes = [name for name in self.recipes if tenant.may_use(name)]
+        parts = [part for name in recipes for part in self.mentioned(name)]
+        return replace(tenant, grants=tenant.grants.union(parts))
 
     def seen_by(self, tenant: Tenant, names: Names) -> RecipeBook:
         """The book for a tenant: recipes that it was granted, and its names."""
         book = copy(self)
         book.catalog = names
         book.recipes = {n: stack for n, stack in self.recipes.items() if tenant.may_use(n)}
+        book.fusions = {n: fusion for n, fusion in self.fusions.items() if n in book.recipes}
         return book
 
     def resolve(
-        self, model: str | None = None, adapters: Sequence[tuple[str, Weight]] = ()
+        self,
+        model: str | None = None,
+        adapters: Sequence[tuple[str, Weight]] = (),
+        fusion: FusionSpec | None = None,
     ) -> Recipe:
-        """Resolve a request's `model` and `adapters`.
+        """Resolve a request's `model`, `adapters` and `fusion`.
 
         Args:
             model: the name; None means the base.
             adapters: (name, weight) pairs to stack on what `model` names.
+            fusion: with what to combine that.
+
+        Raises:
+            NotFound: a name that is not served; close matches are listed.
+            BadRequest: a malformed weight, an adapter named twice, or too many of them; a fusion
+                that lacks what its method needs.
+            Unprocessable: a weight that the adapter cannot take, or a fusion of what is fused.
+        """
+        own = self._resolve(model, adapters)
+        named = self.fusions.get(own.model)
+        if named is not None and fusion is not None:
+            raise _fused_already(own.model, "fusion")
+        spec = named or fusion
+        return own if spec is None else self._fuse(own, spec)
+
+    def _fuse(self, own: Recipe, spec: FusionSpec) -> Recipe:
+        check(spec, self._max_members)
+        recipes = []
+        for member, param in zip(spec.members, spec.params, strict=True):
+            try:
+                recipe = own if member.is_own else self._resolve(member.model, member.adapters)
+            except TurretError as error:
+                error.param = f"{param}.{error.param or 'model'}"
+                raise
+            if not member.is_own and recipe.model in self.fusions:
+                raise _fused_already(recipe.model, f"{param}.model")
+            recipes.append(recipe)
+        fusion = FusedRecipe(spec, tuple(recipes), term_weights(spec))
+        parts = (own.digest, *(recipe.digest for recipe in recipes), repr(spec))
+        return replace(
+            own,
+            digest=hashlib.sha256("|".join(parts).encode()).hexdigest(),
+            label=own.label if own.model in self.fusions else "fused",
+            fusion=fusion,
+        )
+
+    def _resolve(self, model: str | None, adapters: Sequence[tuple[str, Weight]]) -> Recipe:
+        """Resolve one member.
 
         Raises:
             NotFound: a name that is not served; close matches are listed.
@@ -140,19 +197,20 @@ class RecipeBook:
             num_virtual_tokens=num_virtual_tokens,
         )
 
-    def mentioned(self, model: str | None, adapters: Iterable[str] = ()) -> list[str]:
+    def mentioned(
+        self, model: str | None, adapters: Iterable[str] = (), fusion: FusionSpec | None = None
+    ) -> list[str]:
         """Names in a request that may be adapters', whether they are served or not."""
-        names = list(adapters)
-        if model is not None and model not in self.base_names:
-            if model in self.recipes:
-                names += [part for part, _ in self.recipes[model]]
-            else:
-                names += [model, *(part.partition(":")[0] for part in model.split("+"))]
+        spec = fusion or self.fusions.get(model or "")
+        members = spec.members if spec else ()
+        names = [*adapters, *self._parts(model)]
+        for member in members:
+            names += [*(name for name, _ in member.adapters), *self._parts(member.model)]
         return list(dict.fromkeys(names))
 
     def missing(self, name: str) -> list[str]:
         """The adapters of a named recipe that are not loaded; with any, it is no model."""
-        return [part for part, _ in self.recipes[name] if self.catalog.get(part) is None]
+        return [part for part in self.mentioned(name) if self.catalog.get(part) is None]
 
     def resolve_sources(self, derivation: Derivation) -> Derivation:
         """The derivation with folders in the place of names.
@@ -178,6 +236,16 @@ class RecipeBook:
     def served(self, name: str) -> bool:
         """Whether a name is the base or a named recipe: no adapter may take it."""
         return name in self.base_names or name in self.recipes
+
+    def _parts(self, model: str | None) -> list[str]:
+        """The adapters that a name stands for, loaded or not."""
+        if model is None or model in self.base_names:
+            return []
+        if model in self.recipes:
+            return [part for part, _ in self.recipes[model]]
+        if self.catalog.get(model) is not None or not ("+" in model or ":" in model):
+            return [model]
+        return [part.partition(":")[0] for part in model.split("+")]
 
     def _parse(self, model: str) -> tuple[str, list[tuple[str, Weight]]]:
         """(metric label, parts) of a model name."""
@@ -287,3 +355,12 @@ def _check(weight: float, name: str, param: str) -> None:
 
 def _digest(uses: Iterable[AdapterUse]) -> str:
     return hashlib.sha256(msgspec.json.encode(list(uses), order="sorted")).hexdigest()
+
+
+def _fused_already(model: str, param: str) -> Unprocessable:
+    return Unprocessable(
+        f"the model {model!r} cannot be fused with others",
+        "it is a fusion itself",
+        "Name its members.",
+        param=param,
+    )

@@ -2,6 +2,7 @@ import random
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from turret_adapters.positions import Positions, find_reach
@@ -45,7 +46,10 @@ class Bench:
             Limits(**{"max_model_len": 64, **limits}), self.pool, self.adapters, lambda: self.now
         )
 
-    def add(self, name, prompt=4, adapters=(), key="", deadline=None, rules=None, **sampling):
+    def add(
+        self, name, prompt=4, adapters=(), key="", deadline=None, rules=None, members=(), **sampling
+    ):
+        """`members` are (prompt, adapters) of the others of a fused request."""
         tokens = list(range(prompt)) if isinstance(prompt, int) else prompt
         request = EngineRequest(
             id=name,
@@ -57,12 +61,24 @@ class Bench:
         )
         self.now += 0.001
         sequence = Sequence.of(request, self.now, find_reach(tokens, rules or []))
+        sequence.others = tuple(self._member(request, *member) for member in members)
+        assert self.scheduler.obstacle(sequence) is None
         self.scheduler.add(sequence)
         return sequence
 
+    def _member(self, request, prompt, adapters=()):
+        uses = tuple(AdapterUse(a) for a in adapters)
+        request = msgspec.structs.replace(request, prompt=prompt, adapters=uses)
+        return Sequence.of(request, self.now)
+
     def step(self, token=7):
         shares, ended = self.scheduler.schedule()
-        results = [Sampled(token if s.samples else None) for s in shares]
+        others = {m for s in shares for m in s.sequence.others}
+        led = {s.sequence for s in shares if s.samples} - others
+        for share in shares:  # members sample together
+            if share.samples and share.sequence.others:
+                assert set(share.sequence.others) <= {s.sequence for s in shares if s.samples}
+        results = [Sampled(token if s.sequence in led else None) for s in shares]
         plan = [(s.sequence.request.id, s.count) for s in shares]
         return plan, ended + self.scheduler.update(shares, results)
 
@@ -229,16 +245,20 @@ def test_idleness_earns_no_credit():
 @pytest.mark.parametrize("seed", range(8))
 def test_random_traffic_returns_everything(seed):
     rng = random.Random(seed)
-    bench = Bench(blocks=20, max_running=5, max_step_tokens=7)
+    bench = Bench(blocks=27, max_running=5, max_step_tokens=7)
     for i in range(120):
         if rng.random() < 0.3:
             bench.add(
                 f"r{i}",
-                [rng.randrange(3) for _ in range(rng.randrange(1, 30))],
+                [rng.randrange(3) for _ in range(rng.randrange(1, 24))],
                 adapters=rng.sample(["x", "y", "z"], rng.randrange(3)),
                 key=rng.choice("ab"),
                 max_tokens=rng.randrange(1, 20),
                 deadline=rng.choice([None, 0.5]),
+                members=[
+                    ([rng.randrange(3)] * rng.randrange(1, 12), rng.sample(["x", "y"], 1))
+                    for _ in range(rng.choice([0, 0, 1, 2]))
+                ],
             )
         if rng.random() < 0.1:
             bench.scheduler.cancel(f"r{rng.randrange(i + 1)}")
@@ -361,3 +381,69 @@ def test_scheduling_imports_no_torch():
     code = "import sys, turret_server.engine.scheduler; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_members_hold_their_last_tokens_back_for_each_other():
+    bench = Bench(max_step_tokens=6)
+    bench.add("a", 4, members=[([9] * 8, ["x"])])
+    counts = [[count for _, count in bench.step()[0]] for _ in range(4)]
+    # 3 of the lead and 3 of the other, then 4 that are left before its last, then both last ones.
+    assert [sorted(c) for c in counts] == [[3, 3], [1, 5], [1, 1], [1, 1]]
+
+
+def test_members_have_the_room_of_a_step_together_or_wait():
+    bench = Bench(max_running=3)
+    bench.add("a", 4, max_tokens=4)
+    bench.add("pair", [5], max_tokens=4, members=[([6], ["x"]), ([7], ["y"])])
+    bench.add("b", [8], max_tokens=4)
+    started = [{name for name, _ in bench.step()[0]} for _ in range(9)]
+    assert started[:4] == [{"a"}] * 4  # nobody overtakes those who wait for three rows
+    assert started[4:8] == [{"pair"}] * 4
+    assert started[8] == {"b"}
+
+
+def test_members_are_preempted_together_and_lose_nothing():
+    bench = Bench(blocks=9, max_model_len=24)
+    for i in range(3):
+        bench.add(f"r{i}", [i] * 5, max_tokens=10, members=[([i, 8] * 2, ["x"])])
+    events = drain(bench)
+    assert bench.scheduler.preemptions > 0
+    for i in range(3):
+        assert sum(len(e.tokens) for e in events if e.id == f"r{i}") == 10
+    bench.assert_clean()
+
+
+def test_members_pin_an_adapter_once_and_wait_for_all_of_them():
+    bench = Bench()
+    bench.adapters.absent.add("y")
+    bench.add("a", 4, adapters=["x"], members=[([1], ["x", "y"]), ([2], ["y"])], max_tokens=9)
+    assert bench.step()[0] == []
+    assert not any(bench.adapters.pins.values())
+    bench.adapters.absent.clear()
+    assert len(bench.step()[0]) == 3
+    assert bench.adapters.pins == {"x": 1, "y": 1}
+    bench.scheduler.cancel("a")
+    bench.assert_clean()
+
+
+def test_the_longest_member_limits_the_answer():
+    bench = Bench(max_model_len=12)
+    bench.add("a", 4, max_tokens=50, members=[([3] * 9, [])])
+    assert sum(len(e.tokens) for e in drain(bench)) == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "fields", "kind"),
+    [
+        ({"max_running": 2}, {}, "Unprocessable"),
+        ({"max_step_tokens": 2}, {}, "Unprocessable"),
+        ({"blocks": 5}, {"max_tokens": 5}, "PromptTooLong"),
+    ],
+    ids=["rows", "tokens", "blocks"],
+)
+def test_members_that_never_fit_are_told_apart(limits, fields, kind):
+    bench = Bench(**limits)
+    with pytest.raises(AssertionError):
+        bench.add("a", 4, members=[([5], []), ([6], [])], **fields)
+    sequence = Bench().add("a", 4, members=[([5], []), ([6], [])], **fields)
+    assert bench.scheduler.obstacle(sequence).kind == kind

@@ -1,0 +1,60 @@
+"""Fused requests in a step: the rows of all members become one, before anything is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+
+import msgspec
+from torch import Tensor
+
+from turret_kernels import fusion as kernel
+from turret_server.engine.messages import EngineRequest, Fusion
+from turret_server.engine.sequence import Sequence
+
+
+def member_requests(request: EngineRequest, fusion: Fusion) -> Iterator[EngineRequest]:
+    """A request for each member beside the first: the same but for its prompt and its recipe."""
+    for member in fusion.members:
+        yield msgspec.structs.replace(
+            request, prompt=member.prompt, adapters=member.adapters, fusion=None
+        )
+
+
+def fuse_rows(
+    logits: Tensor, leads: Seq[Sequence], rows: Mapping[Sequence, int]
+) -> tuple[Tensor, list[list[float] | None]]:
+    """What the members of fused requests make of the next token.
+
+    Args:
+        logits: float32 [L, V].
+        leads: of Q requests.
+        rows: of all their members in `logits`.
+
+    Returns:
+        float32 [Q, V]; and per request the weights of its terms, if it wants them.
+    """
+    fusions = [_formula(lead, rows) for lead in leads]
+    fused, weights = kernel.fuse(logits, kernel.Members.of(fusions, logits.device))
+    traced = [lead.request.fusion is not None and lead.request.fusion.trace for lead in leads]
+    if not any(traced):
+        return fused, [None] * len(leads)
+    values = iter(weights.tolist())
+    taken = [[next(values) for _ in fusion.rows] for fusion in fusions]
+    return fused, [mine if wanted else None for mine, wanted in zip(taken, traced, strict=True)]
+
+
+def _formula(lead: Sequence, rows: Mapping[Sequence, int]) -> kernel.Fusion:
+    fusion, members = lead.request.fusion, lead.members
+    assert fusion is not None
+    return kernel.Fusion(
+        rows=tuple(rows[members[i]] for i in fusion.terms),
+        weights=fusion.weights,
+        temperatures=fusion.temperatures,
+        mixture=fusion.mixture,
+        plausible=fusion.plausible,
+        nucleus=fusion.nucleus,
+        limit=fusion.limit,
+        grid=fusion.grid,
+        joint=fusion.joint,
+    )
