@@ -44,6 +44,7 @@ class ServeConfig:
     max_running: int = 64
     max_step_tokens: int = 256
     max_waiting: int = 1024
+    max_fusion_members: int = 8
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
     host_adapter_gib: float = 1.0

@@ -20,6 +20,7 @@ from rich.console import Console
 import turret_adapters
 from turret_server.api.app import create_app
 from turret_server.api.documents.settings import DocumentSettings
+from turret_server.api.schema.fusion import parse_fusion
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
 from turret_server.cache import cache_root
@@ -30,7 +31,6 @@ from turret_server.errors import StartupError, TurretError
 from turret_server.pipeline.documents.ocr import PictureSettings
 from turret_server.pipeline.documents.tasks import load_tasks
 from turret_server.pipeline.generation_defaults import GenerationDefaults
-from turret_server.pipeline.recipe import Stack
 from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources import DEMO, resolve_model
@@ -53,7 +53,7 @@ def run_server(config: ServeConfig) -> None:
         StartupError: what was asked for cannot be served.
     """
     console = Console(stderr=True)
-    recipes = parse_recipes(config.recipes)
+    recipes = parse_recipes(config.recipes, parse_fusion)
     folder = resolve_model(config.model, progress=console.is_terminal)
     check_remotes(config.adapter_remotes)
     documents = _document_settings(config)
@@ -93,7 +93,7 @@ async def _serve(
     try:
         with console.status(f"loading {config.model}"):
             ready = await link.start()
-        app = create_app(link, tokenizer, _api_settings(config, documents, folder, recipes.stacks))
+        app = create_app(link, tokenizer, _api_settings(config, documents, folder, recipes))
         service: Service = app.state.service
         for name, adapter in adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
@@ -239,7 +239,7 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
 
 
 def _api_settings(
-    config: ServeConfig, documents: DocumentSettings, folder: Path, recipes: Mapping[str, Stack]
+    config: ServeConfig, documents: DocumentSettings, folder: Path, recipes: NamedRecipes
 ) -> ApiSettings:
     default_name = folder.name if config.model == DEMO else config.model.rstrip("/")
     return ApiSettings(
@@ -248,8 +248,13 @@ def _api_settings(
         adapter_roots=(*config.adapter_roots, cache_root()),
         adapter_remotes=config.adapter_remotes,
         adapter_dirs=config.adapter_dirs,
+        recipes=recipes.stacks,
+        fusions=recipes.fusions,
+        # All members of a request are rows of one step.
+        max_fusion_members=min(
+            config.max_fusion_members, config.max_running, config.max_step_tokens
+        ),
         adapter_cache_bytes=_adapter_cache_bytes(config),
-        recipes=recipes,
         tenancy=_tenancy(config),
         generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,

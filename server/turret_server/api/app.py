@@ -73,7 +73,13 @@ def create_app(
         StartupError: the chat template is not valid.
     """
     catalog = Catalog() if catalog is None else catalog
-    recipes = RecipeBook(catalog, settings.base_names, settings.recipes)
+    recipes = RecipeBook(
+        catalog,
+        settings.base_names,
+        settings.recipes,
+        settings.fusions,
+        settings.max_fusion_members,
+    )
     metrics = Metrics(engine, catalog, settings.base_names[0])
     service = Service(
         settings=settings,

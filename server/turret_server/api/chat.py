@@ -21,15 +21,17 @@ from turret_server.api.documents.prompt import (
 )
 from turret_server.api.documents.use import document_use
 from turret_server.api.fairness import fairness_key
+from turret_server.api.fusion import member_messages, member_prompts
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.logprobs import chat_logprobs, prompt_logprobs
 from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
 from turret_server.api.respond import Answer, respond
 from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
-from turret_server.api.schema.chat import ChatBody, plain_messages
+from turret_server.api.schema.chat import ChatBody, num_chars, plain_messages
 from turret_server.api.schema.responses import ChatCompletion
 from turret_server.api.service import Service, service_of
-from turret_server.errors import PromptTooLong
+from turret_server.errors import PromptTooLong, TurretError
+from turret_server.pipeline.fusion import MemberSpec
 from turret_server.telemetry.record import RequestRecord, record_of
 
 router = APIRouter(route_class=DocumentRoute, tags=["OpenAI"])
@@ -72,6 +74,7 @@ async def _prepare(
         prompt_logprobs=body.prompt_logprobs,
         grammar=grammar,
     )
+    fused = await member_prompts(recipe, partial(_render_member, service, body, tools))
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     asked: int | None = getattr(body, param)
 
@@ -95,7 +98,7 @@ async def _prepare(
             record,
             id_prefix="chatcmpl-",
             ticket=ticket,
-            recipe=recipe,
+            fused=fused,
             prompts=prompts,
             max_tokens=[fitting(len(prompt)) for prompt in prompts],
             per_prompt=per_prompt,
@@ -106,7 +109,7 @@ async def _prepare(
         )
 
     if documents is None:
-        prompt = await _render(service, body, tools)
+        prompt = await _render(service, body, tools, *plain_messages(body.messages), "messages")
         generation = generation_of([prompt])
         await charged.accept(generation)
         return _Chat(service, body, generation, tools)
@@ -131,15 +134,21 @@ async def _prepare(
     return Deferred(with_documents)
 
 
-async def _render(service: Service, body: ChatBody, tools: ToolUse) -> list[int]:
+async def _render(
+    service: Service,
+    body: ChatBody,
+    tools: ToolUse,
+    messages: list[dict[str, Any]],
+    chars: int,
+    param: str,
+) -> list[int]:
     limits = service.limits
-    messages, chars = plain_messages(body.messages)
     if chars > limits.max_model_len * service.longest_token:
         raise PromptTooLong(
-            f"'messages' have {chars} characters",
+            f"{param!r} have {chars} characters",
             f"the context holds {limits.max_model_len} tokens",
             "Shorten the conversation.",
-            param="messages",
+            param=param,
         )
     return await off_loop(chars, lambda: _render_messages(service, body, tools, messages))
 
@@ -158,6 +167,21 @@ def _render_messages(
 
 def _wants_usage(body: ChatBody) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
+
+
+async def _render_member(
+    service: Service, body: ChatBody, tools: ToolUse, member: MemberSpec, param: str
+) -> list[int] | None:
+    messages = member_messages(member, plain_messages(body.messages)[0], param)
+    if messages is None:
+        return None
+    chars = sum(num_chars(message.get("content")) for message in messages)
+    try:
+        return await _render(service, body, tools, messages, chars, param)
+    except TurretError as error:
+        if error.param != param:
+            error.param = f"{param}.{error.param}" if error.param else param
+        raise
 
 
 class _Chat:

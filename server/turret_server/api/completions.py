@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from turret_server.api.chunks import ChunkWriter
 from turret_server.api.fairness import fairness_key
+from turret_server.api.fusion import member_prompts
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.json_body import JsonRoute
 from turret_server.api.logprobs import CompletionLogprobs, prompt_logprobs
@@ -20,6 +22,7 @@ from turret_server.api.schema.completion import CompletionBody, Prompt
 from turret_server.api.schema.responses import Completion
 from turret_server.api.service import Service, service_of
 from turret_server.errors import BadRequest, PromptTooLong
+from turret_server.pipeline.fusion import MemberSpec
 from turret_server.telemetry.record import RequestRecord, record_of
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
@@ -93,7 +96,7 @@ async def _prepare(
         record,
         id_prefix="cmpl-",
         ticket=ticket,
-        recipe=recipe,
+        fused=await member_prompts(recipe, partial(_encode_member, service, body)),
         prompts=prompts,
         max_tokens=max_tokens,
         per_prompt=per_prompt,
@@ -139,6 +142,23 @@ async def _encode(service: Service, prompt: Prompt, add_special: bool, param: st
             param=param,
         )
     return prompt
+
+
+async def _encode_member(
+    service: Service, body: CompletionBody, member: MemberSpec, param: str
+) -> list[int] | None:
+    for name in ("messages", "system"):
+        if getattr(member, name) is not None:
+            raise BadRequest(
+                f"'{param}.{name}' belongs to a chat",
+                "the request has a text to continue",
+                "Give the member a prompt.",
+                param=f"{param}.{name}",
+            )
+    if member.prompt is None:
+        return None
+    add_special = body.add_special_tokens is not False
+    return await _encode(service, member.prompt, add_special, f"{param}.prompt")
 
 
 class _Completion:

@@ -23,6 +23,7 @@ def chat_logprobs(
     return [
         {
             **_spelt(tokenizer, entry.token, entry.logprob),
+            **({"fusion_weights": entry.weights} if entry.weights else {}),
             "top_logprobs": [
                 _spelt(tokenizer, token, entry.logprob if token == entry.token else logprob)
                 for token, logprob in entry.top[:top]
@@ -68,6 +69,8 @@ class CompletionLogprobs:
             "top_logprobs": self._alternatives,
             "text_offset": self._offsets,
         }
+        if any(self._weights):
+            taken["fusion_weights"] = self._weights
         self._clear()
         return taken
 
@@ -76,6 +79,7 @@ class CompletionLogprobs:
         self._logprobs: list[float | None] = []
         self._alternatives: list[dict[str, float] | None] = []
         self._offsets: list[int] = []
+        self._weights: list[list[float] | None] = []
 
     def _add(self, token: int, entry: TokenLogprob | None) -> None:
         self._tokens.append(self._tokenizer.token_text(token))
@@ -83,6 +87,7 @@ class CompletionLogprobs:
         self._alternatives.append(
             None if entry is None else _by_text(self._tokenizer, entry, self._top)
         )
+        self._weights.append(None if entry is None else entry.weights or None)
         self._offsets.append(self._offset)
         self._offset += len(self._detokenizer.push([token]))
 

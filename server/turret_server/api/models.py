@@ -92,12 +92,13 @@ def _shelf_card(service: Service, name: str) -> ModelCard:
 
 def _recipe_card(service: Service, recipe: Recipe) -> ModelCard:
     ready, stack = service.engine.ready, service.recipes.recipes.get(recipe.model)
+    root = show_stack(stack) if stack else recipe.model
     return ModelCard(
         id=recipe.model,
         created=_STARTED,
-        root=show_stack(stack) if stack else recipe.model,
+        root=root if recipe.fusion is None else str(recipe.fusion.spec),
         parent=service.settings.base_names[0],
-        kind="recipe",
+        kind="recipe" if recipe.fusion is None else "fusion",
         digest=recipe.digest,
         max_model_len=ready and ready.max_model_len,
     )

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from turret_server.api.account import Account, account
 from turret_server.api.admission import Ticket
+from turret_server.api.fusion import MemberPrompts, check_fused
 from turret_server.api.generation import Choice, Generation
 from turret_server.api.sampling import choice_sampling
 from turret_server.api.schema.constrain import Constraint
@@ -52,10 +53,11 @@ async def admit(
     charged = held.enter_context(account(service.settings.tenancy, record))
     ticket = held.enter_context(service.admission.enter(count))
     adapters = [(adapter.name, adapter.weight) for adapter in body.adapters or ()]
+    fusion = None if body.fusion is None else body.fusion.spec()
     await service.adapters.fetch(
-        service.recipes.mentioned(body.model, [name for name, _ in adapters])
+        service.recipes.mentioned(body.model, [name for name, _ in adapters], fusion)
     )
-    recipe = service.recipes.resolve(body.model, adapters)
+    recipe = service.recipes.resolve(body.model, adapters, fusion)
     held.enter_context(service.adapters.using(recipe))
     if body.timeout_s is not None and body.timeout_s > service.settings.max_timeout_s:
         raise BadRequest(
@@ -64,7 +66,7 @@ async def admit(
             param="timeout_s",
         )
     record.model, record.label, record.stream = recipe.model, recipe.label, bool(body.stream)
-    record.choices, record.adapters = count, len(recipe.adapters)
+    record.choices, record.adapters = count, len(recipe.digests)
     return ticket, recipe, charged
 
 
@@ -100,7 +102,7 @@ def build_generation(
     *,
     id_prefix: str,
     ticket: Ticket,
-    recipe: Recipe,
+    fused: MemberPrompts,
     prompts: Sequence[list[int]],
     max_tokens: Sequence[int],
     per_prompt: int,
@@ -117,7 +119,7 @@ def build_generation(
         record: of the request.
         id_prefix: "chatcmpl-" or "cmpl-".
         ticket: from `admit`.
-        recipe: from `admit`.
+        fused: the recipe from `admit`, with the prompts of its other members.
         prompts: token ids; choice `i` of prompt `p` gets index `p * per_prompt + i`.
         max_tokens: of each prompt's answers; 0 discards the one token that the engine must make.
         per_prompt: answers for each prompt.
@@ -129,7 +131,13 @@ def build_generation(
     generation_id = uuid.uuid4().hex
     stop_ids = frozenset(body.stop_token_ids or ())
     keep_stop = bool(body.include_stop_str_in_output)
-    choices = []
+    choices, recipe = [], fused.recipe
+    check_fused(service, body, recipe, per_prompt * len(prompts), sampling)
+    max_tokens = [
+        fused.fit(service, body, prompt, most)
+        for prompt, most in zip(prompts, max_tokens, strict=True)
+    ]
+    fusions = [fused.fuse(prompt) for prompt in prompts]
     for prompt_index, prompt in enumerate(prompts):
         for i in range(per_prompt):
             index = len(choices)
@@ -141,6 +149,7 @@ def build_generation(
                 cache_namespace=f"{record.tenant}/{body.cache_salt or ''}",
                 fairness_key=fairness_key,
                 deadline_s=body.timeout_s,
+                fusion=fusions[prompt_index],
             )
             text = TextStream(
                 service.tokenizer,

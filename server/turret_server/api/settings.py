@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from turret_server.api.documents.settings import DocumentSettings
+from turret_server.pipeline.fusion import FusionSpec
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe import Stack
 from turret_server.tenancy.service import Tenancy
@@ -24,6 +25,8 @@ class ApiSettings:
         adapter_cache_bytes: of fetched adapters on the disk; None for any number.
         adapter_dirs: folders whose sub-folders are adapters, read when first asked for.
         recipes: named recipes: name -> expression such as "formal:0.7+sql", or pairs.
+        fusions: of named recipes, which `recipes` lists too.
+        max_fusion_members: of one request.
         tenancy: who may call; by default anybody.
         max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
             up to a quarter of a second, in which no other stream gets a token.
@@ -46,6 +49,8 @@ class ApiSettings:
     adapter_cache_bytes: int | None = None
     adapter_dirs: tuple[Path, ...] = ()
     recipes: Mapping[str, str | Stack] = field(default_factory=dict)
+    fusions: Mapping[str, FusionSpec] = field(default_factory=dict)
+    max_fusion_members: int = 8
     tenancy: Tenancy = field(default_factory=Tenancy)
     max_body_bytes: int = 4 * 2**20
     documents: DocumentSettings = field(default_factory=DocumentSettings)

@@ -283,6 +283,14 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Waiting requests before 429.", rich_help_panel=_ENGINE)
     ] = 1024,
+    max_fusion_members: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Models whose logits one request may fuse, its own among them.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 8,
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads; 0 = all.", rich_help_panel=_ENGINE)
     ] = 0,
@@ -328,6 +336,7 @@ def serve(
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             max_waiting=max_waiting,
+            max_fusion_members=max_fusion_members,
             max_resident_adapters=max_resident_adapters,
             adapter_rank_rows=adapter_rank_rows,
             host_adapter_gib=host_adapter_gib,

@@ -23,7 +23,7 @@ def member_requests(request: EngineRequest, fusion: Fusion) -> Iterator[EngineRe
 
 def fuse_rows(
     logits: Tensor, leads: Seq[Sequence], rows: Mapping[Sequence, int]
-) -> tuple[Tensor, list[list[float] | None]]:
+) -> tuple[Tensor, list[list[float]]]:
     """What the members of fused requests make of the next token.
 
     Args:
@@ -32,16 +32,16 @@ def fuse_rows(
         rows: of all their members in `logits`.
 
     Returns:
-        float32 [Q, V]; and per request the weights of its terms, if it wants them.
+        float32 [Q, V]; and per request the weights of its terms, none if it does not trace them.
     """
     fusions = [_formula(lead, rows) for lead in leads]
     fused, weights = kernel.fuse(logits, kernel.Members.of(fusions, logits.device))
     traced = [lead.request.fusion is not None and lead.request.fusion.trace for lead in leads]
     if not any(traced):
-        return fused, [None] * len(leads)
+        return fused, [[]] * len(leads)
     values = iter(weights.tolist())
     taken = [[next(values) for _ in fusion.rows] for fusion in fusions]
-    return fused, [mine if wanted else None for mine, wanted in zip(taken, traced, strict=True)]
+    return fused, [mine if wanted else [] for mine, wanted in zip(taken, traced, strict=True)]
 
 
 def _formula(lead: Sequence, rows: Mapping[Sequence, int]) -> kernel.Fusion:

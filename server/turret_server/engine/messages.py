@@ -66,7 +66,7 @@ class Fusion(msgspec.Struct, frozen=True, kw_only=True):
     limit: float = 0.0  # the largest dynamic weight; 0: weights as given
     grid: bool = False  # dynamic weights by the published grid
     joint: bool = False  # dynamic weights of all experts at once
-    trace: bool = False  # events carry the weights of each token
+    trace: bool = False  # log-probabilities carry the weights of their tokens
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
@@ -139,6 +139,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     rank: int  # 1 = most likely
     top: list[tuple[int, float]] = []
+    weights: list[float] = []  # of the terms of a fusion that traces them
 
 
 class TokenEvent(msgspec.Struct, kw_only=True, array_like=True):
@@ -154,7 +155,6 @@ class TokenEvent(msgspec.Struct, kw_only=True, array_like=True):
     error: ErrorInfo | None = None
     queued_s: float = 0.0  # arrival to first scheduling; on the first event
     prefill_s: float = 0.0  # first scheduling to first token; on the first event
-    weights: list[list[float]] | None = None  # of the terms of a fusion, one list per token
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -44,32 +45,33 @@ def sample_step(logits: Tensor, shares: Seq[Share]) -> list[Sampled]:
     if not rows:
         return results
     picked, sequences, weights = _pick(logits, rows)
-    for sequence, result, used in zip(
-        sequences, _sample_rows(picked, sequences), weights, strict=True
-    ):
+    sampled = _sample_rows(picked, sequences)
+    for sequence, result, used in zip(sequences, sampled, weights, strict=True):
         i = which[sequence]
-        prompt_logprobs = results[i].prompt_logprobs
-        if prompt_logprobs is not None or used is not None:
-            result = replace(result, prompt_logprobs=prompt_logprobs, weights=used)
+        if used and result.logprob is not None:
+            traced = msgspec.structs.replace(result.logprob, weights=used)
+            result = replace(result, logprob=traced)
+        if (prompt_logprobs := results[i].prompt_logprobs) is not None:
+            result = replace(result, prompt_logprobs=prompt_logprobs)
         results[i] = result
     return results
 
 
 def _pick(
     logits: Tensor, rows: dict[Sequence, int]
-) -> tuple[Tensor, list[Sequence], list[list[float] | None]]:
-    """The rows to sample from, their sequences, and the weights of those that were fused."""
+) -> tuple[Tensor, list[Sequence], list[list[float]]]:
+    """The rows to sample from, their sequences, and the weights of fusions that trace them."""
     leads = [sequence for sequence in rows if sequence.request.fusion is not None]
     members = {member for lead in leads for member in lead.members}
     alone = [sequence for sequence in rows if sequence not in members]
     kept = [rows[sequence] for sequence in alone]
     if not leads:
         every = len(kept) == logits.shape[0]
-        return logits if every else _rows(logits, kept), alone, [None] * len(alone)
+        return logits if every else _rows(logits, kept), alone, [[]] * len(alone)
     fused, weights = fuse_rows(logits, leads, rows)
     if alone:
         fused = torch.cat([_rows(logits, kept), fused])
-    return fused, alone + leads, [None] * len(alone) + weights
+    return fused, alone + leads, [[]] * len(alone) + weights
 
 
 def num_logit_rows(share: Share) -> int:

@@ -66,14 +66,13 @@ class Share:
 class Sampled:
     """What a share brought: a token, its log-probability, and those of prompt tokens.
 
-    Of a fused request the lead's share brings it; `weights` are those of its terms.
+    Of a fused request the lead's share brings it.
     """
 
     token: int | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
     error: ErrorInfo | None = None
-    weights: list[float] | None = None
 
 
 class Scheduler:
@@ -184,7 +183,6 @@ class Scheduler:
             id=sequence.request.id,
             tokens=[token],
             logprobs=None if result.logprob is None else [result.logprob],
-            weights=None if result.weights is None else [result.weights],
         )
         if sequence.first_token is None:
             assert sequence.started is not None

@@ -1,4 +1,4 @@
-"""Named recipes of the configuration: stacks, resolved per request, and adapters to derive.
+"""Named recipes of the configuration: stacks and fusions, resolved per request; adapters to derive.
 
 A recipe is an expression such as "a:0.7+b", or a table, on the command line as JSON:
 
@@ -9,18 +9,24 @@ A recipe is an expression such as "a:0.7+b", or a table, on the command line as 
     method = "ties"
     sources = ["legal", {name = "sql", weight = 0.5}]
     density = 0.2
+
+    [recipes.stronger-sql]
+    fusion = {method = "proxy", experts = ["sql"], anchor = "demo", weights = 1.5}
+
+The table `fusion` is what a body may hold; `adapters` beside it are the first member's.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from turret_adapters.catalog import name_problem
 from turret_adapters.derivation import Derivation, Source, derivation
 from turret_server.errors import StartupError, TurretError
+from turret_server.pipeline.fusion import FusionSpec
 from turret_server.pipeline.recipe import Stack, Weight, parse_stack
 
 _FIX = "Correct the recipe; docs/adapters.md shows both forms."
@@ -31,16 +37,24 @@ class NamedRecipes:
     """What the configuration asks for, by name.
 
     Attributes:
-        stacks: adapters that run together, each as it is.
+        stacks: adapters that run together, each as it is; of a fusion the first member's.
         derived: adapters to be made of others at the start.
+        fusions: what is combined with the stack of the same name.
     """
 
     stacks: dict[str, Stack] = field(default_factory=dict)
     derived: dict[str, Derivation] = field(default_factory=dict)
+    fusions: dict[str, FusionSpec] = field(default_factory=dict)
 
 
-def parse_recipes(recipes: Mapping[str, str]) -> NamedRecipes:
+def parse_recipes(
+    recipes: Mapping[str, str], parse_fusion: Callable[[Any], FusionSpec]
+) -> NamedRecipes:
     """Parse recipes; adapters that they name are not looked up yet.
+
+    Args:
+        recipes: by name: an expression, or a table in JSON.
+        parse_fusion: reads a table `fusion` as bodies are read; raises ValueError or TurretError.
 
     Raises:
         StartupError: names the recipe, and says what is wrong with it.
@@ -53,13 +67,14 @@ def parse_recipes(recipes: Mapping[str, str]) -> NamedRecipes:
             table = json.loads(text) if text.startswith("{") else None
             if table is None:
                 parsed.stacks[name] = parse_stack(text)
+            elif "fusion" in table:
+                parsed.fusions[name] = parse_fusion(table.pop("fusion"))
+                parsed.stacks[name] = _stack(table) if table else ()
             elif "method" in table:
                 parsed.derived[name] = parse_derivation(table)
             else:
                 parsed.stacks[name] = _stack(table)
-        except ValueError as error:
-            raise recipe_error(name, str(error)) from None
-        except TurretError as error:
+        except (ValueError, TurretError) as error:
             raise recipe_error(name, str(error)) from None
     return parsed
 
@@ -86,7 +101,7 @@ def recipe_error(name: str, why: str, fix: str = _FIX) -> StartupError:
 
 def _stack(table: dict[str, Any]) -> Stack:
     if unknown := sorted(table.keys() - {"adapters"}):
-        raise ValueError(f"{unknown[0]!r} is not known; there is 'adapters', or 'method'")
+        raise ValueError(f"{unknown[0]!r} is not known; there is 'adapters', 'fusion', or 'method'")
     return tuple(_items(table.get("adapters"), "adapters"))
 
 

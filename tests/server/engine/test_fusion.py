@@ -155,7 +155,7 @@ class Served:
                 answer = answers[event.id]
                 answer.tokens += event.tokens
                 answer.entries += event.logprobs or []
-                answer.weights += event.weights or []
+                answer.weights += [e.weights for e in event.logprobs or [] if e.weights]
                 answer.finish_reason = event.finish_reason
         self.assert_clean()
         return answers

@@ -5,13 +5,15 @@ import json
 import pytest
 
 from turret_adapters.derivation import Derivation, Source
+from turret_server.api.schema.fusion import parse_fusion
 from turret_server.errors import StartupError
 from turret_server.pipeline.recipe import show_stack
 from turret_server.pipeline.recipe_config import parse_recipes
 
 
 def parse(value: object, name: str = "mine"):
-    return parse_recipes({name: value if isinstance(value, str) else json.dumps(value)})
+    text = value if isinstance(value, str) else json.dumps(value)
+    return parse_recipes({name: text}, parse_fusion)
 
 
 def test_expressions_and_tables_are_stacks() -> None:
@@ -37,6 +39,15 @@ def test_a_stack_reads_as_it_is_written() -> None:
     assert show_stack((("a", {"q_proj": 0.5}), ("b", 1.0))) == "a:{q_proj:0.5}+b"
 
 
+def test_a_fusion_has_a_stack_of_its_own() -> None:
+    found = parse({"fusion": {"method": "proxy", "experts": ["a"], "anchor": "demo"}})
+    assert found.stacks == {"mine": ()}
+    assert str(found.fusions["mine"]) == "proxy(a, anchor=demo)"
+    table = {"adapters": ["b"], "fusion": {"method": "guidance", "anchor": {"system": ""}}}
+    assert parse(table).stacks == {"mine": (("b", 1.0),)}
+    assert str(parse(table).fusions["mine"]) == "guidance(anchor=itself)"
+
+
 BAD = [
     ("a:x", "not a number"),
     ("{", "Expecting"),
@@ -48,6 +59,10 @@ BAD = [
     ({"adapters": [{"name": "a", "weight": "1"}]}, "weight of 'a'"),
     ({"adapters": [{"name": "a", "weight": {"q_proj": None}}]}, "weight of 'a'"),
     ({"method": "ties", "density": 0.5}, "'sources'"),
+    ({"fusion": {"method": "proxies"}}, "fusion.method"),
+    ({"fusion": {"method": "sum", "expert": ["a"]}}, "fusion.expert"),
+    ({"fusion": {"method": "sum", "experts": [3]}}, "fusion.experts.0"),
+    ({"fusion": {"method": "sum"}, "density": 1}, "'density'"),
     ({"method": "blend", "sources": ["a"], "x": 1}, "'blend'"),
     ({"method": ["ties"], "sources": ["a"]}, "is none of"),
     ({"method": "ties", "sources": ["a"]}, "density"),

@@ -69,7 +69,6 @@ UNSERVED: dict[str, Unserved] = {
     "documents": Unserved(
         "documents are parts of messages", 'Send {"type": "document", ...}.', ([],)
     ),
-    "fusion": Unserved("fusion is not served yet"),
     "lora": Unserved("adapters are named", 'Use "adapters": [{"name": ..., "weight": 1.0}].'),
     "lora_path": Unserved("adapters are named", "Use the adapter's name as model."),
     "lora_request": Unserved("adapters are named", "Use the adapter's name as model."),

@@ -34,6 +34,9 @@ class ChatTokenLogprob(TopLogprob):
     """The token that was chosen, and the most likely ones."""
 
     top_logprobs: list[TopLogprob]
+    fusion_weights: list[float] | None = Field(
+        None, description="With fusion.trace: of the request's own model, the anchor, the experts."
+    )
 
 
 class ChatLogprobs(BaseModel):
@@ -142,6 +145,9 @@ class CompletionLogprobs(BaseModel):
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+    fusion_weights: list[list[float] | None] | None = Field(
+        None, description="With fusion.trace: of the request's own model, the anchor, the experts."
+    )
 
 
 class CompletionChoice(BaseModel):
@@ -206,7 +212,9 @@ class ModelCard(BaseModel):
     owned_by: str = "turret"
     root: str = Field(description="Where it was loaded from.")
     parent: str | None = Field(description="The base model of an adapter or a recipe.")
-    kind: str = Field(description='"base", "recipe", or the kind of the adapter, such as "lora".')
+    kind: str = Field(
+        description='"base", "recipe", "fusion", or the kind of the adapter, such as "lora".'
+    )
     digest: str | None = Field(description="Identity of the content.")
     max_model_len: int | None = Field(description="Tokens of prompt and answer together.")
     permission: list[Any] = []
