@@ -92,11 +92,7 @@ class FusionMember(ClosedPart):
         )
 
 
-Member = Annotated[
-    FusionMember,
-    BeforeValidator(_named),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"$ref": "#/components/schemas/FusionMember"}]}),
-]
+Member = Annotated[FusionMember, BeforeValidator(_named, json_schema_input_type=str | FusionMember)]
 
 
 class FusionBody(ClosedPart):
