@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from turret_server.pipeline.fusion import FusionSpec
+from turret_server.engine.messages import AdapterUse, Fusion
+from turret_server.pipeline.fusion import FusedRecipe, FusionSpec, term_weights
+from turret_server.pipeline.recipe import Recipe
 
 Logits = NDArray[np.float64]  # [V]
 Model = Callable[[list[int]], NDArray[np.float64]]  # token ids -> logits [positions, V]
 
 GRID = np.arange(21) * 0.1
+
+
+def message(
+    spec: FusionSpec,
+    model: str,
+    prompt: list[int],
+    uses: Mapping[str, tuple[AdapterUse, ...]],
+) -> Fusion:
+    """What the engine is told; members name their models, and bring token ids as prompts."""
+
+    def recipe(name: str) -> Recipe:
+        return Recipe(name, uses[name], name, name)
+
+    members = tuple(recipe(member.model or model) for member in spec.members)
+    prompts = [member.prompt or prompt for member in spec.members]
+    assert all(isinstance(tokens, list) for tokens in prompts)
+    return FusedRecipe(spec, members, term_weights(spec)).message(recipe(model), prompt, prompts)
 
 
 def log_softmax(x: Logits) -> Logits:

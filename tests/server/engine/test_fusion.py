@@ -7,17 +7,18 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.fusion_reference import check_answer, transformers_model
+from tests.fusion_reference import check_answer, message, transformers_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from turret_server.engine.core import Engine
 from turret_server.engine.messages import AdapterUse, EngineRequest, Fusion, Member, Sampling
 from turret_server.engine.settings import EngineSettings
-from turret_server.pipeline.fusion import FusedRecipe, FusionSpec, MemberSpec, term_weights
-from turret_server.pipeline.recipe import Recipe
+from turret_server.errors import BadRequest
+from turret_server.pipeline.fusion import FusionSpec, MemberSpec
 
 VOCAB = 160
 PROMPT = [5, 17, 99, 3, 42, 8, 64, 21, 9, 77, 11]
@@ -129,16 +130,8 @@ class Served:
             prompt=prompt,
             sampling=Sampling(**sampling),
             adapters=self.uses[model],
-            fusion=None if spec is None else self._fusion(spec, model, prompt),
+            fusion=None if spec is None else message(spec, model, prompt, self.uses),
         )
-
-    def _fusion(self, spec, model, prompt):
-        def recipe(name):
-            return Recipe(name, self.uses[name], name, name)
-
-        members = [recipe(m.model or model) for m in spec.members]
-        fused = FusedRecipe(spec, tuple(members), term_weights(spec))
-        return fused.message(recipe(model), prompt, [m.prompt or prompt for m in spec.members])
 
     def run(self, requests, each_step=lambda: None):
         answers = {request.id: Answer() for request in requests}
@@ -353,7 +346,9 @@ def test_a_deadline_and_a_broken_grammar_end_all_members(bench):
     served = bench.serve()
     engine = served.engine
     served.run([served.ask("warm", None, "a")])
-    late = replace_request(served.ask("late", SPECS["proxy"], max_tokens=90), deadline_s=0.0)
+    late = msgspec.structs.replace(
+        served.ask("late", SPECS["proxy"], max_tokens=90), deadline_s=0.0
+    )
     engine.submit(late)
     (event,) = engine.step()
     assert event.finish_reason == "deadline"
@@ -363,8 +358,6 @@ def test_a_deadline_and_a_broken_grammar_end_all_members(bench):
         finished = False
 
         def fill_mask(self, mask):
-            from turret_server.errors import BadRequest
-
             raise BadRequest("it broke")
 
     engine.submit(served.ask("broken", SPECS["proxy"]))
@@ -373,12 +366,6 @@ def test_a_deadline_and_a_broken_grammar_end_all_members(bench):
     assert (event.finish_reason, event.error.what) == ("error", "it broke")
     served.assert_clean()
     engine.close()
-
-
-def replace_request(request, **changes):
-    import msgspec
-
-    return msgspec.structs.replace(request, **changes)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +391,7 @@ def test_a_member_with_an_unknown_adapter_is_refused(served):
         terms=(0, 1),
         weights=(1.0, 1.0),
     )
-    request = replace_request(served.ask("x"), fusion=fusion)
+    request = msgspec.structs.replace(served.ask("x"), fusion=fusion)
     event = served.engine.submit(request)
     assert event.error.kind == "NotFound"
     served.assert_clean()

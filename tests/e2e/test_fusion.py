@@ -1,0 +1,161 @@
+"""Fusion on the demo model: every method against transformers with PEFT, and as a model to clients.
+
+Tolerances are on log-probabilities. Those of one model are off by 2e-5 at most (see
+test_mixed_batch.py); a weight multiplies that, and 2 (M_t - M_a) + M adds five of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import httpx2
+import msgspec
+import pytest
+import torch
+from openai import AsyncOpenAI
+from peft import PeftModel
+from tests.fusion_reference import check_answer, message, transformers_model
+from transformers import AutoModelForCausalLM
+
+from turret_server.engine.messages import AdapterUse
+from turret_server.pipeline.fusion import FusionSpec, MemberSpec
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+NEW_TOKENS = 6
+QUESTION = "A village lay at the foot of a mountain, and in it lived a clockmaker. Continue."
+BASE, A, B = MemberSpec(model="base"), MemberSpec(model="r8"), MemberSpec(model="r16")
+SPECS = {
+    "proxy": FusionSpec(method="proxy", anchor=BASE, experts=(A,), weights=(1.5,)),
+    "ensemble": FusionSpec(method="ensemble", anchor=A, experts=(B,), weights=(1.0,)),
+    "dexperts": FusionSpec(method="dexperts", anchor=A, experts=(B,), weights=2.0, nucleus=0.9),
+    "contrastive": FusionSpec(
+        method="contrastive", anchor=replace(A, temperature=0.5), weights=1.0, plausible=0.1
+    ),
+    "dynamic": FusionSpec(method="dynamic", anchor=A, experts=(B,), trace=True),
+    "dynamic of two": FusionSpec(method="dynamic", anchor=BASE, experts=(A, B), trace=True),
+    "joint": FusionSpec(method="dynamic", anchor=BASE, experts=(A, B), joint=True, trace=True),
+    "sum": FusionSpec(method="sum", experts=(A,), weights=(0.5, 0.5)),
+    "product": FusionSpec(method="product", experts=(A, B), weights=(0.2, 0.5, 0.3)),
+    "mixture": FusionSpec(method="mixture", experts=(A, B), weights=(0.2, 0.5, 0.3)),
+}
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine):
+    return make_engine(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def specs(chat_ids):
+    other = MemberSpec(prompt=chat_ids("Continue a story."))
+    return SPECS | {"guidance": FusionSpec(method="guidance", anchor=other, weights=1.5)}
+
+
+@pytest.fixture(scope="module")
+def requests(engine, specs, chat_ids):
+    """One per method, and two ordinary ones; every other fused answer is drawn, not greedy."""
+    prompt = chat_ids(QUESTION)
+    uses = {"base": ()} | {m: (AdapterUse(engine.digests[m]),) for m in ("r8", "r16")}
+    fused = []
+    for i, (name, spec) in enumerate(specs.items()):
+        sampling = {"temperature": 0.7 * (i % 2), "seed": i, "max_tokens": NEW_TOKENS}
+        request = engine.request("base", prompt, **sampling)
+        fusion = message(spec, "base", prompt, uses)
+        fused.append(msgspec.structs.replace(request, id=name, fusion=fusion))
+    plain = [engine.request(m, prompt, max_tokens=9, temperature=0.0) for m in ("r8", "base")]
+    return [*fused, *plain]
+
+
+@pytest.fixture(scope="module")
+def together(engine, requests):
+    return engine.run(requests)
+
+
+def test_methods_are_what_transformers_and_numpy_give(
+    demo_folder, adapters, specs, requests, together
+):
+    base = AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32).eval()
+    models = {"base": transformers_model(base)}
+    for name in ("r8", "r16"):
+        base = AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32).eval()
+        models[name] = transformers_model(PeftModel.from_pretrained(base, str(adapters[name])))
+    for request in requests[: len(specs)]:
+        spec, answer = specs[request.id], together[request.id]
+        names = ["base", *(member.model or "base" for member in spec.members)]
+        prompts = [request.prompt, *(m.prompt or request.prompt for m in spec.members)]
+        weights = None
+        if spec.method == "dynamic":
+            weights = [entry.weights for entry in answer.entries]
+        check_answer(
+            spec,
+            [models[name] for name in names],
+            prompts,
+            answer.tokens,
+            answer.entries,
+            weights,
+            2e-4,
+            greedy=request.sampling.temperature == 0,
+        )
+
+
+def test_each_gets_what_it_gets_alone(engine, requests, together):
+    for request in requests:
+        alone = engine.run([request])[request.id]
+        assert alone.tokens == together[request.id].tokens, request.id
+        # Dynamic weights are searched to 1e-3 of their loss: another last bit, another weight.
+        tolerance = 5e-3 if request.id in ("dynamic", "dynamic of two", "joint") else 1e-4
+        for own, other in zip(alone.logprobs, together[request.id].logprobs, strict=True):
+            assert own == pytest.approx(other, abs=tolerance), request.id
+
+
+FUSION = '{"fusion": {"method": "proxy", "experts": ["sql"], "anchor": "%s", "weights": 1.5}}'
+
+
+async def test_a_fused_recipe_behind_openai_s_client_beside_other_traffic(serve, base):
+    """Streamed or not, alone or among others: the same text and the same log-probabilities."""
+    flags = ["--dtype=float32", f"--recipe=strong={FUSION % base}"]
+    with serve(*flags) as server:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120) as client:
+            assert "strong" in [model.id async for model in client.models.list()]
+
+            async def ask(model, **options):
+                return await client.chat.completions.create(
+                    model=model,
+                    messages=[{"role": "user", "content": "Table a(b, c). How many b?"}],
+                    max_tokens=8,
+                    temperature=0,
+                    logprobs=True,
+                    **options,
+                )
+
+            async def streamed(model):
+                parts = [
+                    chunk.choices[0]
+                    async for chunk in await ask(model, stream=True)
+                    if chunk.choices
+                ]
+                text = "".join(part.delta.content or "" for part in parts)
+                entries = [e for part in parts if part.logprobs for e in part.logprobs.content]
+                return text, [entry.logprob for entry in entries]
+
+            whole = (await ask("strong")).choices[0]
+            logprobs = [entry.logprob for entry in whole.logprobs.content]
+            answers = await asyncio.gather(
+                *(streamed(model) for model in ["strong", "sql", base] * 8)
+            )
+            for text, found in answers[::3]:
+                assert text == whole.message.content
+                assert found == pytest.approx(logprobs, abs=1e-4)
+            assert len({round(found[0], 3) for _, found in answers}) == 3
+
+            body = {"method": "dynamic", "experts": ["sql"], "anchor": base, "trace": True}
+            traced = await ask("dates", extra_body={"fusion": body})
+            for entry in traced.choices[0].logprobs.content:
+                own, anchor, expert = entry.fusion_weights
+                assert own == 1
+                assert 0 <= expert == -anchor <= 2
+        stats = server.metrics()
+        assert stats["turret_kv_blocks_used"] == 0
+        assert httpx2.get(f"{server.url}/health").status_code == 200
