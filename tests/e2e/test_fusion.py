@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-import httpx2
 import msgspec
 import pytest
 import torch
@@ -95,7 +94,7 @@ def test_methods_are_what_transformers_and_numpy_give(
             answer.tokens,
             answer.entries,
             weights,
-            2e-4,
+            1e-4,
             greedy=request.sampling.temperature == 0,
         )
 
@@ -113,7 +112,7 @@ def test_each_gets_what_it_gets_alone(engine, requests, together):
 FUSION = '{"fusion": {"method": "proxy", "experts": ["sql"], "anchor": "%s", "weights": 1.5}}'
 
 
-async def test_a_fused_recipe_behind_openai_s_client_beside_other_traffic(serve, base):
+async def test_a_fused_recipe_behind_openai_s_client_beside_other_traffic(serve, wait_until, base):
     """Streamed or not, alone or among others: the same text and the same log-probabilities."""
     flags = ["--dtype=float32", f"--recipe=strong={FUSION % base}"]
     with serve(*flags) as server:
@@ -148,7 +147,8 @@ async def test_a_fused_recipe_behind_openai_s_client_beside_other_traffic(serve,
             for text, found in answers[::3]:
                 assert text == whole.message.content
                 assert found == pytest.approx(logprobs, abs=1e-4)
-            assert len({round(found[0], 3) for _, found in answers}) == 3
+            for _, found in answers[1:3]:
+                assert found != pytest.approx(logprobs, abs=1e-3)
 
             body = {"method": "dynamic", "experts": ["sql"], "anchor": base, "trace": True}
             traced = await ask("dates", extra_body={"fusion": body})
@@ -156,6 +156,6 @@ async def test_a_fused_recipe_behind_openai_s_client_beside_other_traffic(serve,
                 own, anchor, expert = entry.fusion_weights
                 assert own == 1
                 assert 0 <= expert == -anchor <= 2
-        stats = server.metrics()
-        assert stats["turret_kv_blocks_used"] == 0
-        assert httpx2.get(f"{server.url}/health").status_code == 200
+            wait_until(
+                lambda: server.metrics()["turret_kv_cache_usage_perc"] == 0, 5, "blocks are back"
+            )
