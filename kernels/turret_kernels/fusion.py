@@ -31,7 +31,7 @@ from torch import Tensor
 from turret_kernels import gpu
 from turret_kernels.dynamic_weights import dynamic_weights
 
-_HEAD = 1024  # tokens that a nucleus is first looked for in
+_HEADS = (256, 1024)  # tokens that a nucleus is first looked for in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,10 +226,11 @@ def _keep_nuclei(fused: Tensor, logits: Tensor, fusions: Sequence[Fusion]) -> No
 def _nucleus_end(x: Tensor, probability: float) -> Tensor:
     """The least logit [] of the smallest set of likeliest tokens with this probability."""
     total = x.logsumexp(-1)
-    if x.is_cpu and len(x) > _HEAD:  # a GPU sorts faster than it tells whether the head is enough
-        head = x.topk(_HEAD).values
-        if (head - total).exp().sum() > probability:
-            return _last_inside(head, total, probability)
+    for size in _HEADS if x.is_cpu else ():  # a GPU sorts faster than it tells that few will do
+        if size < len(x):
+            head = x.topk(size).values
+            if (head - total).exp().sum() > probability:
+                return _last_inside(head, total, probability)
     return _last_inside(x.sort(descending=True).values, total, probability)
 
 
