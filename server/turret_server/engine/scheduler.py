@@ -137,7 +137,7 @@ class Scheduler:
             portion = _portion(sequence, budget)
             if portion and self._reserve(sequence, portion):
                 shares += portion
-                budget -= sum(share.count for share in portion)
+                budget -= sum([share.count for share in portion])
             else:
                 has_room = False
         has_room &= self.preemptions == preemptions
@@ -149,7 +149,7 @@ class Scheduler:
             else:
                 portion = self._try_start(sequence, budget)
                 shares += portion
-                budget -= sum(share.count for share in portion)
+                budget -= sum([share.count for share in portion])
         # Rows of one recipe lie together: one entry per adapter and step.
         live = [share for share in shares if share.sequence.table_row >= 0]
         live.sort(key=lambda share: share.sequence.slots or ())
@@ -177,8 +177,11 @@ class Scheduler:
     def _append(self, sequence: Sequence, result: Sampled, now: float) -> TokenEvent:
         token, sampling = result.token, sequence.request.sampling
         assert token is not None
-        for member in sequence.members:
+        sequence.tokens.append(token)
+        length = len(sequence.tokens)
+        for member in sequence.others:
             member.tokens.append(token)
+            length = max(length, len(member.tokens))
         event = TokenEvent(
             id=sequence.request.id,
             tokens=[token],
@@ -193,8 +196,7 @@ class Scheduler:
             event.prompt_logprobs = sequence.prompt_logprobs
         stopped = token in sampling.stop_token_ids and sequence.num_output > sampling.min_tokens
         finished = sequence.grammar is not None and sequence.grammar.finished
-        longest = max(len(member.tokens) for member in sequence.members)
-        full = longest >= self.limits.max_model_len
+        full = length >= self.limits.max_model_len
         if stopped or finished:
             event.finish_reason, event.stop_token = "stop", token if stopped else None
         elif sequence.num_output >= sampling.max_tokens or full:
@@ -295,6 +297,8 @@ class Scheduler:
             max(0, -(-(share.start + share.count) // size) - len(share.sequence.blocks))
             for share in portion
         ]
+        if not any(missing):
+            return True
         blocks = self.blocks.try_allocate(sum(missing))
         if blocks is None:
             return False
@@ -348,13 +352,16 @@ class Scheduler:
 
 def _is_in_prompt(sequence: Sequence) -> bool:
     """Has any member more than one token to compute?"""
-    return any(member.remaining > 1 for member in sequence.members)
+    return sequence.remaining > 1 or any(member.remaining > 1 for member in sequence.others)
 
 
 def _portion(sequence: Sequence, budget: int) -> list[Share]:
     """What of a request fits the budget; members hold their last token back for each other."""
-    members, shares = sequence.members, []
-    held = len(members) > 1 and sum(member.remaining for member in members) > budget
+    if not sequence.others:
+        count = min(sequence.remaining, budget)
+        return [Share(sequence, sequence.num_computed, count)] if count else []
+    shares, members = [], sequence.members
+    held = sum(member.remaining for member in members) > budget
     for member in members:
         count = min(member.remaining - held, budget)
         if count > 0:
