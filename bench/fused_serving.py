@@ -6,6 +6,9 @@ The demo model in bf16 with its adapters. A fused request has as many members as
 has requests, of the same models with prompts of the same length; both decode the same number of
 tokens, turn about, and medians of their steps count. With one thread the clock is that thread's, so
 that waiting for a busy core does not count.
+
+With auxiliary models (the demo model again, twice) a step runs every model; it is measured beside
+a step of one row, of which it should take as many as there are models.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import turret_adapters
 from turret_server.demo import demo_model
 from turret_server.engine.core import Engine
@@ -27,6 +32,7 @@ from turret_server.engine.messages import AdapterUse, EngineRequest, Fusion, Mem
 from turret_server.engine.settings import EngineSettings
 
 MODELS = ("base", "sql", "dates", "order-json")
+AUXILIARIES = ("small", "tuned")
 PROMPT_TOKENS = 64
 
 
@@ -38,8 +44,12 @@ class Bench:
     """
 
     def __init__(self, threads: int) -> None:
+        model = str(demo_model(progress=False))
         settings = EngineSettings(
-            model=str(demo_model(progress=False)), dtype="bfloat16", threads=threads
+            model=model,
+            dtype="bfloat16",
+            threads=threads,
+            auxiliaries=dict.fromkeys(AUXILIARIES, model),
         )
         use_threads(settings)
         self._wake = threading.Event()
@@ -86,15 +96,14 @@ class Bench:
             terms=tuple(range(members)),
             **{"weights": (1.0,) * members, **fields},
         )
-        return [
-            EngineRequest(
-                id="fused",
-                prompt=first.prompt,
-                adapters=first.adapters,
-                sampling=first.sampling,
-                fusion=fusion,
-            )
-        ]
+        return [msgspec.structs.replace(first, fusion=fusion)]
+
+    def beside_auxiliaries(self, tokens: int) -> list[EngineRequest]:
+        """The base and both auxiliaries: proxy-tuning."""
+        (first,) = self.ordinary(1, tokens)
+        members = tuple(Member(prompt=_prompt(0), model=name) for name in AUXILIARIES)
+        fusion = Fusion(members=members, terms=(0, 1, 2), weights=(1.0, -1.0, 1.0))
+        return [msgspec.structs.replace(first, fusion=fusion)]
 
 
 def _prompt(number: int) -> list[int]:
@@ -102,7 +111,7 @@ def _prompt(number: int) -> list[int]:
 
 
 def measure(bench: Bench, members: int, rounds: int, tokens: int) -> dict[str, Any]:
-    """Medians in milliseconds, and what they are of the ordinary rows' median."""
+    """A fused request of so many members beside as many rows."""
     ways = {
         "rows": bench.ordinary(members, tokens),
         "sum": bench.fused(members, tokens),
@@ -113,6 +122,13 @@ def measure(bench: Bench, members: int, rounds: int, tokens: int) -> dict[str, A
     if members > 2:
         ways["dynamic"] = bench.fused(members, tokens, limit=2.0)
         ways["grid"] = bench.fused(members, tokens, limit=2.0, grid=True)
+    return {"members": members, **compare(bench, ways, rounds)}
+
+
+def compare(
+    bench: Bench, ways: dict[str, list[EngineRequest]], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Medians in milliseconds, and what they are of the median of "rows"."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(rounds + 1):
         for name, requests in ways.items():
@@ -120,7 +136,6 @@ def measure(bench: Bench, members: int, rounds: int, tokens: int) -> dict[str, A
             times[name] += found if round_number else []  # the first warms
     median = {name: statistics.median(found) for name, found in times.items()}
     return {
-        "members": members,
         "step_ms": {name: round(value, 3) for name, value in median.items()},
         "to_rows": {name: round(value / median["rows"], 3) for name, value in median.items()},
     }
@@ -139,8 +154,15 @@ def main() -> None:
     for members in args.members:
         results.append(case := measure(bench, members, args.rounds, args.tokens))
         print(f"{members} rows: {case['step_ms']['rows']} ms a step; {case['to_rows']}", flush=True)
+    ways = {
+        "rows": bench.ordinary(1, args.tokens),
+        "auxiliaries": bench.beside_auxiliaries(args.tokens),
+    }
+    beside = compare(bench, ways, args.rounds)
+    print(f"1 row: {beside['step_ms']['rows']} ms; two auxiliaries: {beside['to_rows']}")
     if args.json is not None:
-        text = json.dumps({"threads": args.threads, "cases": results}, indent=1)
+        found = {"threads": args.threads, "cases": results, "auxiliaries": beside}
+        text = json.dumps(found, indent=1)
         args.json.write_text(text + "\n")
 
 

@@ -24,10 +24,14 @@ def message(
     prompt: list[int],
     uses: Mapping[str, tuple[AdapterUse, ...]],
 ) -> Fusion:
-    """What the engine is told; members name their models, and bring token ids as prompts."""
+    """What the engine is told; members name their models, and bring token ids as prompts.
+
+    A name that is not in `uses` is an auxiliary model's.
+    """
 
     def recipe(name: str) -> Recipe:
-        return Recipe(name, uses[name], name, name)
+        auxiliary = "" if name in uses else name
+        return Recipe(name, uses.get(name, ()), name, name, auxiliary=auxiliary)
 
     members = tuple(recipe(member.model or model) for member in spec.members)
     prompts = [member.prompt or prompt for member in spec.members]

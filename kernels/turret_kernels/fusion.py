@@ -200,8 +200,9 @@ def _fuse_one(out: Tensor, logits: Tensor, fusion: Fusion, weights: list[float])
         if w != 0
     ]
     if fusion.mixture:
-        terms = [(x / t).log_softmax(-1) + math.log(w) for w, x, t in used]
-        torch.logsumexp(torch.stack(terms), 0, out=out)
+        out.fill_(float("-inf"))
+        for w, x, t in used:
+            torch.logaddexp(out, (x / t).log_softmax(-1).add_(math.log(w)), out=out)
     else:
         out.zero_()
         for w, x, t in used:

@@ -20,8 +20,9 @@ from turret_server.errors import StartupError
 class ServeConfig:
     """Everything `turret serve` was asked for. Lengths are tokens.
 
-    `adapters` are sources or tables (`sources.settings`), `recipes` expressions or tables
-    (`pipeline.recipe_config`), `tasks` tables (`pipeline.documents.tasks`); tables are JSON.
+    `auxiliaries` are models by name, each as `model` is. `adapters` are sources or tables
+    (`sources.settings`), `recipes` expressions or tables (`pipeline.recipe_config`), `tasks` tables
+    (`pipeline.documents.tasks`); tables are JSON.
     """
 
     model: str
@@ -45,6 +46,8 @@ class ServeConfig:
     max_step_tokens: int = 256
     max_waiting: int = 1024
     max_fusion_members: int = 8
+    auxiliaries: dict[str, str] = field(default_factory=dict)
+    auxiliary_kv_gib: float = 0.25
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
     host_adapter_gib: float = 1.0

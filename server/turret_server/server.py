@@ -35,6 +35,7 @@ from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, re
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
+from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
 from turret_server.sources.cached import FetchLimits, shrink
 from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
 from turret_server.sources.web import check_prefixes
@@ -87,13 +88,19 @@ async def _serve(
     console: Console,
 ) -> None:
     tokenizer = Tokenizer.load(folder)
+    settings = _api_settings(config, documents, folder, recipes)
+    taken = (*settings.base_names, *settings.recipes)
+    auxiliaries = find_auxiliaries(
+        config.auxiliaries, tokenizer, taken, progress=console.is_terminal
+    )
     # Before the model is loaded: a port in use should not be found out minutes later.
     listener = _bind(config.host, config.port)
-    link = EngineLink(_engine_settings(config, folder, tokenizer))
+    link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
     try:
         with console.status(f"loading {config.model}"):
             ready = await link.start()
-        app = create_app(link, tokenizer, _api_settings(config, documents, folder, recipes))
+        tokenizers = {name: model.tokenizer for name, model in auxiliaries.items()}
+        app = create_app(link, tokenizer, settings, auxiliaries=tokenizers)
         service: Service = app.state.service
         for name, adapter in adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
@@ -210,7 +217,12 @@ class _Server(uvicorn.Server):
             )
 
 
-def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) -> EngineSettings:
+def _engine_settings(
+    config: ServeConfig,
+    folder: Path,
+    tokenizer: Tokenizer,
+    auxiliaries: Mapping[str, AuxiliaryModel],
+) -> EngineSettings:
     if config.dtype not in ("auto", "bfloat16", "float16", "float32"):
         raise StartupError(
             f"the dtype {config.dtype!r} is not served",
@@ -235,6 +247,8 @@ def _engine_settings(config: ServeConfig, folder: Path, tokenizer: Tokenizer) ->
         threads=config.threads,
         tensor_parallel=config.tensor_parallel,
         eos_token_ids=tokenizer.eos_token_ids,
+        auxiliaries={name: str(model.folder) for name, model in auxiliaries.items()},
+        auxiliary_kv_bytes=int(config.auxiliary_kv_gib * 2**30),
     )
 
 

@@ -114,7 +114,7 @@ FUSION = '{"fusion": {"method": "proxy", "experts": ["sql"], "anchor": "%s", "we
 
 async def test_a_fused_recipe_behind_openai_s_client_beside_other_traffic(serve, wait_until, base):
     """Streamed or not, alone or among others: the same text and the same log-probabilities."""
-    flags = ["--dtype=float32", f"--recipe=strong={FUSION % base}"]
+    flags = ["--dtype=float32", f"--recipe=strong={FUSION % base}", "--auxiliary=twin=demo"]
     with serve(*flags) as server:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120) as client:
             assert "strong" in [model.id async for model in client.models.list()]
@@ -156,6 +156,14 @@ async def test_a_fused_recipe_behind_openai_s_client_beside_other_traffic(serve,
                 own, anchor, expert = entry.fusion_weights
                 assert own == 1
                 assert 0 <= expert == -anchor <= 2
+            # A model of its own, with a cache of its own, that is the base over again.
+            body = {"method": "mixture", "experts": ["twin"]}
+            twice, once = await asyncio.gather(ask(base, extra_body={"fusion": body}), ask(base))
+            for own, other in zip(
+                twice.choices[0].logprobs.content, once.choices[0].logprobs.content, strict=True
+            ):
+                assert own.token == other.token
+                assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
             wait_until(
                 lambda: server.metrics()["turret_kv_cache_usage_perc"] == 0, 5, "blocks are back"
             )

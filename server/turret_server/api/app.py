@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -51,6 +51,7 @@ def create_app(
     settings: ApiSettings,
     *,
     chat_template: str | None = None,
+    auxiliaries: Mapping[str, Tokenizer] | None = None,
     catalog: Catalog | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
@@ -61,6 +62,8 @@ def create_app(
         tokenizer: of the base model.
         settings: of the HTTP side.
         chat_template: Jinja source in place of the model's own.
+        auxiliaries: tokenizers of the engine's auxiliary models, whose vocabularies are that of
+            the base.
         catalog: of served adapters; a new one by default. An engine supervisor that shares it
             knows what to load again after a restart.
         lifespan: entered with the service before the first request and left after the last, for
@@ -79,6 +82,7 @@ def create_app(
         settings.recipes,
         settings.fusions,
         settings.max_fusion_members,
+        tuple(auxiliaries or ()),
     )
     metrics = Metrics(engine, catalog, settings.base_names[0])
     service = Service(
@@ -105,6 +109,7 @@ def create_app(
         ),
         documents=DocumentReader(settings.documents, DocumentMetrics(metrics.registry)),
         longest_token=_longest_token(tokenizer),
+        auxiliaries={name: ChatPrompt(t) for name, t in (auxiliaries or {}).items()},
     )
 
     @asynccontextmanager

@@ -32,6 +32,8 @@ from turret_server.api.schema.responses import ChatCompletion
 from turret_server.api.service import Service, service_of
 from turret_server.errors import PromptTooLong, TurretError
 from turret_server.pipeline.fusion import MemberSpec
+from turret_server.pipeline.prompt import ChatPrompt
+from turret_server.pipeline.recipe import Recipe
 from turret_server.telemetry.record import RequestRecord, record_of
 
 router = APIRouter(route_class=DocumentRoute, tags=["OpenAI"])
@@ -141,6 +143,7 @@ async def _render(
     messages: list[dict[str, Any]],
     chars: int,
     param: str,
+    template: ChatPrompt | None = None,
 ) -> list[int]:
     limits = service.limits
     if chars > limits.max_model_len * service.longest_token:
@@ -150,13 +153,18 @@ async def _render(
             "Shorten the conversation.",
             param=param,
         )
-    return await off_loop(chars, lambda: _render_messages(service, body, tools, messages))
+    work = partial(_render_messages, service, body, tools, messages, template)
+    return await off_loop(chars, work)
 
 
 def _render_messages(
-    service: Service, body: ChatBody, tools: ToolUse, messages: list[dict[str, Any]]
+    service: Service,
+    body: ChatBody,
+    tools: ToolUse,
+    messages: list[dict[str, Any]],
+    template: ChatPrompt | None = None,
 ) -> list[int]:
-    return service.prompt.render(
+    return (template or service.prompt).render(
         messages,
         tools.shown,
         body.add_generation_prompt is not False,
@@ -170,14 +178,22 @@ def _wants_usage(body: ChatBody) -> bool:
 
 
 async def _render_member(
-    service: Service, body: ChatBody, tools: ToolUse, member: MemberSpec, param: str
+    service: Service,
+    body: ChatBody,
+    tools: ToolUse,
+    member: MemberSpec,
+    recipe: Recipe,
+    param: str,
 ) -> list[int] | None:
-    messages = member_messages(member, plain_messages(body.messages)[0], param)
-    if messages is None:
+    own = plain_messages(body.messages)[0]
+    messages = member_messages(member, own, param)
+    template = service.auxiliaries.get(recipe.auxiliary, service.prompt)
+    if messages is None and template is service.prompt:
         return None
+    messages = messages or own
     chars = sum(num_chars(message.get("content")) for message in messages)
     try:
-        return await _render(service, body, tools, messages, chars, param)
+        return await _render(service, body, tools, messages, chars, param, template)
     except TurretError as error:
         if error.param != param:
             error.param = f"{param}.{error.param}" if error.param else param

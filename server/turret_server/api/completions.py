@@ -23,6 +23,7 @@ from turret_server.api.schema.responses import Completion
 from turret_server.api.service import Service, service_of
 from turret_server.errors import BadRequest, PromptTooLong
 from turret_server.pipeline.fusion import MemberSpec
+from turret_server.pipeline.recipe import Recipe
 from turret_server.telemetry.record import RequestRecord, record_of
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
@@ -145,7 +146,7 @@ async def _encode(service: Service, prompt: Prompt, add_special: bool, param: st
 
 
 async def _encode_member(
-    service: Service, body: CompletionBody, member: MemberSpec, param: str
+    service: Service, body: CompletionBody, member: MemberSpec, recipe: Recipe, param: str
 ) -> list[int] | None:
     for name in ("messages", "system"):
         if getattr(member, name) is not None:

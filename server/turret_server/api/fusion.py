@@ -9,12 +9,12 @@ from typing import Any
 from turret_server.api.sampling import check_min_tokens
 from turret_server.api.schema.fields import GenerationBody
 from turret_server.api.service import Service
-from turret_server.engine.messages import Fusion, Sampling
+from turret_server.engine.messages import AuxiliaryInfo, EngineReady, Fusion, Sampling
 from turret_server.errors import BadRequest, PromptTooLong, Unprocessable
 from turret_server.pipeline.fusion import MemberSpec
 from turret_server.pipeline.recipe import Recipe
 
-Render = Callable[[MemberSpec, str], Awaitable["list[int] | None"]]
+Render = Callable[[MemberSpec, Recipe, str], Awaitable["list[int] | None"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,45 +53,58 @@ class MemberPrompts:
         fused = self.recipe.fusion
         if fused is None:
             return max_tokens
-        limits, ready = service.limits, service.ready
+        ready = service.ready
         asked = body.max_tokens is not None or getattr(body, "max_completion_tokens", 0)
         places = (None, *fused.spec.params)
         recipes = (self.recipe, *fused.recipes)
-        running: list[tuple[object, list[int]]] = []  # equal members run once
-        total = 0
+        running: list[tuple[Recipe, list[int]]] = []  # equal members run once
         for recipe, tokens, param in zip(
             recipes, [prompt, *self._all(prompt)], places, strict=True
         ):
             length = len(tokens) + recipe.num_virtual_tokens
-            room = limits.max_model_len - length
+            context = _context(ready, recipe)
+            room = context.max_model_len - length
             if room < 1 or (asked and room < max_tokens):
                 raise PromptTooLong(
                     f"the prompt of '{param}' has {length} tokens",
-                    f"the context holds {limits.max_model_len}, and the answer may have "
+                    f"the context holds {context.max_model_len}, and the answer may have "
                     f"{max_tokens}",
                     "Shorten it, or ask for fewer tokens.",
                     param=param,
                 )
             max_tokens = min(max_tokens, room)
-            if (recipe.adapters, tokens) not in running:
-                running.append((recipe.adapters, tokens))
-                total += length
-        # A member takes up to a block more than its tokens.
-        count, size = len(running), ready.kv_block_tokens
-        room = ((ready.kv_blocks - count) * size - total) // count
-        if room < (max_tokens if asked else 1):
-            raise PromptTooLong(
-                f"{count} members with {total} tokens of prompt do not fit",
-                f"the KV cache holds {ready.kv_blocks * size} tokens, and the answer may have "
-                f"{max_tokens} in each",
-                "Shorten the prompts, or ask for fewer tokens.",
-                param="fusion",
-            )
-        check_min_tokens(body, most := min(max_tokens, room))
+            if all(
+                (recipe.adapters, recipe.auxiliary, tokens) != (r.adapters, r.auxiliary, t)
+                for r, t in running
+            ):
+                running.append((recipe, tokens))
+        most = max_tokens
+        for name in {recipe.auxiliary for recipe, _ in running}:
+            mine = [(r, tokens) for r, tokens in running if r.auxiliary == name]
+            count, size = len(mine), ready.kv_block_tokens
+            total = sum(len(tokens) + r.num_virtual_tokens for r, tokens in mine)
+            blocks = _context(ready, mine[0][0]).kv_blocks
+            # A member takes up to a block more than its tokens.
+            room = ((blocks - count) * size - total) // count
+            if room < (max_tokens if asked else 1):
+                raise PromptTooLong(
+                    f"{count} members with {total} tokens of prompt do not fit",
+                    f"the KV cache holds {blocks * size} tokens, and the answer may have "
+                    f"{max_tokens} in each",
+                    "Shorten the prompts, or ask for fewer tokens.",
+                    param="fusion",
+                )
+            most = min(most, room)
+        check_min_tokens(body, most)
         return most
 
     def _all(self, prompt: list[int]) -> list[list[int]]:
         return [prompt if own is None else own for own in self.own]
+
+
+def _context(ready: EngineReady, recipe: Recipe) -> EngineReady | AuxiliaryInfo:
+    """What knows the context and the cache of a recipe's model."""
+    return ready.auxiliaries[recipe.auxiliary] if recipe.auxiliary else ready
 
 
 async def member_prompts(recipe: Recipe, render: Render) -> MemberPrompts:
@@ -99,7 +112,7 @@ async def member_prompts(recipe: Recipe, render: Render) -> MemberPrompts:
 
     Args:
         recipe: of a request.
-        render: the prompt of one member, None if it shares the request's; its second argument
+        render: the prompt of one member, None if it shares the request's; its last argument
             names the member in errors.
 
     Raises:
@@ -108,8 +121,8 @@ async def member_prompts(recipe: Recipe, render: Render) -> MemberPrompts:
     fused = recipe.fusion
     if fused is None:
         return MemberPrompts(recipe, ())
-    pairs = zip(fused.spec.members, fused.spec.params, strict=True)
-    return MemberPrompts(recipe, tuple([await render(*pair) for pair in pairs]))
+    members = zip(fused.spec.members, fused.recipes, fused.spec.params, strict=True)
+    return MemberPrompts(recipe, tuple([await render(*member) for member in members]))
 
 
 def check_fused(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from fastapi import Request
 
@@ -32,6 +33,7 @@ class Service:
     """The parts that serve a request, built by `create_app`.
 
     `longest_token` is in characters: a text of more than that times the context can't fit.
+    `auxiliaries` render the conversations of auxiliary models.
     """
 
     settings: ApiSettings
@@ -46,6 +48,7 @@ class Service:
     adapters: AdapterLoader | TenantAdapters
     documents: DocumentReader
     longest_token: int
+    auxiliaries: Mapping[str, ChatPrompt] = field(default_factory=dict)
 
     def seen_by(self, caller: Principal | None) -> Service:
         """The service for one caller: all of it where nobody is asked, and for admins.

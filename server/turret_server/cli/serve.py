@@ -14,13 +14,20 @@ from turret_server.config import ServeConfig, parse_pairs, read_config
 
 _MODEL, _ADAPTERS, _HTTP, _ENGINE = "Model", "Adapters", "HTTP", "Engine"
 _DOCUMENTS = "Documents"
+# Tables of turret.toml, and the flags that say the same.
+_TABLES = {
+    "adapters": "adapter",
+    "recipes": "recipe",
+    "auxiliaries": "auxiliary",
+    "tasks": "task",
+}
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         known = {f.name for f in fields(ServeConfig)} | {"config"}
         values = read_config(path, known)
-        for table, flag in (("adapters", "adapter"), ("recipes", "recipe"), ("tasks", "task")):
+        for table, flag in _TABLES.items():
             pairs = values.pop(table, {})
             values[flag] = [f"{name}={_as_flag(value)}" for name, value in pairs.items()]
         values["adapter_root"] = values.pop("adapter_roots", [])
@@ -46,6 +53,14 @@ def serve(
     served_name: Annotated[
         list[str] | None,
         typer.Option(help="Name(s) of the base model for clients.", rich_help_panel=_MODEL),
+    ] = None,
+    auxiliary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=MODEL: a model with the same vocabulary that requests may fuse with this "
+            "one. May be repeated.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     adapter: Annotated[
         list[str] | None,
@@ -269,6 +284,14 @@ def serve(
             rich_help_panel=_ENGINE,
         ),
     ] = 0.0,
+    auxiliary_kv_gib: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Memory for keys and values of each auxiliary model.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 0.25,
     max_running: Annotated[
         int, typer.Option(min=1, help="Requests in one batch.", rich_help_panel=_ENGINE)
     ] = 64,
@@ -337,6 +360,8 @@ def serve(
             max_step_tokens=max_step_tokens,
             max_waiting=max_waiting,
             max_fusion_members=max_fusion_members,
+            auxiliaries=parse_pairs(auxiliary or (), "--auxiliary"),
+            auxiliary_kv_gib=auxiliary_kv_gib,
             max_resident_adapters=max_resident_adapters,
             adapter_rank_rows=adapter_rank_rows,
             host_adapter_gib=host_adapter_gib,

@@ -6,15 +6,18 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
+from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from turret_adapters.banks.sharded import ShardedBanks
 from turret_adapters.errors import AdapterError
 from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.site_weights import SiteWeights
 from turret_adapters.store import AdapterStore, StoreLimits
+from turret_server.engine.auxiliary import Auxiliary
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
 from turret_server.engine.device import (
@@ -74,6 +77,17 @@ class Engine:
                 "the shards of a base are not quantised yet",
                 "Use --tensor-parallel 1, or --quantization none.",
             )
+        if settings.auxiliaries and settings.tensor_parallel > 1:
+            raise StartupError(
+                f"auxiliary models cannot be served in {settings.tensor_parallel} processes",
+                "only the main model is split",
+                "Use --tensor-parallel 1, or leave --auxiliary out.",
+            )
+        # Before the main model, whose cache takes what memory they leave.
+        self._auxiliaries = {
+            name: Auxiliary(name, Path(folder), settings, device, dtype)
+            for name, folder in settings.auxiliaries.items()
+        }
         config = DecoderConfig.from_folder(model)
         max_len = settings.max_model_len or config.max_context
         self.followers = _start_followers(settings, config, device, folder)
@@ -127,7 +141,8 @@ class Engine:
             max_model_len=self.max_model_len,
         )
         blocks = BlockPool(num_blocks, settings.kv_block_tokens)
-        self.scheduler = Scheduler(limits, blocks, _Gate(self.store))
+        rooms = {name: auxiliary.room for name, auxiliary in self._auxiliaries.items()}
+        self.scheduler = Scheduler(limits, blocks, _Gate(self.store), auxiliaries=rooms)
         max_blocks = -(-self.max_model_len // settings.kv_block_tokens)
         # One more than the pool knows of, for the rows that pad a graph's batch.
         kv = self.decoder.allocate_kv(num_blocks + 1, settings.kv_block_tokens)
@@ -148,10 +163,15 @@ class Engine:
 
     def submit(self, request: EngineRequest) -> TokenEvent | None:
         """Queue a request; an event if it is refused."""
+        members = [] if request.fusion is None else member_requests(request, request.fusion)
+        for member in members:
+            if member.model and (member.adapters or member.model not in self._auxiliaries):
+                what = f"the model {member.model!r} cannot take part in the fusion"
+                why = "it is no auxiliary model of this engine, or was asked for with adapters"
+                return _refusal(request, ErrorInfo("Unprocessable", what, why))
         try:
             sequence = self._sequence(request)
-            if request.fusion is not None:
-                members = member_requests(request, request.fusion)
+            if members:
                 sequence.others = tuple(self._sequence(member) for member in members)
                 self.store.check(sequence.adapters)
         except AdapterError as error:
@@ -187,6 +207,17 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self, shares: list[Share]) -> list[Sampled]:
+        if not self._auxiliaries:
+            return sample_step(self._forward(shares), shares)
+        vocab, parts = self.decoder.config.vocab_size, []
+        for model, group in groupby(shares, key=lambda share: share.sequence.request.model):
+            mine = list(group)
+            auxiliary = self._auxiliaries.get(model)
+            parts.append(auxiliary.run(mine, vocab) if auxiliary else self._forward(mine))
+        return sample_step(parts[0] if len(parts) == 1 else torch.cat(parts), shares)
+
+    def _forward(self, shares: list[Share]) -> Tensor:
+        """The main model's logits of its shares: float32 [L, V]."""
         batch = self._builder.build(shares)
         uses = row_uses(shares)
         if self.followers is not None:
@@ -196,7 +227,7 @@ class Engine:
         logits = self._runner.forward(batch)
         if batch.logit_rows is None:
             logits = logits[: len(shares)]  # without the rows that pad the batch
-        return sample_step(logits, shares)
+        return logits
 
     @property
     def idle(self) -> bool:
@@ -218,6 +249,7 @@ class Engine:
             device=str(self.decoder.device),
             max_adapter_rank_rows=self.settings.adapter_rank_rows,
             weights_digest=self.decoder.weights.digest,
+            auxiliaries={name: one.info for name, one in self._auxiliaries.items()},
         )
 
     @property

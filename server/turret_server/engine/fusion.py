@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 import msgspec
@@ -13,12 +13,18 @@ from turret_server.engine.messages import EngineRequest, Fusion
 from turret_server.engine.sequence import Sequence
 
 
-def member_requests(request: EngineRequest, fusion: Fusion) -> Iterator[EngineRequest]:
-    """A request for each member beside the first: the same but for its prompt and its recipe."""
-    for member in fusion.members:
-        yield msgspec.structs.replace(
-            request, prompt=member.prompt, adapters=member.adapters, fusion=None
+def member_requests(request: EngineRequest, fusion: Fusion) -> list[EngineRequest]:
+    """A request for each member beside the first: the same but for prompt, recipe and model."""
+    return [
+        msgspec.structs.replace(
+            request,
+            prompt=member.prompt,
+            adapters=member.adapters,
+            model=member.model,
+            fusion=None,
         )
+        for member in fusion.members
+    ]
 
 
 def fuse_rows(

@@ -47,6 +47,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt: list[int]
     adapters: tuple[AdapterUse, ...] = ()
+    model: str = ""  # an auxiliary; else the main model
 
 
 class Fusion(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +81,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     fairness_key: str = ""  # tenant; requests of different keys take turns
     deadline_s: float | None = None  # budget from arrival in the engine
     fusion: Fusion | None = None
+    model: str = ""  # of a member alone: see Member
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
@@ -209,6 +211,13 @@ class OperationFailed(msgspec.Struct, frozen=True, tag="failed"):
     error: ErrorInfo
 
 
+class AuxiliaryInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An auxiliary model as the engine loaded it."""
+
+    max_model_len: int
+    kv_blocks: int
+
+
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """Sent once, when the engine has loaded the base model."""
 
@@ -222,6 +231,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     max_adapter_rank_rows: int
     weights_digest: str
     quantization: str = "none"  # of the base's linears
+    auxiliaries: dict[str, AuxiliaryInfo] = {}
 
 
 REFUSED = 78  # exit code of an engine that has sent EngineRefused (EX_CONFIG)

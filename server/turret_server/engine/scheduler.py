@@ -12,7 +12,7 @@ queue, `running` and every decision know only the sequence that leads them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,6 +49,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What an auxiliary model has for its sequences: blocks, and a context."""
+
+    blocks: BlockPool
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """One sequence's part of a step: tokens [start, start + count)."""
 
@@ -76,7 +84,15 @@ class Sampled:
 
 
 class Scheduler:
-    """Continuous batching with prefix reuse, fairness, preemption by recompute, and deadlines."""
+    """Continuous batching with prefix reuse, fairness, preemption by recompute, and deadlines.
+
+    Args:
+        limits: of a step.
+        blocks: of the main model.
+        adapters: the store.
+        clock: monotonic seconds.
+        auxiliaries: of the models that members of fused requests may run, all blocks of one size.
+    """
 
     def __init__(
         self,
@@ -84,8 +100,10 @@ class Scheduler:
         blocks: BlockPool,
         adapters: AdapterGate,
         clock: Callable[[], float] = time.monotonic,
+        auxiliaries: Mapping[str, Room] | None = None,
     ) -> None:
         self.limits, self.blocks, self._adapters, self._clock = limits, blocks, adapters, clock
+        self._rooms = {"": Room(blocks, limits.max_model_len), **(auxiliaries or {})}
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
@@ -104,15 +122,19 @@ class Scheduler:
                 "Fuse fewer, or raise --max-running.",
             )
         size, more = self.blocks.block_tokens, sequence.request.sampling.max_tokens
-        lengths = [min(len(m.tokens) + more, limits.max_model_len) for m in members]
-        needed = sum(-(-length // size) for length in lengths)
-        if needed > self.blocks.num_blocks:
-            return ErrorInfo(
-                "PromptTooLong",
-                f"{rows} members need {needed} blocks of the KV cache at their ends",
-                f"it has {self.blocks.num_blocks}, of {size} tokens each",
-                "Ask for fewer tokens, shorten the prompts, or raise --kv-cache-gib.",
-            )
+        needed = dict.fromkeys(self._rooms, 0)
+        for member in members:
+            room = self._room(member)
+            length = min(len(member.tokens) + more, room.max_model_len)
+            needed[member.request.model] += -(-length // size)
+        for name, room in self._rooms.items():
+            if needed[name] > room.blocks.num_blocks:
+                return ErrorInfo(
+                    "PromptTooLong",
+                    f"the members need {needed[name]} blocks of KV cache {name!r} at their ends",
+                    f"it has {room.blocks.num_blocks}, of {size} tokens each",
+                    "Ask for fewer tokens, shorten the prompts, or enlarge the cache.",
+                )
         return None
 
     def add(self, sequence: Sequence) -> None:
@@ -150,9 +172,10 @@ class Scheduler:
                 portion = self._try_start(sequence, budget)
                 shares += portion
                 budget -= sum([share.count for share in portion])
-        # Rows of one recipe lie together: one entry per adapter and step.
+        # Rows of one model lie together, the main one's first; and those of one recipe: one entry
+        # per adapter and step.
         live = [share for share in shares if share.sequence.table_row >= 0]
-        live.sort(key=lambda share: share.sequence.slots or ())
+        live.sort(key=lambda share: (share.sequence.request.model, share.sequence.slots or ()))
         return live, ended
 
     def update(self, shares: Seq[Share], results: Seq[Sampled]) -> list[TokenEvent]:
@@ -178,10 +201,10 @@ class Scheduler:
         token, sampling = result.token, sequence.request.sampling
         assert token is not None
         sequence.tokens.append(token)
-        length = len(sequence.tokens)
+        full = len(sequence.tokens) >= self.limits.max_model_len
         for member in sequence.others:
             member.tokens.append(token)
-            length = max(length, len(member.tokens))
+            full |= len(member.tokens) >= self._room(member).max_model_len
         event = TokenEvent(
             id=sequence.request.id,
             tokens=[token],
@@ -196,7 +219,6 @@ class Scheduler:
             event.prompt_logprobs = sequence.prompt_logprobs
         stopped = token in sampling.stop_token_ids and sequence.num_output > sampling.min_tokens
         finished = sequence.grammar is not None and sequence.grammar.finished
-        full = length >= self.limits.max_model_len
         if stopped or finished:
             event.finish_reason, event.stop_token = "stop", token if stopped else None
         elif sequence.num_output >= sampling.max_tokens or full:
@@ -243,8 +265,9 @@ class Scheduler:
             return  # every prompt position must be computed
         # At least one token is computed, for its logits.
         self._extend_keys(sequence, (len(tokens) - 1) // size)
-        found = self.blocks.match(sequence.block_keys[: (len(tokens) - 1) // size])
-        self.blocks.hold(found)
+        blocks = self._room(sequence).blocks
+        found = blocks.match(sequence.block_keys[: (len(tokens) - 1) // size])
+        blocks.hold(found)
         sequence.blocks, sequence.num_computed = found, len(found) * size
         sequence.num_registered = len(found)
 
@@ -268,6 +291,7 @@ class Scheduler:
         for first in range(len(keys) * size, count * size, size):
             if not keys:
                 every = [n for i, n in enumerate(names) if reach is None or i in reach.everywhere]
+                every += [request.model] if request.model else []
                 parent = root_key(request.cache_namespace, "|".join(every))
             else:
                 parent = keys[-1]
@@ -278,7 +302,7 @@ class Scheduler:
         full = sequence.num_computed // self.blocks.block_tokens
         self._extend_keys(sequence, full)
         for i in range(sequence.num_registered, full):
-            self.blocks.register(sequence.blocks[i], sequence.block_keys[i])
+            self._room(sequence).blocks.register(sequence.blocks[i], sequence.block_keys[i])
         sequence.num_registered = full
 
     def _reserve(self, sequence: Sequence, portion: list[Share]) -> bool:
@@ -299,13 +323,20 @@ class Scheduler:
         ]
         if not any(missing):
             return True
-        blocks = self.blocks.try_allocate(sum(missing))
-        if blocks is None:
-            return False
+        taken: list[list[int]] = []
         for share, count in zip(portion, missing, strict=True):
-            share.sequence.blocks += blocks[:count]
-            del blocks[:count]
+            blocks = self._room(share.sequence).blocks.try_allocate(count)
+            if blocks is None:
+                for other, found in zip(portion, taken, strict=False):
+                    self._room(other.sequence).blocks.release(found)
+                return False
+            taken.append(blocks)
+        for share, blocks in zip(portion, taken, strict=True):
+            share.sequence.blocks += blocks
         return True
+
+    def _room(self, sequence: Sequence) -> Room:
+        return self._rooms[sequence.request.model]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
@@ -340,7 +371,7 @@ class Scheduler:
         if sequence.slots is not None:
             self._adapters.unpin(sequence.adapters)
         for member in sequence.members:
-            self.blocks.release(member.blocks)
+            self._room(member).blocks.release(member.blocks)
             member.blocks, member.num_computed, member.num_registered = [], 0, 0
             member.slots = None
             if member.table_row >= 0:

@@ -26,4 +26,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()  # for grammars
     threads: int = 0  # 0 = all this process may use; shared out where processes are several
     tensor_parallel: int = 1  # processes, each with a shard of the model, a cache and the adapters
+    auxiliaries: dict[str, str] = {}  # folders of models that take part in fusions, by name
+    auxiliary_kv_bytes: int = 1 << 28  # of each of them
     faults: bool = False  # tests only: obey InjectFault

@@ -171,7 +171,7 @@ class FusedRecipe:
         kinds = [
             Member(prompt=prompt, adapters=own.adapters),
             *(
-                Member(prompt=tokens, adapters=recipe.adapters)
+                Member(prompt=tokens, adapters=recipe.adapters, model=recipe.auxiliary)
                 for tokens, recipe in zip(prompts, self.recipes, strict=True)
             ),
         ]

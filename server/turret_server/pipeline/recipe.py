@@ -25,7 +25,7 @@ from turret_adapters.derivation import Derivation
 from turret_adapters.errors import quote
 from turret_server.engine.messages import AdapterUse
 from turret_server.errors import BadRequest, NotFound, TurretError, Unprocessable
-from turret_server.pipeline.fusion import FusedRecipe, FusionSpec, check, term_weights
+from turret_server.pipeline.fusion import FusedRecipe, FusionSpec, MemberSpec, check, term_weights
 from turret_server.pipeline.names import Names
 from turret_server.tenancy.principal import Tenant
 
@@ -50,6 +50,7 @@ class Recipe:
             "composed".
         num_virtual_tokens: positions that the adapters put before the prompt.
         fusion: with further members, whose logits are combined with this one's.
+        auxiliary: of a member, the name of the auxiliary model; "" for the main one.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Recipe:
     label: str
     num_virtual_tokens: int = 0
     fusion: FusedRecipe | None = None
+    auxiliary: str = ""
 
     @property
     def digests(self) -> list[str]:
@@ -77,6 +79,7 @@ class RecipeBook:
             (adapter, weight) pairs.
         fusions: those of named recipes that are fused; their stacks are the first members.
         max_members: of one fusion.
+        auxiliaries: names of models that are members of fusions alone.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class RecipeBook:
         recipes: Mapping[str, str | Stack] | None = None,
         fusions: Mapping[str, FusionSpec] | None = None,
         max_members: int = 8,
+        auxiliaries: Sequence[str] = (),
     ) -> None:
         self.catalog: Catalog | Names = catalog
         self.base_names = tuple(base_names)
@@ -95,6 +99,7 @@ class RecipeBook:
         }
         self.fusions = dict(fusions or {})
         self._max_members = max_members
+        self.auxiliaries = tuple(auxiliaries)
 
     def granted(self, tenant: Tenant) -> Tenant:
         """The tenant with what its grants include: a recipe's adapters come with the recipe."""
@@ -141,11 +146,11 @@ class RecipeBook:
         recipes = []
         for member, param in zip(spec.members, spec.params, strict=True):
             try:
-                recipe = own if member.is_own else self._resolve(member.model, member.adapters)
+                recipe = self._member(member) or own
             except TurretError as error:
                 error.param = f"{param}.{error.param or 'model'}"
                 raise
-            if not member.is_own and recipe.model in self.fusions:
+            if recipe is not own and recipe.model in self.fusions:
                 raise _fused_already(recipe.model, f"{param}.model")
             recipes.append(recipe)
         fusion = FusedRecipe(spec, tuple(recipes), term_weights(spec))
@@ -156,6 +161,21 @@ class RecipeBook:
             label=own.label if own.model in self.fusions else "fused",
             fusion=fusion,
         )
+
+    def _member(self, member: MemberSpec) -> Recipe | None:
+        """The recipe of a member; None for the request's own."""
+        name = member.model
+        if name not in self.auxiliaries:
+            return None if member.is_own else self._resolve(name, member.adapters)
+        if member.adapters:
+            raise Unprocessable(
+                f"the auxiliary model {name!r} takes no adapters",
+                "they are adapters of the main model",
+                "Leave them out.",
+                param="adapters",
+            )
+        digest = hashlib.sha256(f"auxiliary:{name}".encode()).hexdigest()
+        return Recipe(name, (), digest, name, auxiliary=name)
 
     def _resolve(self, model: str | None, adapters: Sequence[tuple[str, Weight]]) -> Recipe:
         """Resolve one member.
@@ -234,12 +254,12 @@ class RecipeBook:
         return replace(derivation, sources=tuple(sources))
 
     def served(self, name: str) -> bool:
-        """Whether a name is the base or a named recipe: no adapter may take it."""
-        return name in self.base_names or name in self.recipes
+        """Whether a name is that of a model or a named recipe: no adapter may take it."""
+        return name in (*self.base_names, *self.auxiliaries) or name in self.recipes
 
     def _parts(self, model: str | None) -> list[str]:
         """The adapters that a name stands for, loaded or not."""
-        if model is None or model in self.base_names:
+        if model is None or model in (*self.base_names, *self.auxiliaries):
             return []
         if model in self.recipes:
             return [part for part, _ in self.recipes[model]]

@@ -5,6 +5,7 @@ Uses the `tokenizers` library directly: transformers would bring torch into the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ class Tokenizer:
 
     Attributes:
         vocab_size: one more than the largest token id.
+        vocabulary_digest: of all tokens with their ids; equal where ids mean the same.
         eos_token_ids: every id that ends an answer, the tokenizer's own first.
         bos_token: text of the beginning-of-sequence token.
         eos_token: text of the end-of-sequence token.
@@ -64,7 +66,10 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._rules = rules
         self._config = config
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        listed = json.dumps(sorted(vocabulary.items())).encode()
+        self.vocabulary_digest = hashlib.sha256(listed).hexdigest()
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         # The longest first: one may begin with another.

@@ -1,0 +1,171 @@
+"""Auxiliary models in fusions, with decoders and caches of their own: against transformers."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+from tests.fusion_reference import transformers_model
+from tests.server.engine.test_fusion import (
+    OTHER,
+    PROMPT,
+    VOCAB,
+    A,
+    Bench,
+    assert_same,
+    at,
+    one_thread,  # noqa: F401 (a fixture)
+)
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from turret_server.engine.core import Engine
+from turret_server.engine.messages import AdapterUse, Fusion, Member
+from turret_server.engine.settings import EngineSettings
+from turret_server.errors import StartupError
+from turret_server.pipeline.fusion import FusionSpec, MemberSpec
+
+SMALL, TUNED = MemberSpec(model="small"), MemberSpec(model="tuned")
+SPECS = {
+    "proxy": FusionSpec(method="proxy", anchor=SMALL, experts=(TUNED,), weights=(1.0,)),
+    "dynamic": FusionSpec(method="dynamic", anchor=SMALL, experts=(TUNED,), trace=True),
+    "contrastive": FusionSpec(method="contrastive", anchor=SMALL, weights=1.0, plausible=0.1),
+    "mixed": FusionSpec(
+        method="product", experts=(at(TUNED, prompt=OTHER), A), weights=(0.5, 0.3, 0.2)
+    ),
+}
+
+
+def save(folder, seed, vocab, context):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    model.save_pretrained(folder)
+    full = transformers_model(model)
+
+    def known(tokens):  # the main model's vocabulary, whatever this one is padded to
+        return full(tokens)[:, :VOCAB]
+
+    return known
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    bench = Bench(tmp_path_factory.mktemp("auxiliary"))
+    bench.models["small"] = save(bench.folder / "small", 5, VOCAB, 64)
+    bench.models["tuned"] = save(bench.folder / "tuned", 6, VOCAB + 16, 128)
+    return bench
+
+
+def serve(bench, **settings):
+    folders = {name: str(bench.folder / name) for name in ("small", "tuned")}
+    return bench.serve(auxiliaries=folders, auxiliary_kv_bytes=1 << 20, **settings)
+
+
+@pytest.fixture(scope="module")
+def served(bench):
+    served = serve(bench)
+    yield served
+    assert_rooms_are_free(served)
+    served.engine.close()
+
+
+def assert_rooms_are_free(served):
+    for room in served.engine.scheduler._rooms.values():
+        assert room.blocks.num_free == room.blocks.num_blocks
+
+
+@pytest.fixture(scope="module")
+def alone(served):
+    return {name: served.run([served.ask(name, spec)])[name] for name, spec in SPECS.items()}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_members_run_models_of_their_own(served, alone, name):
+    served.check(SPECS[name], alone[name])
+
+
+def test_in_one_batch_with_others_in_chunks_and_after_preemption(bench, alone):
+    block = 4 * 512
+    for settings in (
+        {},
+        {"max_step_tokens": 16},
+        {"kv_block_tokens": 4, "kv_cache_bytes": 24 * block},
+    ):
+        served = serve(bench, **settings)
+        plain = [served.ask(f"plain {m}", None, m) for m in ("base", "a")]
+        answers = served.run([*plain, *(served.ask(n, s) for n, s in SPECS.items())])
+        assert_same({name: answers[name] for name in SPECS}, alone)
+        assert_rooms_are_free(served)
+        served.engine.close()
+
+
+def test_an_auxiliary_keeps_its_own_prefixes(bench):
+    served = serve(bench)
+    scheduler = served.engine.scheduler
+    spec = FusionSpec(method="product", experts=(at(TUNED, prompt=OTHER),), weights=(0.5, 0.5))
+    first = served.run([served.ask("x", spec, prompt=OTHER)])["x"]
+    assert scheduler.prefix_hits == 0  # the same tokens in two models
+    again = served.run([served.ask("y", spec, prompt=OTHER)])["y"]
+    assert scheduler.prefix_hits == 2 * 32
+    assert again.tokens == first.tokens
+    served.engine.close()
+
+
+def test_the_shortest_context_limits_the_answer(served):
+    answer = served.run([served.ask("x", SPECS["contrastive"], max_tokens=100)])["x"]
+    assert len(answer.tokens) == 64 - len(PROMPT)
+    assert answer.finish_reason == "length"
+
+
+def test_ready_tells_of_them(served):
+    infos = served.engine.ready.auxiliaries
+    assert {name: info.max_model_len for name, info in infos.items()} == {"small": 64, "tuned": 128}
+
+
+def test_cancelled_members_leave_nothing_in_any_room(served):
+    served.engine.submit(served.ask("x", SPECS["proxy"], max_tokens=40))
+    for _ in range(3):
+        served.engine.step()
+    pool = served.engine.scheduler._rooms["small"].blocks
+    assert pool.num_free < pool.num_blocks
+    served.engine.cancel("x")
+    served.assert_clean()
+    assert_rooms_are_free(served)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        Member(prompt=[1], model="nope"),
+        Member(prompt=[1], model="small", adapters=(AdapterUse("0"),)),
+    ],
+    ids=["unknown", "adapters"],
+)
+def test_members_that_no_auxiliary_serves_are_refused(served, member):
+    fusion = Fusion(members=(member,), terms=(0, 1), weights=(1.0, 1.0))
+    event = served.engine.submit(msgspec.structs.replace(served.ask("x"), fusion=fusion))
+    assert event.error.kind == "Unprocessable"
+    served.assert_clean()
+
+
+def test_a_cache_that_holds_no_block_and_several_processes_are_refused(bench):
+    settings = EngineSettings(
+        model=str(bench.folder / "base"),
+        dtype="float32",
+        auxiliaries={"small": str(bench.folder / "small")},
+        auxiliary_kv_bytes=100,
+    )
+    with pytest.raises(StartupError, match="'small' has no room"):
+        Engine(settings)
+    with pytest.raises(StartupError, match="2 processes"):
+        Engine(msgspec.structs.replace(settings, tensor_parallel=2))
