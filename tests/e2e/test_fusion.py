@@ -112,58 +112,86 @@ def test_each_gets_what_it_gets_alone(engine, requests, together):
 FUSION = '{"fusion": {"method": "proxy", "experts": ["sql"], "anchor": "%s", "weights": 1.5}}'
 
 
-async def test_a_fused_recipe_behind_openai_s_client_beside_other_traffic(serve, wait_until, base):
-    """Streamed or not, alone or among others: the same text and the same log-probabilities."""
-    flags = ["--dtype=float32", f"--recipe=strong={FUSION % base}", "--auxiliary=twin=demo"]
-    with serve(*flags) as server:
-        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120) as client:
-            assert "strong" in [model.id async for model in client.models.list()]
+@pytest.fixture(scope="module")
+def fusing(serve, base):
+    """The demo model with a fused recipe, and with itself as an auxiliary."""
+    recipe = f"--recipe=strong={FUSION % base}"
+    with serve("--dtype=float32", recipe, "--auxiliary=twin=demo") as server:
+        yield server
 
-            async def ask(model, **options):
-                return await client.chat.completions.create(
-                    model=model,
-                    messages=[{"role": "user", "content": "Table a(b, c). How many b?"}],
-                    max_tokens=8,
-                    temperature=0,
-                    logprobs=True,
-                    **options,
-                )
 
-            async def streamed(model):
-                parts = [
-                    chunk.choices[0]
-                    async for chunk in await ask(model, stream=True)
-                    if chunk.choices
-                ]
-                text = "".join(part.delta.content or "" for part in parts)
-                entries = [e for part in parts if part.logprobs for e in part.logprobs.content]
-                return text, [entry.logprob for entry in entries]
+@pytest.fixture
+async def openai(fusing):
+    async with AsyncOpenAI(base_url=f"{fusing.url}/v1", api_key="none", timeout=120) as client:
+        yield client
 
-            whole = (await ask("strong")).choices[0]
-            logprobs = [entry.logprob for entry in whole.logprobs.content]
-            answers = await asyncio.gather(
-                *(streamed(model) for model in ["strong", "sql", base] * 8)
-            )
-            for text, found in answers[::3]:
-                assert text == whole.message.content
-                assert found == pytest.approx(logprobs, abs=1e-4)
-            for _, found in answers[1:3]:
-                assert found != pytest.approx(logprobs, abs=1e-3)
 
-            body = {"method": "dynamic", "experts": ["sql"], "anchor": base, "trace": True}
-            traced = await ask("dates", extra_body={"fusion": body})
-            for entry in traced.choices[0].logprobs.content:
-                own, anchor, expert = entry.fusion_weights
-                assert own == 1
-                assert 0 <= expert == -anchor <= 2
-            # A model of its own, with a cache of its own, that is the base over again.
-            body = {"method": "mixture", "experts": ["twin"]}
-            twice, once = await asyncio.gather(ask(base, extra_body={"fusion": body}), ask(base))
-            for own, other in zip(
-                twice.choices[0].logprobs.content, once.choices[0].logprobs.content, strict=True
-            ):
-                assert own.token == other.token
-                assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
-            wait_until(
-                lambda: server.metrics()["turret_kv_cache_usage_perc"] == 0, 5, "blocks are back"
-            )
+@pytest.fixture
+def chat(openai):
+    """One question; greedy, with log-probabilities."""
+
+    def create(model, **options):
+        return openai.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Table a(b, c). How many b?"}],
+            max_tokens=8,
+            logprobs=True,
+            **{"temperature": 0, **options},
+        )
+
+    return create
+
+
+def logprobs_of(choice):
+    return [entry.logprob for entry in choice.logprobs.content]
+
+
+async def test_a_fused_recipe_is_a_model_to_openai_s_client(openai, chat, fusing, wait_until, base):
+    """Streamed or not, alone or beside other traffic: the same text, the same probabilities."""
+    assert "strong" in [model.id async for model in openai.models.list()]
+
+    async def streamed(model):
+        stream = await chat(model, stream=True)
+        parts = [chunk.choices[0] async for chunk in stream if chunk.choices]
+        text = "".join(part.delta.content or "" for part in parts)
+        return text, [p for part in parts if part.logprobs for p in logprobs_of(part)]
+
+    whole = (await chat("strong")).choices[0]
+    answers = await asyncio.gather(*map(streamed, ["strong", "sql", base] * 8))
+    for text, found in answers[::3]:
+        assert text == whole.message.content
+        assert found == pytest.approx(logprobs_of(whole), abs=1e-4)
+    for _, found in answers[1:3]:
+        assert found != pytest.approx(logprobs_of(whole), abs=1e-3)
+    wait_until(lambda: fusing.metrics()["turret_kv_cache_usage_perc"] == 0, 5, "blocks are back")
+
+
+async def test_constraints_choices_and_seeds_work_on_what_was_fused(chat):
+    colors = ["red", "green", "blue", "white"]
+
+    async def draw():
+        options = {"n": 6, "seed": 5, "temperature": 2, "extra_body": {"guided_choice": colors}}
+        return [choice.message.content for choice in (await chat("strong", **options)).choices]
+
+    first, second = await draw(), await draw()
+    assert first == second
+    assert set(first) <= set(colors)
+    assert len(set(first)) > 1
+
+
+async def test_traces_reach_the_client(chat, base):
+    body = {"method": "dynamic", "experts": ["sql"], "anchor": base, "trace": True}
+    traced = await chat("dates", extra_body={"fusion": body})
+    for entry in traced.choices[0].logprobs.content:
+        own, anchor, expert = entry.fusion_weights
+        assert own == 1
+        assert 0 <= expert == -anchor <= 2
+
+
+async def test_an_auxiliary_that_is_the_base_over_again_changes_nothing(chat, base):
+    """It has weights and a cache of its own."""
+    body = {"method": "mixture", "experts": ["twin"]}
+    twice, once = await asyncio.gather(chat(base, extra_body={"fusion": body}), chat(base))
+    assert twice.choices[0].message.content == once.choices[0].message.content
+    found = logprobs_of(twice.choices[0])
+    assert found == pytest.approx(logprobs_of(once.choices[0]), abs=1e-4)

@@ -72,10 +72,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a share brought: a token, its log-probability, and those of prompt tokens.
-
-    Of a fused request the lead's share brings it.
-    """
+    """What a share, of a fused request the lead's, brought: a token, and log-probabilities."""
 
     token: int | None = None
     logprob: TokenLogprob | None = None
@@ -87,11 +84,11 @@ class Scheduler:
     """Continuous batching with prefix reuse, fairness, preemption by recompute, and deadlines.
 
     Args:
-        limits: of a step.
+        limits: of a step and of the main model.
         blocks: of the main model.
         adapters: the store.
         clock: monotonic seconds.
-        auxiliaries: of the models that members of fused requests may run, all blocks of one size.
+        auxiliaries: models that members may run; all have blocks of one size.
     """
 
     def __init__(
@@ -113,11 +110,11 @@ class Scheduler:
     def obstacle(self, sequence: Sequence) -> ErrorInfo | None:
         """Why a request can never run, if so: its members do not fit side by side."""
         members, limits = sequence.members, self.limits
-        rows, most = len(members), min(limits.max_running, limits.max_step_tokens)
-        if rows > most:
+        most = min(limits.max_running, limits.max_step_tokens)
+        if len(members) > most:
             return ErrorInfo(
                 "Unprocessable",
-                f"{rows} members cannot decode together",
+                f"{len(members)} members cannot decode together",
                 f"a step has room for {most}",
                 "Fuse fewer, or raise --max-running.",
             )
