@@ -148,6 +148,7 @@ def build_generation(
                 adapters=recipe.adapters,
                 cache_namespace=f"{record.tenant}/{body.cache_salt or ''}",
                 fairness_key=fairness_key,
+                fairness_weight=record.weight,
                 deadline_s=body.timeout_s,
                 fusion=fusions[prompt_index],
             )

@@ -1,8 +1,9 @@
 """Whose turn it is: the waiting requests of several tenants. No torch.
 
 Virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models"): every key
-pays for the tokens it was served, and the key that has paid least goes first. A key that comes
-back from idleness is lifted to the least of the others, so that silence earns no credit.
+pays for the tokens it was served, divided by its weight, and the key that has paid least goes
+first. A key that comes back from idleness is lifted to the least of the others, so that silence
+earns no credit.
 """
 
 from __future__ import annotations
@@ -47,6 +48,6 @@ class FairQueue:
         if not self._queues[key]:
             del self._queues[key]
 
-    def charge(self, key: str, tokens: int) -> None:
-        """`key` was served so many tokens."""
-        self._paid[key] = self._paid.get(key, 0.0) + tokens
+    def charge(self, key: str, tokens: int, weight: float = 1.0) -> None:
+        """`key` was served so many tokens, for requests of this weight."""
+        self._paid[key] = self._paid.get(key, 0.0) + tokens / weight

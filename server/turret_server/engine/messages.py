@@ -79,6 +79,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     adapters: tuple[AdapterUse, ...] = ()
     cache_namespace: str = ""  # tenant and salt: prefixes are shared within one namespace only
     fairness_key: str = ""  # tenant; requests of different keys take turns
+    fairness_weight: float = 1.0  # its share beside other keys, above 0
     deadline_s: float | None = None  # budget from arrival in the engine
     fusion: Fusion | None = None
     model: str = ""  # of a member alone: see Member

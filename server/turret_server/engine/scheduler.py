@@ -180,7 +180,8 @@ class Scheduler:
         events, now = [], self._clock()
         for share in shares:
             share.sequence.num_computed += share.count
-            self.waiting.charge(share.sequence.request.fairness_key, share.count)
+            request = share.sequence.request
+            self.waiting.charge(request.fairness_key, share.count, request.fairness_weight)
             self._register_blocks(share.sequence)
         for share, result in zip(shares, results, strict=True):
             sequence = share.sequence

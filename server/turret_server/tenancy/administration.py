@@ -5,56 +5,31 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from turret_adapters.catalog import name_problem
 from turret_server.errors import BadRequest, Conflict, NotFound
 from turret_server.tenancy import schema
 from turret_server.tenancy.database import Database, changed
-from turret_server.tenancy.directory import read_tenants
-from turret_server.tenancy.journal import INTERRUPTED
 from turret_server.tenancy.principal import (
     EVERYTHING,
     Quotas,
     Scope,
-    Tenant,
     key_digest,
     key_prefix,
     new_key,
 )
+from turret_server.tenancy.reports import Reports
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_WEIGHT = 1000.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRecord:
-    """A key as lists show it.
-
-    Attributes:
-        tenant: whose it is.
-        prefix: its public beginning.
-        label: what people call it.
-        scopes: what it may do.
-        created_at: Unix seconds, as the two below.
-        expires_at: None for never.
-        revoked_at: None while it is valid.
-    """
-
-    tenant: str
-    prefix: str
-    label: str
-    scopes: tuple[Scope, ...]
-    created_at: int
-    expires_at: int | None
-    revoked_at: int | None
-
-
-class Administration:
-    """What admins do.
+class Administration(Reports):
+    """What admins do, and see.
 
     Args:
         database: where.
@@ -62,7 +37,8 @@ class Administration:
     """
 
     def __init__(self, database: Database, actor: str) -> None:
-        self._database, self._actor = database, actor
+        super().__init__(database)
+        self._actor = actor
 
     def create_tenant(
         self, name: str, *, weight: float = 1.0, quotas: Quotas | None = None
@@ -226,73 +202,6 @@ class Administration:
                     delete(schema.grants).where(of_tenant, schema.grants.c.name.in_(held))
                 )
                 self._record(connection, "withdraw", tenant, {"names": held}, None)
-
-    def tenants(self) -> list[Tenant]:
-        """Every tenant, oldest first."""
-        with self._database.begin() as connection:
-            return list(read_tenants(connection).values())
-
-    def keys(self, tenant: str | None = None) -> list[KeyRecord]:
-        """Every key, or those of a tenant, oldest first."""
-        query = (
-            select(schema.keys, schema.tenants.c.name.label("tenant"))
-            .join(schema.tenants)
-            .order_by(schema.keys.c.id)
-        )
-        if tenant is not None:
-            query = query.where(schema.tenants.c.name == tenant)
-        with self._database.begin() as connection:
-            return [
-                KeyRecord(
-                    tenant=row.tenant,
-                    prefix=row.prefix,
-                    label=row.label,
-                    scopes=tuple(Scope(scope) for scope in row.scopes.split()),
-                    created_at=row.created_at,
-                    expires_at=row.expires_at,
-                    revoked_at=row.revoked_at,
-                )
-                for row in connection.execute(query)
-            ]
-
-    def usage(
-        self, *, tenant: str | None = None, since: str = "", until: str = "9999-12-31"
-    ) -> list[dict[str, Any]]:
-        """The ledger's sums per day, tenant, key and model.
-
-        Args:
-            tenant: of this one alone.
-            since: first day, "2026-11-28".
-            until: last day.
-        """
-        table = schema.requests
-        groups = [table.c.day, table.c.tenant, table.c.key, table.c.model]
-        sums = [
-            func.sum(table.c[name]).label(name)
-            for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "pages")
-        ]
-        interrupted = func.sum(case((table.c.status == INTERRUPTED, 1), else_=0))
-        query = (
-            select(*groups, func.count().label("requests"), *sums, interrupted.label(INTERRUPTED))
-            .where(table.c.day.between(since, until))
-            .group_by(*groups)
-            .order_by(*groups)
-        )
-        if tenant is not None:
-            query = query.where(table.c.tenant == tenant)
-        with self._database.begin() as connection:
-            found = [dict(row._mapping) for row in connection.execute(query)]
-        # PostgreSQL's sums are decimals.
-        return [
-            {key: value if isinstance(value, str) else int(value) for key, value in row.items()}
-            for row in found
-        ]
-
-    def audit(self, limit: int = 100) -> list[dict[str, Any]]:
-        """The last changes, newest first."""
-        query = select(schema.audit).order_by(schema.audit.c.id.desc()).limit(limit)
-        with self._database.begin() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
 
     def _new_key(
         self,

@@ -210,3 +210,11 @@ async def test_keys_of_one_tenant_share_its_quotas_and_prefixes(serve, admin, en
     assert (await client.post("/v1/completions", BODY, second)).status == 429
     assert engine.requests[0].cache_namespace == engine.requests[1].cache_namespace
     assert engine.requests[0].fairness_key == "acme"
+
+
+async def test_the_engine_knows_the_tenants_weight(serve, admin, engine):
+    client, headers, tenancy = serve()
+    admin.change_tenant("acme", weight=3.0)
+    await tenancy.refresh()
+    await client.post("/v1/completions", BODY, headers)
+    assert engine.requests[0].fairness_weight == 3.0

@@ -47,7 +47,16 @@ class Bench:
         )
 
     def add(
-        self, name, prompt=4, adapters=(), key="", deadline=None, rules=None, members=(), **sampling
+        self,
+        name,
+        prompt=4,
+        adapters=(),
+        key="",
+        weight=1.0,
+        deadline=None,
+        rules=None,
+        members=(),
+        **sampling,
     ):
         """`members` are (prompt, adapters) of the others of a fused request."""
         tokens = list(range(prompt)) if isinstance(prompt, int) else prompt
@@ -57,6 +66,7 @@ class Bench:
             sampling=Sampling(**{"max_tokens": 3, **sampling}),
             adapters=tuple(AdapterUse(a) for a in adapters),
             fairness_key=key,
+            fairness_weight=weight,
             deadline_s=deadline,
         )
         self.now += 0.001
@@ -228,6 +238,15 @@ def test_tenants_take_turns_however_many_one_sends():
     bench.add("quiet", [1, 2, 9], key="quiet")
     order = [e.id for e in drain(bench) if e.finish_reason]
     assert order.index("quiet") <= 1
+
+
+def test_a_heavier_tenant_is_served_more():
+    bench = Bench(max_running=1)
+    for i in range(30):
+        bench.add(f"a{i}", [1, 2, i], key="a", weight=2.0)
+        bench.add(f"b{i}", [1, 3, i], key="b", weight=1.0)
+    order = [e.id[0] for e in drain(bench) if e.finish_reason]
+    assert order[:30].count("a") == 20
 
 
 def test_idleness_earns_no_credit():
