@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from turret_server.api.schema.fusion import parse_fusion
 from turret_server.tenancy.administration import Administration
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.principal import Scope
@@ -41,8 +42,12 @@ async def call(make_client, admin, folders, tmp_path):
     tenancy = Tenancy(
         static_keys([], [ROOT]), Database(str(tmp_path / "turret.db")), tmp_path / "usage"
     )
+    fusion = {"method": "proxy", "experts": ["sql"], "anchor": "demo"}
     client = make_client(
-        tenancy=tenancy, adapter_roots=(folders,), recipes={"both": "sql:0.5+dates"}
+        tenancy=tenancy,
+        adapter_roots=(folders,),
+        recipes={"both": "sql:0.5+dates", "fused": ()},
+        fusions={"fused": parse_fusion(fusion)},
     )
 
     async def call(who, method, path, body=None):
@@ -103,6 +108,21 @@ async def test_a_recipe_comes_with_its_adapters(call, admin):
     admin.grant("acme", ["both"])
     assert (await ask(call, "acme", "both")).json["model"] == "both"
     assert sorted(await models(call, "acme")) == ["both", "dates", "demo", "smollm2", "sql"]
+
+
+async def test_members_of_a_fusion_are_seen_as_models_are(call, admin):
+    def fuse(name):
+        return {"method": "product", "experts": [name]}
+
+    hidden = await ask(call, "acme", "demo", fusion=fuse("sql"))
+    missing = await ask(call, "acme", "demo", fusion=fuse("sqm"))
+    assert hidden.status == 404
+    assert hidden.body.replace(b"sql", b"") == missing.body.replace(b"sqm", b"")
+    assert (await ask(call, "acme", "fused")).status == 404
+    admin.grant("acme", ["fused"])
+    assert (await ask(call, "acme", "fused")).json["model"] == "fused"
+    assert (await ask(call, "acme", "demo", fusion=fuse("sql"))).status == 200
+    assert sorted(await models(call, "acme")) == ["demo", "fused", "smollm2", "sql"]
 
 
 async def test_two_tenants_use_one_name_for_what_is_their_own(call, engine):
