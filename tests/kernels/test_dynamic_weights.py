@@ -178,37 +178,6 @@ def test_the_grid_is_the_published_one():
 
 
 @pytest.mark.triton
-def test_all_experts_together_are_never_worse_than_one():
-    generator = np.random.default_rng(9)
-    better = 0
-    for _ in range(3 if gpu.INTERPRETED else 40):
-        large, base, expert = random_case(generator, 60)
-        other = base + generator.normal(size=60) * generator.choice([0.3, 1, 3])
-        rows = np.stack([large, base, expert, other]).astype(np.float32)
-        logits = torch.from_numpy(rows).to(torch.empty(0).device)
-        both = [Fusion(rows=(0, 1, 2, 3), limit=2.0, joint=j) for j in (False, True)]
-        found = dynamic_weights(logits, Members.of(both, logits.device)).cpu().double().numpy()
-        alone, joint = found.reshape(2, 4)
-        assert joint[1] == pytest.approx(-joint[2:].sum(), abs=1e-6)
-        assert (joint[2:] >= 0).all()
-        assert (joint[2:] <= 2).all()
-        large, base, *experts = rows.astype(np.float64)
-        was, now = losses(large, base, experts, np.stack([alone[2:], joint[2:]]))
-        scale = sum(targets(base, expert) for expert in experts) ** 2
-        assert now <= was * (1 + 2e-3) + 1e-6 * scale + 1e-9
-        better += now < 0.9 * was
-    assert better > 0
-
-
-def test_one_expert_is_the_same_together():
-    rows = random_case(np.random.default_rng(10), 100)
-    logits = torch.from_numpy(rows)
-    fusions = [Fusion(rows=(0, 1, 2), limit=2.0, joint=joint) for joint in (False, True)]
-    alone, joint = dynamic_weights(logits, Members.of(fusions, logits.device)).view(2, 3)
-    assert torch.equal(alone, joint)
-
-
-@pytest.mark.triton
 def test_a_request_may_ask_for_the_grid():
     rows = random_case(np.random.default_rng(11), 100)
     logits = torch.from_numpy(rows).to(torch.empty(0).device)
