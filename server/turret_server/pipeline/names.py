@@ -38,6 +38,11 @@ class Names:
         is_plain = _BETWEEN not in name  # or it would be another tenant's
         return self._catalog.get(name) if is_plain and self._tenant.may_use(name) else None
 
+    def called(self, name: str) -> str:
+        """What the catalog, and so the metrics, call an adapter that the tenant sees."""
+        own = owned_name(self._tenant.name, name)
+        return name if self._catalog.get(own) is None else own
+
     def records(self) -> list[AdapterRecord]:
         """What the tenant may use, under its names, its own first."""
         own = self.own()

@@ -274,7 +274,9 @@ class RecipeBook:
         if model in self.recipes:
             return model, list(self.recipes[model])
         if self.catalog.get(model) is not None:
-            return model, [(model, 1.0)]
+            # Metrics forget an adapter that leaves by the catalog's name for it.
+            named = self.catalog.called(model) if isinstance(self.catalog, Names) else model
+            return named, [(model, 1.0)]
         if "+" in model or ":" in model:
             return "composed", list(parse_stack(model))
         raise self._unknown(model, "model")

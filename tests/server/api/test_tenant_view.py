@@ -136,6 +136,19 @@ async def test_two_tenants_use_one_name_for_what_is_their_own(call, engine):
     assert sorted(await models(call, "root"))[:2] == ["acme/support", "beta/support"]
 
 
+async def test_metrics_tell_tenants_adapters_apart_and_forget_them(call):
+    for who in ("acme", "beta"):
+        await call(who, "PUT", "/v1/adapters/support", {"path": "support"})
+        await ask(call, who, "support")
+    page = (await call("root", "GET", "/metrics")).body.decode()
+    for name in ("acme/support", "beta/support"):
+        assert f'turret_model_generation_tokens_total{{model="{name}"}} 1.0' in page
+    await call("acme", "DELETE", "/v1/adapters/support")
+    page = (await call("root", "GET", "/metrics")).body.decode()
+    assert "acme/support" not in page
+    assert "beta/support" in page
+
+
 async def test_its_own_goes_before_what_was_granted(call, admin, engine):
     admin.grant("acme", ["*"])
     await ask(call, "acme", "sql")
