@@ -240,7 +240,6 @@ def _engine_settings(
         max_step_tokens=config.max_step_tokens,
         max_resident_adapters=config.max_resident_adapters,
         adapter_rank_rows=config.adapter_rank_rows,
-        # Small by default: on a CPU the host is the device, and a file's pages are cached anyway.
         host_adapter_bytes=int(config.host_adapter_gib * 2**30),
         adapter_delta_bytes=config.adapter_delta_mib << 20,
         sparse_mlp_bytes=config.sparse_mlp_mib << 20,

@@ -113,10 +113,13 @@ def list_tenants(database: DatabaseOption, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    table = Table("name", "weight", *(name.replace("_", " ") for name in names), "grants")
+    table = Table("name", "weight", "quotas", "grants", box=None, pad_edge=False)
     for row in rows:
-        limits = ("" if row[name] is None else str(row[name]) for name in names)
-        table.add_row(row["name"], f"{row['weight']:g}", *limits, marked(", ".join(row["grants"])))
+        limits = [
+            f"{name.replace('_', ' ')}: {row[name]:,}" for name in names if row[name] is not None
+        ]
+        shown = "\n".join(limits) or "none"
+        table.add_row(row["name"], f"{row['weight']:g}", shown, marked(", ".join(row["grants"])))
     Console().print(table)
 
 
