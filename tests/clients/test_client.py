@@ -12,8 +12,10 @@ import httpx2
 import pytest
 
 from turret_client import Adapter, AsyncClient, Client, Model, Tokens, ToolCall, Usage
-from turret_client.async_client import AsyncClientAdapters
-from turret_client.client import ClientAdapters
+from turret_client.adapters import ClientAdapters
+from turret_client.async_adapters import AsyncClientAdapters
+from turret_client.async_tenants import AsyncClientKeys, AsyncClientTenants
+from turret_client.tenants import ClientKeys, ClientTenants
 from turret_server.api.schema.responses import AdapterCard
 
 
@@ -206,7 +208,13 @@ def test_without_a_key_none_is_sent(script: Any, client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sync", "other"), [(Client, AsyncClient), (ClientAdapters, AsyncClientAdapters)]
+    ("sync", "other"),
+    [
+        (Client, AsyncClient),
+        (ClientAdapters, AsyncClientAdapters),
+        (ClientTenants, AsyncClientTenants),
+        (ClientKeys, AsyncClientKeys),
+    ],
 )
 def test_both_clients_have_the_same_methods(sync: type, other: type) -> None:
     def methods(cls: type) -> dict[str, list[tuple[str, Any, Any]]]:

@@ -13,6 +13,8 @@ from turret_client import Client, TurretError
 from turret_client.errors import class_of_status, error_from_body
 from turret_server import errors as server_errors
 from turret_server.api.error_responses import error_body, error_response
+from turret_server.tenancy.ledger import UsageNotRecorded
+from turret_server.tenancy.quotas import QuotaExceeded
 
 
 def served_classes(
@@ -45,6 +47,24 @@ def test_every_error_of_the_server_has_its_class(
     for name in ("status", "type", "code", "what", "why", "fix", "param", "retry_after_s"):
         assert getattr(error, name) == getattr(raised, name), name
     assert str(error) == str(raised)
+
+
+def test_what_tenants_meet(script: Any) -> None:
+    quota = QuotaExceeded("too many", "5 a minute", "Wait.", retry_after_s=90)
+    for raised, cls in (
+        (quota, turret_client.QuotaExceeded),
+        (UsageNotRecorded("the disk is full"), turret_client.UsageNotRecorded),
+    ):
+        response = error_response(raised)
+        script.answers(
+            lambda response=response: httpx2.Response(
+                response.status_code, content=bytes(response.body), headers=dict(response.headers)
+            )
+        )
+        with pytest.raises(cls) as caught:
+            Client(transport=httpx2.MockTransport(script), max_retries=0).chat("Hi")
+        assert caught.value.retryable
+        assert caught.value.retry_after_s == raised.retry_after_s
 
 
 def test_errors_inside_a_stream_are_told_apart_by_their_code() -> None:

@@ -3,6 +3,7 @@
 from turret_client.answers import Adapter, Answer, Choice, Model, Tokens, ToolCall, Usage
 from turret_client.async_client import AsyncClient
 from turret_client.client import Client
+from turret_client.documents import Citation, Page, Word, document
 from turret_client.errors import (
     BadRequest,
     Conflict,
@@ -17,23 +18,28 @@ from turret_client.errors import (
     Overloaded,
     PayloadTooLarge,
     PromptTooLong,
+    QuotaExceeded,
     RouteNotFound,
     ServerError,
     TurretError,
     Unauthorized,
     Unprocessable,
     UnsupportedMedia,
+    UsageNotRecorded,
 )
 from turret_client.events import Event, Finished, TextDelta, ToolCallDelta, UsageReport
 from turret_client.streams import AsyncStream, Stream
+from turret_client.usage import AuditRow, Key, Tenant, UsageRow
 
 __all__ = [
     "Adapter",
     "Answer",
     "AsyncClient",
     "AsyncStream",
+    "AuditRow",
     "BadRequest",
     "Choice",
+    "Citation",
     "Client",
     "Conflict",
     "ConnectionFailed",
@@ -44,15 +50,19 @@ __all__ = [
     "Finished",
     "Forbidden",
     "InvalidAnswer",
+    "Key",
     "MethodNotAllowed",
     "Model",
     "NotFound",
     "Overloaded",
+    "Page",
     "PayloadTooLarge",
     "PromptTooLong",
+    "QuotaExceeded",
     "RouteNotFound",
     "ServerError",
     "Stream",
+    "Tenant",
     "TextDelta",
     "Tokens",
     "ToolCall",
@@ -62,5 +72,9 @@ __all__ = [
     "Unprocessable",
     "UnsupportedMedia",
     "Usage",
+    "UsageNotRecorded",
     "UsageReport",
+    "UsageRow",
+    "Word",
+    "document",
 ]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
-from turret_client.errors import InvalidAnswer
-
-T = TypeVar("T")
+from turret_client.documents import Citation
+from turret_client.parsing import invalid, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,8 @@ class Choice:
         stop_reason: the stop string or stop token that ended it.
         tool_calls: of a chat answer.
         logprobs: as OpenAI's API shapes them, which differs between chat and completions.
+        citations: the words of the documents that the answer rests on, if they were asked for.
+        task_answer: the answer as the task of its layout reads it: answer, value, confidence.
     """
 
     index: int
@@ -49,6 +50,8 @@ class Choice:
     stop_reason: str | int | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: dict[str, Any] | None = None
+    citations: tuple[Citation, ...] = ()
+    task_answer: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,34 +169,6 @@ class Tokens:
     token_strs: tuple[str, ...] | None = None
 
 
-def parse(cls: type[T], body: Any) -> T:
-    """One of the flat classes above from a JSON object; null means the default.
-
-    Raises:
-        InvalidAnswer: a field is missing.
-    """
-    try:
-        names = [f.name for f in fields(cls) if f.name in body]  # type: ignore[arg-type]
-        known = {name: body[name] for name in names if body[name] is not None}
-        for name, value in known.items():
-            if isinstance(value, list):
-                known[name] = tuple(value)
-        return cls(**known)
-    except (TypeError, KeyError) as error:
-        raise invalid(f"it does not hold a {cls.__name__}: {error}") from error
-
-
-def parse_list(cls: type[T], body: Any) -> tuple[T, ...]:
-    """The `data` of an OpenAI list.
-
-    Raises:
-        InvalidAnswer: it is no list of these.
-    """
-    if not isinstance(body, dict) or not isinstance(body.get("data"), list):
-        raise invalid("it does not hold a list")
-    return tuple(parse(cls, entry) for entry in body["data"])
-
-
 def parse_answer(body: Any) -> Answer:
     """A chat completion or a completion.
 
@@ -206,6 +181,11 @@ def parse_answer(body: Any) -> Answer:
         return Answer(body["id"], body["model"], choices, usage, body)
     except (TypeError, KeyError, AttributeError) as error:
         raise invalid(f"it is no completion: {error!r}") from error
+
+
+def parse_citations(message: Mapping[str, Any]) -> tuple[Citation, ...]:
+    """Citations of a message, or of a piece of one."""
+    return tuple(parse(Citation, one) for one in message.get("citations") or ())
 
 
 def parse_usage(body: Any) -> Usage | None:
@@ -221,18 +201,9 @@ def parse_usage(body: Any) -> Usage | None:
     )
 
 
-def invalid(why: str) -> InvalidAnswer:
-    """The error of an answer that is not Turret's."""
-    return InvalidAnswer(
-        "the answer of the server is not understood",
-        why,
-        "Check base_url: a proxy or another program may listen there.",
-    )
-
-
 def _choice(body: dict[str, Any]) -> Choice:
     message = body.get("message")
-    calls = () if message is None else message.get("tool_calls") or ()
+    beside = message or {}
     return Choice(
         index=body["index"],
         text=body["text"] if message is None else message.get("content") or "",
@@ -240,7 +211,9 @@ def _choice(body: dict[str, Any]) -> Choice:
         stop_reason=body.get("stop_reason"),
         tool_calls=tuple(
             ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
-            for call in calls
+            for call in beside.get("tool_calls") or ()
         ),
         logprobs=body.get("logprobs"),
+        citations=parse_citations(beside),
+        task_answer=beside.get("layout"),
     )

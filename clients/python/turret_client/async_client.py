@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from typing import Any, Literal, overload
 
 import httpx2
 
 from turret_client import wire
-from turret_client.answers import Adapter, Answer, Model, Tokens, parse, parse_answer, parse_list
+from turret_client.answers import Answer, Model, Tokens, parse_answer
+from turret_client.async_adapters import AsyncClientAdapters
+from turret_client.async_tenants import AsyncClientKeys, AsyncClientTenants
+from turret_client.documents import Document, Page, layout_body, parse_pages, question
 from turret_client.errors import EngineUnavailable, TurretError
+from turret_client.parsing import parse, parse_list
 from turret_client.retries import wait_before_retry
 from turret_client.streams import AsyncStream
-from turret_client.wire import Adapters, Messages, Prompt, Sources
+from turret_client.usage import UsageRow, usage_path
+from turret_client.wire import Adapters, Messages, Prompt
 
 
 class AsyncClient:
@@ -30,6 +34,8 @@ class AsyncClient:
 
     Attributes:
         adapters: lists, loads, derives, pins and unloads adapters.
+        tenants: makes and changes tenants, grants adapters; tells their usage.
+        keys: makes, rotates and ends their keys.
 
     Every call raises a `TurretError`: see `turret_client.errors` for the tree.
     """
@@ -47,6 +53,8 @@ class AsyncClient:
         self._http = httpx2.AsyncClient(transport=transport, **options)
         self._max_retries = max_retries
         self.adapters = AsyncClientAdapters(self)
+        self.tenants = AsyncClientTenants(self)
+        self.keys = AsyncClientKeys(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -103,6 +111,65 @@ class AsyncClient:
         return await self._generate("/v1/chat/completions", body, stream)
 
     @overload
+    async def ask(
+        self,
+        text: str,
+        *documents: Document,
+        model: str | None = None,
+        stream: Literal[False] = False,
+        adapters: Adapters | None = None,
+        **params: Any,
+    ) -> Answer: ...
+
+    @overload
+    async def ask(
+        self,
+        text: str,
+        *documents: Document,
+        model: str | None = None,
+        stream: Literal[True],
+        adapters: Adapters | None = None,
+        **params: Any,
+    ) -> AsyncStream: ...
+
+    async def ask(
+        self,
+        text: str,
+        *documents: Document,
+        model: str | None = None,
+        stream: bool = False,
+        adapters: Adapters | None = None,
+        **params: Any,
+    ) -> Answer | AsyncStream:
+        """Ask a question about documents; the rest as for `chat`.
+
+        Args:
+            text: the question; may be empty where a task of `layout` asks it.
+            documents: pictures, PDFs or OCR results; see `turret_client.document`.
+            model: as for `chat`.
+            stream: as for `chat`.
+            adapters: as for `chat`.
+            params: `layout`, such as {"task": "docvqa", "cite": True}, or any field of a chat.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        body = wire.chat_body(question(text, documents), model, stream, adapters, params)
+        return await self._generate("/v1/chat/completions", body, stream)
+
+    async def layout(self, source: Document, **params: Any) -> tuple[Page, ...]:
+        """A document as text, page by page, as prompts show it; no model is asked.
+
+        Args:
+            source: see `turret_client.document`.
+            params: `mode`, `pages`, `ocr`, `format`, `boxes`.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return parse_pages(await self.request("POST", "/v1/layout", layout_body(source, params)))
+
+    @overload
     async def complete(
         self,
         prompt: Prompt,
@@ -152,6 +219,17 @@ class AsyncClient:
         """The text of token ids."""
         body = {"tokens": list(tokens), "model": model, **params}
         return (await self.request("POST", "/detokenize", body))["prompt"]
+
+    async def usage(
+        self, since: str | None = None, until: str | None = None
+    ) -> tuple[UsageRow, ...]:
+        """What the tenant of this key used, per day, key and model.
+
+        Args:
+            since: first day, as 2026-11-28.
+            until: last day.
+        """
+        return parse_list(UsageRow, await self.request("GET", usage_path(None, since, until)))
 
     async def health(self) -> bool:
         """Whether the engine is up. Raises where no server answers at all."""
@@ -208,100 +286,3 @@ class AsyncClient:
         if not response.is_success:
             raise wire.response_error(response)
         return response
-
-
-class AsyncClientAdapters:
-    """The adapters of a running server. Changing them needs an admin key where there are keys."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self) -> tuple[Adapter, ...]:
-        """All that are loaded."""
-        return parse_list(Adapter, await self._client.request("GET", "/v1/adapters"))
-
-    async def get(self, name: str) -> Adapter:
-        """One of them.
-
-        Raises:
-            NotFound: it is not loaded.
-        """
-        return parse(Adapter, await self._client.request("GET", wire.adapter_path(name)))
-
-    async def load(
-        self,
-        name: str,
-        path: str | PathLike[str],
-        *,
-        digest: str | None = None,
-        pin: bool | None = None,
-    ) -> Adapter:
-        """Serve an adapter under a name, replacing at once what had it.
-
-        Args:
-            name: what requests send as `model`.
-            path: a folder or archive on the server, below one of its adapter roots, or a Hugging
-                Face id or URL that its --adapter-remote allows.
-            digest: the only content that is accepted, as `Adapter.digest`; None for any.
-            pin: keep it on the device, whatever else is asked for; None as the name was before.
-
-        Raises:
-            Forbidden: the path is not allowed, or the key grants no loading.
-            BadRequest: the adapter is malformed.
-            Unprocessable: it does not fit the base model, has another digest, or cannot be pinned
-                beside those that are.
-        """
-        return await self._put(name, wire.load_body(path, digest, pin))
-
-    async def derive(
-        self,
-        name: str,
-        method: str,
-        sources: Sources,
-        *,
-        pin: bool | None = None,
-        **params: Any,
-    ) -> Adapter:
-        """Serve an adapter made of others, as they are now, replacing at once what had the name.
-
-        Args:
-            name: what requests send as `model`.
-            method: "sum", "svd", "ties", "dare", …
-            sources: names of adapters, a mapping of names to weights, or the API's own objects.
-            pin: as for `load`.
-            params: of the method: density, rank, seed, gamma.
-
-        Raises:
-            NotFound: a source is not served.
-            Conflict: the base model or a recipe has the name.
-            Unprocessable: the parameters, or the sources, do not suit the method.
-        """
-        return await self._put(name, wire.derive_body(method, sources, pin, params))
-
-    async def pin(self, name: str) -> Adapter:
-        """Keep an adapter on the device, whatever else is asked for.
-
-        Raises:
-            NotFound: it is not loaded.
-            Unprocessable: it does not fit beside those that are pinned.
-        """
-        return await self._put(name, {"pin": True})
-
-    async def unpin(self, name: str) -> Adapter:
-        """Let an adapter leave the device when others need the room.
-
-        Raises:
-            NotFound: it is not loaded.
-        """
-        return await self._put(name, {"pin": False})
-
-    async def unload(self, name: str) -> None:
-        """Stop serving an adapter; requests in flight finish with it.
-
-        Raises:
-            NotFound: it is not loaded.
-        """
-        await self._client.request("DELETE", wire.adapter_path(name))
-
-    async def _put(self, name: str, body: Mapping[str, Any]) -> Adapter:
-        return parse(Adapter, await self._client.request("PUT", wire.adapter_path(name), body))

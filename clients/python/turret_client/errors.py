@@ -15,8 +15,10 @@ TurretError
 ├── Conflict              409
 ├── PayloadTooLarge       413
 ├── Overloaded            429  retried
+│   └── QuotaExceeded     429  a quota of the tenant; retried if it frees within a minute
 ├── FetchFailed           502  an adapter's remote source cannot be read
 ├── EngineUnavailable     503  retried
+│   └── UsageNotRecorded  503  the server's disk is full
 ├── DeadlineExceeded      504  the request's own timeout_s passed
 └── ServerError           5xx  anything else that the server could not do
 """
@@ -152,6 +154,12 @@ class Overloaded(TurretError):
     retryable = True
 
 
+class QuotaExceeded(Overloaded):
+    """A quota of the tenant is used up for now."""
+
+    code = "rate_limit_exceeded"
+
+
 class FetchFailed(TurretError):
     """The place that an adapter is fetched from does not answer, or not as it should."""
 
@@ -163,6 +171,12 @@ class EngineUnavailable(TurretError):
 
     status, type, code = 503, "service_unavailable", "engine_unavailable"
     retryable = True
+
+
+class UsageNotRecorded(EngineUnavailable):
+    """The disk takes no more: what could not be accounted for is not served."""
+
+    code = "usage_not_recorded"
 
 
 class DeadlineExceeded(TurretError):
@@ -190,8 +204,10 @@ _CLASSES: tuple[type[TurretError], ...] = (
     Conflict,
     PayloadTooLarge,
     Overloaded,
+    QuotaExceeded,
     FetchFailed,
     EngineUnavailable,
+    UsageNotRecorded,
     DeadlineExceeded,
 )
 _BY_CODE = {cls.code: cls for cls in _CLASSES}

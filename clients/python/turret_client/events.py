@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from turret_client.answers import Answer, Choice, ToolCall, Usage, invalid, parse_usage
+from turret_client.answers import (
+    Answer,
+    Choice,
+    ToolCall,
+    Usage,
+    parse_citations,
+    parse_usage,
+)
+from turret_client.documents import Citation
 from turret_client.errors import ConnectionFailed, error_from_body
+from turret_client.parsing import invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +43,13 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One choice is complete."""
+    """One choice is complete; see `Choice` for what came with it."""
 
     index: int
     finish_reason: str
     stop_reason: str | int | None = None
+    citations: tuple[Citation, ...] = ()
+    task_answer: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +69,7 @@ class _Parts:
     text: str = ""
     logprobs: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     calls: dict[int, ToolCall] = field(default_factory=dict)
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
+    finished: Finished | None = None
 
 
 class EventReader:
@@ -109,17 +120,7 @@ class EventReader:
 
     def answer(self) -> Answer:
         """All that has come so far as one answer."""
-        choices = tuple(
-            Choice(
-                index=index,
-                text=parts.text,
-                finish_reason=parts.finish_reason,
-                stop_reason=parts.stop_reason,
-                tool_calls=tuple(parts.calls.values()),
-                logprobs=dict(parts.logprobs) or None,
-            )
-            for index, parts in sorted(self._parts.items())
-        )
+        choices = tuple(_choice(index, parts) for index, parts in sorted(self._parts.items()))
         return Answer(self._id, self._model, choices, self._usage)
 
     def _remember(self, event: Event) -> None:
@@ -140,7 +141,25 @@ class EventReader:
                     before.arguments + event.arguments,
                 )
             case Finished():
-                parts.finish_reason, parts.stop_reason = event.finish_reason, event.stop_reason
+                parts.finished = event
+
+
+def _choice(index: int, parts: _Parts) -> Choice:
+    choice = Choice(
+        index=index,
+        text=parts.text,
+        tool_calls=tuple(parts.calls.values()),
+        logprobs=dict(parts.logprobs) or None,
+    )
+    if (end := parts.finished) is None:
+        return choice
+    return replace(
+        choice,
+        finish_reason=end.finish_reason,
+        stop_reason=end.stop_reason,
+        citations=end.citations,
+        task_answer=end.task_answer,
+    )
 
 
 def _events(choice: dict[str, Any]) -> list[Event]:
@@ -156,5 +175,13 @@ def _events(choice: dict[str, Any]) -> list[Event]:
             ToolCallDelta(index, call["index"], arguments, call.get("id"), function.get("name"))
         )
     if choice.get("finish_reason") is not None:
-        events.append(Finished(index, choice["finish_reason"], choice.get("stop_reason")))
+        events.append(
+            Finished(
+                index,
+                choice["finish_reason"],
+                choice.get("stop_reason"),
+                parse_citations(delta),
+                delta.get("layout"),
+            )
+        )
     return events

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import httpx2
 
-from turret_client.answers import invalid
 from turret_client.errors import ConnectionFailed, TurretError, class_of_status, error_from_body
+from turret_client.parsing import invalid
 from turret_client.retries import retry_after_s
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -146,11 +146,13 @@ def transport_error(error: httpx2.RequestError | httpx2.InvalidURL, url: httpx2.
 
 
 def decode(response: httpx2.Response) -> Any:
-    """The JSON of a response whose body has been read.
+    """The JSON of a response whose body has been read; None where it says it has none.
 
     Raises:
         InvalidAnswer: it is none.
     """
+    if response.status_code == 204:
+        return None
     try:
         return response.json()
     except ValueError as error:
