@@ -6,45 +6,47 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
-import json
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
 
 import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
 
-import turret_adapters
 from turret_server.api.app import create_app
-from turret_server.api.documents.settings import DocumentSettings
-from turret_server.api.schema.fusion import parse_fusion
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
 from turret_server.cache import cache_root
 from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
+from turret_server.engine.messages import EngineReady
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError, TurretError
-from turret_server.pipeline.documents.ocr import PictureSettings
-from turret_server.pipeline.documents.tasks import load_tasks
 from turret_server.pipeline.generation_defaults import GenerationDefaults
-from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
+from turret_server.pipeline.recipe_config import NamedRecipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
-from turret_server.sources import DEMO, resolve_model
-from turret_server.sources.adapter import AdapterSources, LocalAdapter
+from turret_server.plan import Plan, make_plan
 from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
-from turret_server.sources.cached import FetchLimits, shrink
-from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
-from turret_server.sources.web import check_prefixes
+from turret_server.sources.cached import shrink
 from turret_server.telemetry.logging import configure_logging
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.service import Tenancy, static_keys
 
 _MAX_HEADER_BYTES = 64 << 10
-_OCR_ENGINES = ("rapidocr", "tesseract")
+
+
+def warn_if_open(config: ServeConfig, console: Console) -> None:
+    """Say so if anybody on the network may use the server."""
+    if config.is_open and not _is_loopback(config.host):
+        console.print(
+            f"[bold red]warning:[/] {config.host} is reachable from other machines and no key is "
+            "set: anybody there can use this server. Set --api-key and --admin-key.",
+            highlight=False,
+        )
 
 
 def run_server(config: ServeConfig) -> None:
@@ -54,47 +56,31 @@ def run_server(config: ServeConfig) -> None:
         StartupError: what was asked for cannot be served.
     """
     console = Console(stderr=True)
-    recipes = parse_recipes(config.recipes, parse_fusion)
-    folder = resolve_model(config.model, progress=console.is_terminal)
-    check_remotes(config.adapter_remotes)
-    documents = _document_settings(config)
-    adapters = parse_adapters({**_demo_adapters(config.model), **config.adapters})
-    sources = AdapterSources(limits=FetchLimits(cache_bytes=_adapter_cache_bytes(config)))
-    local = {
-        name: sources.fetch(
-            sources.locate(adapter.source, confined=False), progress=console.is_terminal
-        )
-        for name, adapter in adapters.items()
-    }
+    plan = make_plan(config, console)
     configure_logging(config.log_level)
-    shrink(_adapter_cache_bytes(config))  # the last server may have had more room
-    if config.is_open and not _is_loopback(config.host):
-        console.print(
-            f"[bold red]warning:[/] {config.host} is reachable from other machines and no key is "
-            "set: anybody there can use this server. Set --api-key and --admin-key.",
-            highlight=False,
-        )
+    shrink(plan.adapter_cache_bytes)  # the last server may have had more room
+    warn_if_open(config, console)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, documents, folder, adapters, local, recipes, console))
+        runner.run(_serve(plan, console))
 
 
-async def _serve(
-    config: ServeConfig,
-    documents: DocumentSettings,
-    folder: Path,
-    adapters: dict[str, AdapterSetting],
-    local: dict[str, LocalAdapter],
-    recipes: NamedRecipes,
-    console: Console,
-) -> None:
+@asynccontextmanager
+async def open_app(plan: Plan, console: Console) -> AsyncIterator[tuple[FastAPI, EngineReady]]:
+    """Start the engine, load what the plan names, and end the engine on leaving.
+
+    Yields:
+        The app, whose lifespan is the caller's to run, and what the engine said of the model.
+
+    Raises:
+        StartupError: the plan cannot be served.
+    """
+    config, folder, recipes = plan.config, plan.folder, plan.recipes
     tokenizer = Tokenizer.load(folder)
-    settings = _api_settings(config, documents, folder, recipes)
+    settings = _api_settings(plan)
     taken = (*settings.base_names, *settings.recipes)
     auxiliaries = find_auxiliaries(
         config.auxiliaries, tokenizer, taken, progress=console.is_terminal
     )
-    # Before the model is loaded: a port in use should not be found out minutes later.
-    listener = _bind(config.host, config.port)
     link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
     try:
         with console.status(f"loading {config.model}"):
@@ -102,38 +88,52 @@ async def _serve(
         tokenizers = {name: model.tokenizer for name, model in auxiliaries.items()}
         app = create_app(link, tokenizer, settings, auxiliaries=tokenizers)
         service: Service = app.state.service
-        for name, adapter in adapters.items():
-            await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
+        for name, adapter in plan.adapters.items():
+            local = plan.local[name]
+            await service.adapters.load(name, local, digest=adapter.digest, pin=adapter.pin)
         await _prepare_recipes(service, recipes, console)
-        server = _Server(
-            uvicorn.Config(
-                app,
-                # h11 bounds the header; the faster parser takes any length.
-                http="h11",
-                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=int(config.drain_s),
-                server_header=False,
-            )
-        )
-        names, weights = service.catalog.names(), ready.dtype
-        if ready.quantization != "none":
-            weights += f" with {ready.quantization} weights"
-        server.announcement = (
-            f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
-            f"{len(names)} adapters ({', '.join(names) or 'none'}), {weights} on "
-            f"{ready.device}, context {ready.max_model_len}"
-        )
-        server.console, server.service = console, service
         # What is here stays: a full collection would look at all of it, a third of a second in
         # which nobody gets a token. Large documents bring collections about.
         gc.collect()
         gc.freeze()
-        await server.serve(sockets=[listener])
+        yield app, ready
     finally:
-        listener.close()
         await link.close()
+
+
+async def _serve(plan: Plan, console: Console) -> None:
+    # Before the model is loaded: a port in use should not be found out minutes later.
+    listener = _bind(plan.config.host, plan.config.port)
+    with contextlib.closing(listener):
+        async with open_app(plan, console) as (app, ready):
+            server = _Server(
+                uvicorn.Config(
+                    app,
+                    # h11 bounds the header; the faster parser takes any length.
+                    http="h11",
+                    h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                    ws="none",  # there is none, whatever else is installed
+                    log_level="warning",
+                    access_log=False,
+                    timeout_graceful_shutdown=int(plan.config.drain_s),
+                    server_header=False,
+                )
+            )
+            server.announcement = announcement(app.state.service, ready)
+            server.console, server.service = console, app.state.service
+            await server.serve(sockets=[listener])
+
+
+def announcement(service: Service, ready: EngineReady) -> str:
+    """What is served, in one line of Rich's markup."""
+    names, weights = service.catalog.names(), ready.dtype
+    if ready.quantization != "none":
+        weights += f" with {ready.quantization} weights"
+    return (
+        f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
+        f"{len(names)} adapters ({', '.join(names) or 'none'}), {weights} on "
+        f"{ready.device}, context {ready.max_model_len}"
+    )
 
 
 async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Console) -> None:
@@ -251,12 +251,10 @@ def _engine_settings(
     )
 
 
-def _api_settings(
-    config: ServeConfig, documents: DocumentSettings, folder: Path, recipes: NamedRecipes
-) -> ApiSettings:
-    default_name = folder.name if config.model == DEMO else config.model.rstrip("/")
+def _api_settings(plan: Plan) -> ApiSettings:
+    config, recipes = plan.config, plan.recipes
     return ApiSettings(
-        base_names=config.served_names or (default_name,),
+        base_names=plan.base_names,
         model_root=config.model,
         adapter_roots=(*config.adapter_roots, cache_root()),
         adapter_remotes=config.adapter_remotes,
@@ -267,48 +265,13 @@ def _api_settings(
         max_fusion_members=min(
             config.max_fusion_members, config.max_running, config.max_step_tokens
         ),
-        adapter_cache_bytes=_adapter_cache_bytes(config),
+        adapter_cache_bytes=plan.adapter_cache_bytes,
         tenancy=_tenancy(config),
-        generation_defaults=GenerationDefaults.from_folder(folder),
+        generation_defaults=GenerationDefaults.from_folder(plan.folder),
         max_waiting=config.max_waiting,
         max_body_bytes=config.max_body_bytes,
-        documents=documents,
+        documents=plan.documents,
     )
-
-
-def _document_settings(config: ServeConfig) -> DocumentSettings:
-    check_prefixes(config.document_remotes)
-    if config.ocr not in _OCR_ENGINES:
-        raise StartupError(
-            f"--ocr {config.ocr!r} is not known",
-            f"known are {' and '.join(_OCR_ENGINES)}",
-            "Use one of them.",
-        )
-    max_bytes = config.max_document_mib << 20
-    return DocumentSettings(
-        max_body_bytes=max_bytes,
-        max_pages=config.document_pages,
-        remotes=config.document_remotes,
-        pictures=PictureSettings(
-            engine=cast(Any, config.ocr),
-            tesseract_language=config.ocr_language,
-            workers=config.document_workers or PictureSettings().workers,
-            max_bytes=max_bytes,
-            max_pages=config.document_pages,
-            max_pixels=config.document_megapixels * 10**6,
-            page_timeout_s=config.document_timeout_s,
-        ),
-        tasks=load_tasks({name: _table(name, text) for name, text in config.tasks.items()}),
-    )
-
-
-def _table(name: str, text: str) -> Mapping[str, Any]:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise StartupError(
-            f"--task {name!r} is not understood", f"it is no JSON ({error})", "Write a table."
-        ) from error
 
 
 def _tenancy(config: ServeConfig) -> Tenancy:
@@ -316,17 +279,6 @@ def _tenancy(config: ServeConfig) -> Tenancy:
     if not config.database:
         return Tenancy(keys)
     return Tenancy(keys, Database(config.database), config.state_dir / "usage")
-
-
-def _adapter_cache_bytes(config: ServeConfig) -> int:
-    return int(config.adapter_cache_gib * 2**30)
-
-
-def _demo_adapters(model: str) -> dict[str, str]:
-    if model != DEMO:
-        return {}
-    root = Path(turret_adapters.__file__).parent / "demo"
-    return {p.parent.name: str(p.parent) for p in sorted(root.glob("*/*.json"))}
 
 
 def _is_loopback(host: str) -> bool:

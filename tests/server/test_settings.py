@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from turret_server.cli.main import _typer
 from turret_server.config import ServeConfig
 from turret_server.errors import StartupError
-from turret_server.server import _document_settings
+from turret_server.plan import document_settings
 
 
 def test_the_defaults_are_those_of_the_settings_themselves():
     from turret_server.api.documents.settings import DocumentSettings
 
-    found, plain = _document_settings(ServeConfig(model="demo")), DocumentSettings()
+    found, plain = document_settings(ServeConfig(model="demo")), DocumentSettings()
     for name in ("max_body_bytes", "max_pages", "remotes", "workers"):
         assert getattr(found, name) == getattr(plain, name)
     for name in ("engine", "workers", "max_pages", "max_pixels", "page_timeout_s"):
@@ -39,14 +39,14 @@ def test_flags_and_the_file_reach_the_settings(tmp_path: Path, monkeypatch: pyte
     flags = ["--config", str(file), "--document-workers", "5", "--document-megapixels", "9"]
     result = CliRunner().invoke(_typer, ["serve", "demo", *flags])
     assert result.exit_code == 0, result.output
-    settings = _document_settings(given[0])
+    settings = document_settings(given[0])
     assert settings.max_body_bytes == settings.pictures.max_bytes == 3 << 20
     assert settings.max_pages == settings.pictures.max_pages == 7
     assert settings.remotes == ("https://files.example.com",)
     assert (settings.pictures.workers, settings.pictures.max_pixels) == (5, 9_000_000)
     assert settings.tasks["clause"].instruction == "It is a contract."
     CliRunner().invoke(_typer, ["serve", "demo", "--task", task])
-    assert _document_settings(given[1]).tasks["other"].directive == "Briefly."
+    assert document_settings(given[1]).tasks["other"].directive == "Briefly."
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_flags_and_the_file_reach_the_settings(tmp_path: Path, monkeypatch: pyte
 )
 def test_what_cannot_be_served_is_named(changes, what):
     with pytest.raises(StartupError, match=what):
-        _document_settings(ServeConfig(model="demo", **changes))
+        document_settings(ServeConfig(model="demo", **changes))

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from turret_server import __version__
-from turret_server.cli import adapters, ask, bench, chat, fit, layout, serve, tenants
+from turret_server.cli import adapters, ask, bench, chat, deploy, fit, layout, serve, tenants
 from turret_server.cli.terminal import print_problem
 from turret_server.errors import TurretError
 
@@ -25,6 +25,7 @@ _typer.command(context_settings={"auto_envvar_prefix": "TURRET"})(serve.serve)
 _typer.command()(chat.chat)
 _typer.command()(layout.layout)
 _typer.command()(ask.ask)
+_typer.add_typer(deploy.app, name="deploy")
 _typer.add_typer(adapters.app, name="adapters")
 _typer.add_typer(fit.app, name="fit")
 _typer.add_typer(tenants.tenants, name="tenants")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ def _as_flag(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def serve(
+def serve_config(
     model: Annotated[
         str, typer.Argument(help="A folder, a Hugging Face id, or [bold]demo[/].")
     ] = "demo",
@@ -327,7 +328,58 @@ def serve(
         ),
     ] = 1,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
-) -> None:
+) -> ServeConfig:
+    """What was asked for, by the flags that every command that serves has."""
+    return ServeConfig(
+        model=model,
+        served_names=tuple(served_name or ()),
+        adapters=parse_pairs(adapter or (), "--adapter"),
+        adapter_roots=tuple(adapter_root or (Path.cwd(),)),
+        adapter_remotes=tuple(adapter_remote or ()),
+        adapter_dirs=tuple(adapter_dir or ()),
+        adapter_cache_gib=adapter_cache_gib,
+        recipes=parse_pairs(recipe or (), "--recipe"),
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        admin_keys=tuple(admin_key or ()),
+        database=database,
+        state_dir=state_dir,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        max_model_len=max_model_len,
+        kv_cache_gib=kv_cache_gib,
+        max_running=max_running,
+        max_step_tokens=max_step_tokens,
+        max_waiting=max_waiting,
+        max_fusion_members=max_fusion_members,
+        auxiliaries=parse_pairs(auxiliary or (), "--auxiliary"),
+        auxiliary_kv_gib=auxiliary_kv_gib,
+        max_resident_adapters=max_resident_adapters,
+        adapter_rank_rows=adapter_rank_rows,
+        host_adapter_gib=host_adapter_gib,
+        adapter_delta_mib=adapter_delta_mib,
+        sparse_mlp_mib=sparse_mlp_mib,
+        threads=threads,
+        tensor_parallel=tensor_parallel,
+        max_body_bytes=max_body_bytes,
+        max_document_mib=max_document_mib,
+        document_remotes=tuple(document_remote or ()),
+        document_workers=document_workers,
+        document_pages=document_pages,
+        document_megapixels=document_megapixels,
+        document_timeout_s=document_timeout_s,
+        ocr=ocr,
+        ocr_language=ocr_language,
+        tasks=parse_pairs(task or (), "--task"),
+        drain_s=drain_s,
+        log_level=log_level,
+    )
+
+
+@wraps(serve_config, assigned=())
+def serve(**options: Any) -> None:
     """Serve a model and its adapters behind the OpenAI API.
 
     Without keys the server is open; that is fine on 127.0.0.1. Every flag can be set in the
@@ -335,51 +387,4 @@ def serve(
     """
     from turret_server.server import run_server
 
-    run_server(
-        ServeConfig(
-            model=model,
-            served_names=tuple(served_name or ()),
-            adapters=parse_pairs(adapter or (), "--adapter"),
-            adapter_roots=tuple(adapter_root or (Path.cwd(),)),
-            adapter_remotes=tuple(adapter_remote or ()),
-            adapter_dirs=tuple(adapter_dir or ()),
-            adapter_cache_gib=adapter_cache_gib,
-            recipes=parse_pairs(recipe or (), "--recipe"),
-            host=host,
-            port=port,
-            api_keys=tuple(api_key or ()),
-            admin_keys=tuple(admin_key or ()),
-            database=database,
-            state_dir=state_dir,
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            max_model_len=max_model_len,
-            kv_cache_gib=kv_cache_gib,
-            max_running=max_running,
-            max_step_tokens=max_step_tokens,
-            max_waiting=max_waiting,
-            max_fusion_members=max_fusion_members,
-            auxiliaries=parse_pairs(auxiliary or (), "--auxiliary"),
-            auxiliary_kv_gib=auxiliary_kv_gib,
-            max_resident_adapters=max_resident_adapters,
-            adapter_rank_rows=adapter_rank_rows,
-            host_adapter_gib=host_adapter_gib,
-            adapter_delta_mib=adapter_delta_mib,
-            sparse_mlp_mib=sparse_mlp_mib,
-            threads=threads,
-            tensor_parallel=tensor_parallel,
-            max_body_bytes=max_body_bytes,
-            max_document_mib=max_document_mib,
-            document_remotes=tuple(document_remote or ()),
-            document_workers=document_workers,
-            document_pages=document_pages,
-            document_megapixels=document_megapixels,
-            document_timeout_s=document_timeout_s,
-            ocr=ocr,
-            ocr_language=ocr_language,
-            tasks=parse_pairs(task or (), "--task"),
-            drain_s=drain_s,
-            log_level=log_level,
-        )
-    )
+    run_server(serve_config(**options))

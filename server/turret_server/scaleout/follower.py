@@ -1,0 +1,121 @@
+"""A replica's side of the change log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from fastapi import Response
+
+from turret_server.api.adapters import put_adapter
+from turret_server.api.schema.admin import PutAdapterBody
+from turret_server.api.service import Service
+from turret_server.errors import TurretError
+from turret_server.scaleout.changes import Change
+from turret_server.tenancy.principal import Principal, Scope
+
+_EVERY_S = 5.0
+_CALL_S = 30.0
+
+log = logging.getLogger("turret.scaleout")
+
+
+class RemoteLog(Protocol):
+    """`ChangeLog`, somewhere else."""
+
+    async def put(self, change: Change) -> None:
+        """See `ChangeLog.put`."""
+        ...
+
+    async def since(self, epoch: str, version: int) -> tuple[str, int, list[Change]]:
+        """See `ChangeLog.since`."""
+        ...
+
+    async def restore(self, changes: Iterable[Change]) -> None:
+        """See `ChangeLog.restore`."""
+        ...
+
+
+class Follower:
+    """Does on this replica what was done on others.
+
+    Args:
+        service: of this replica.
+        remote: the log that all replicas share.
+    """
+
+    def __init__(self, service: Service, remote: RemoteLog) -> None:
+        self._service = service
+        self._remote = remote
+        self._epoch, self._version = "", 0
+        self._known: dict[tuple[str, str], Change] = {}
+        self._behind: dict[tuple[str, str], Change] = {}  # what failed, and is tried again
+        self._syncing = asyncio.Lock()
+
+    async def publish(self, change: Change, caller: Principal | None) -> None:
+        """Tell the others what this replica has just done for a caller."""
+        owner = "" if caller is None or caller.has(Scope.ADMIN) else caller.tenant.name
+        change = replace(change, owner=owner)
+        record = self._seen_by_owner(change).catalog.get(change.name)
+        if change.body is not None and record is not None:
+            content = {"digest": record.digest} if "path" in change.body else {}
+            change = replace(change, body={**change.body, **content}, digest=record.digest)
+        async with asyncio.timeout(_CALL_S):
+            await self._remote.put(change)
+
+    async def sync(self) -> str:
+        """Catch up; what could not be done, "" if nothing."""
+        async with self._syncing:
+            async with asyncio.timeout(_CALL_S):
+                epoch, version, changes = await self._remote.since(self._epoch, self._version)
+                if epoch != self._epoch and self._known:
+                    await self._remote.restore(list(self._known.values()))
+            for change in changes:
+                key = (change.owner, change.name)
+                self._known.pop(key, None)  # the newest last
+                self._known[key] = self._behind[key] = change
+            problem = ""
+            for key, change in list(self._behind.items()):
+                try:
+                    await self._apply(change)
+                    del self._behind[key]
+                except TurretError as error:
+                    problem = f"{change.name}: {error.what}"
+            self._epoch, self._version = epoch, version
+            return problem
+
+    async def keep_up(self) -> None:
+        """Sync now and then, for what a call did not reach."""
+        told = ""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            try:
+                problem = await self.sync()
+            except Exception as error:
+                problem = f"the change log does not answer ({type(error).__name__})"
+            if problem and problem != told:
+                log.warning("this replica is behind the others: %s", problem)
+            told = problem
+
+    async def _apply(self, change: Change) -> None:
+        service = self._seen_by_owner(change)
+        record = service.catalog.get(change.name)
+        if change.body is None:
+            if record is not None:
+                await service.adapters.unload(change.name)
+            return
+        pin = change.body.get("pin")
+        is_done = record is not None and record.digest == change.digest
+        if record is None or not is_done or pin not in (None, record.pinned):
+            body = PutAdapterBody.model_validate(change.body)
+            await put_adapter(change.name, body, Response(), service)
+
+    def _seen_by_owner(self, change: Change) -> Service:
+        if not change.owner:
+            return self._service
+        tenant = self._service.settings.tenancy.tenants[change.owner]
+        scopes = frozenset({Scope.ADAPTERS})
+        return self._service.seen_by(Principal(tenant=tenant, key="", scopes=scopes))
