@@ -71,7 +71,7 @@ def ray(
             "beyond, those above 1.25 times the mean go elsewhere.",
             rich_help_panel=_PANEL,
         ),
-    ] = 4,
+    ] = 8,
     entrances: Annotated[
         int,
         typer.Option(

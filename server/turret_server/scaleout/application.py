@@ -50,7 +50,7 @@ class ScaleConfig:
     gpus: float | None = None
     entrances: int = 1
     affinity: bool = True
-    slack: int = 4
+    slack: int = 8
     address: str = ""
     object_store_mib: int = 256
 
@@ -113,6 +113,7 @@ def _guard() -> None:
     on every address of the machine.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default engines would yield to anything
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -55,6 +55,8 @@ class Entrance:
             return _Answer(self, await self._forwarded(request))
         except PayloadTooLarge as error:
             return error_response(error)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
 
     async def answer(self, request: Forwarded, send: Send) -> None:
         """Send the answer, and tell the other replicas what it changed."""
@@ -62,8 +64,9 @@ class Entrance:
             whole = await self._relay.fetch(request, send)
             if whole is None:
                 return
-            if change_in(request) is not None and 200 <= whole.status < 300:
-                await self._spread()
+            change = change_in(request)
+            if change is not None and 200 <= whole.status < 300:
+                await self._spread(change.name)
         except TurretError as error:
             whole = Whole.of_error(error)
         await whole.send(send)
@@ -106,19 +109,20 @@ class Entrance:
         finally:
             response.cancel()
 
-    async def _spread(self) -> None:
-        """Wait until every replica has done what one of them did.
+    async def _spread(self, name: str) -> None:
+        """Wait until every replica has done with a name what one of them did.
 
         Raises:
             EngineUnavailable: one could not.
         """
-        problems = [problem for problem in await self._of_all("sync") if problem]
-        if problems:
-            raise EngineUnavailable(
-                "the change has not reached every replica",
-                str(problems[0]),
-                "They try again every few seconds by themselves; see their logs if it stays so.",
-            )
+        for found in await self._of_all("sync"):
+            problem = found.get(name) if isinstance(found, dict) else type(found).__name__
+            if problem is not None:
+                raise EngineUnavailable(
+                    f"the change of {name[:128]!r} has not reached every replica",
+                    problem,
+                    "They try again every few seconds; their logs tell if one does not succeed.",
+                )
 
     async def _of_all(self, method: str) -> list[Any]:
         """What a method of every replica returns; errors among it."""

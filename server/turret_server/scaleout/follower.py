@@ -59,15 +59,16 @@ class Follower:
         """Tell the others what this replica has just done for a caller."""
         owner = "" if caller is None or caller.has(Scope.ADMIN) else caller.tenant.name
         change = replace(change, owner=owner)
-        record = self._seen_by_owner(change).catalog.get(change.name)
+        service = await self._seen_by_owner(change)
+        record = service and service.catalog.get(change.name)
         if change.body is not None and record is not None:
             content = {"digest": record.digest} if "path" in change.body else {}
             change = replace(change, body={**change.body, **content}, digest=record.digest)
         async with asyncio.timeout(_CALL_S):
             await self._remote.put(change)
 
-    async def sync(self) -> str:
-        """Catch up; what could not be done, "" if nothing."""
+    async def sync(self) -> dict[str, str]:
+        """Catch up; what could not be done, and why, by the adapter's name."""
         async with self._syncing:
             async with asyncio.timeout(_CALL_S):
                 epoch, version, changes = await self._remote.since(self._epoch, self._version)
@@ -77,31 +78,33 @@ class Follower:
                 key = (change.owner, change.name)
                 self._known.pop(key, None)  # the newest last
                 self._known[key] = self._behind[key] = change
-            problem = ""
+            problems = {}
             for key, change in list(self._behind.items()):
                 try:
                     await self._apply(change)
                     del self._behind[key]
                 except TurretError as error:
-                    problem = f"{change.name}: {error.what}"
+                    problems[change.name] = str(error)
             self._epoch, self._version = epoch, version
-            return problem
+            return problems
 
     async def keep_up(self) -> None:
         """Sync now and then, for what a call did not reach."""
-        told = ""
+        told: dict[str, str] = {}
         while True:
             await asyncio.sleep(_EVERY_S)
             try:
-                problem = await self.sync()
+                problems = await self.sync()
             except Exception as error:
-                problem = f"the change log does not answer ({type(error).__name__})"
-            if problem and problem != told:
-                log.warning("this replica is behind the others: %s", problem)
-            told = problem
+                problems = {"": f"the change log does not answer ({type(error).__name__})"}
+            if problems and problems != told:
+                log.warning("this replica is behind the others: %s", "; ".join(problems.values()))
+            told = problems
 
     async def _apply(self, change: Change) -> None:
-        service = self._seen_by_owner(change)
+        service = await self._seen_by_owner(change)
+        if service is None:
+            return
         record = service.catalog.get(change.name)
         if change.body is None:
             if record is not None:
@@ -113,9 +116,14 @@ class Follower:
             body = PutAdapterBody.model_validate(change.body)
             await put_adapter(change.name, body, Response(), service)
 
-    def _seen_by_owner(self, change: Change) -> Service:
+    async def _seen_by_owner(self, change: Change) -> Service | None:
+        """The service for whom the change is; None for a tenant that was removed."""
         if not change.owner:
             return self._service
-        tenant = self._service.settings.tenancy.tenants[change.owner]
+        tenancy = self._service.settings.tenancy
+        if change.owner not in tenancy.tenants:
+            await tenancy.refresh()  # it may be a moment old
+        if (tenant := tenancy.tenants.get(change.owner)) is None:
+            return None
         scopes = frozenset({Scope.ADAPTERS})
         return self._service.seen_by(Principal(tenant=tenant, key="", scopes=scopes))

@@ -79,8 +79,8 @@ class Replica:
                 await self._follower.publish(change, record_of(scope).principal)
             yield item
 
-    async def sync(self) -> str:
-        """Follow the other replicas; what could not be done, "" if nothing."""
+    async def sync(self) -> dict[str, str]:
+        """See `Follower.sync`."""
         return await self._follower.sync()
 
     async def metrics(self) -> tuple[str, bytes]:

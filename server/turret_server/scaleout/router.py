@@ -22,7 +22,7 @@ class AffinityRouter(RequestRouter):
     Not FIFO: a replica that was chosen for one request's adapters is of no use to another's.
     """
 
-    def initialize_state(self, *, slack: int = 4, affinity: bool = True, **kwargs: Any) -> None:
+    def initialize_state(self, *, slack: int = 8, affinity: bool = True, **kwargs: Any) -> None:
         """Take the arguments of the deployment's `RequestRouterConfig`.
 
         Args:

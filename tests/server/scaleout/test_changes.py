@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.scaleout.changes import Change, ChangeLog, change_in
 from turret_server.scaleout.follower import Follower
 from turret_server.scaleout.wire import Forwarded
+from turret_server.tenancy.administration import Administration
+from turret_server.tenancy.database import Database
+from turret_server.tenancy.service import Tenancy
 
 
 def asked(method: str, path: str, body: Any = None) -> Forwarded:
@@ -134,9 +138,9 @@ def sides(tokenizer, settings, remote) -> list[Side]:
 async def test_a_load_reaches_the_other_replica_and_later_ones(sides, tokenizer, settings, remote):
     first, second = sides
     await first.change("PUT", "/v1/adapters/mine", {"path": "sql", "pin": True})
-    assert await second.follower.sync() == ""
+    assert await second.follower.sync() == {}
     late = Side(tokenizer, settings, remote)
-    assert await late.follower.sync() == ""
+    assert await late.follower.sync() == {}
     for side in (second, late):
         record = side.service.catalog.get("mine")
         assert record.digest == first.service.catalog.get("mine").digest
@@ -156,7 +160,7 @@ async def test_the_replica_that_began_does_nothing_twice(sides, monkeypatch):
     first, _ = sides
     await first.change("PUT", "/v1/adapters/mine", {"path": "sql"})
     monkeypatch.setattr(first.engine, "load_adapter", None)
-    assert await first.follower.sync() == ""
+    assert await first.follower.sync() == {}
 
 
 async def test_two_changes_of_a_name_end_the_same_everywhere(sides):
@@ -175,10 +179,10 @@ async def test_other_content_is_refused_and_tried_again(sides, settings):
     file = settings.adapter_roots[0] / "sql" / "adapter_config.json"
     before = file.read_text()
     file.write_text('{"name": "other"}')
-    assert "mine" in await second.follower.sync()
+    assert list(await second.follower.sync()) == ["mine"]
     assert second.names == []
     file.write_text(before)
-    assert await second.follower.sync() == ""
+    assert await second.follower.sync() == {}
     assert second.names == ["mine"]
 
 
@@ -195,5 +199,18 @@ async def test_a_log_that_was_lost_is_filled_again(sides, remote):
 async def test_syncs_at_once_do_the_work_once(sides):
     first, second = sides
     await first.change("PUT", "/v1/adapters/mine", {"path": "sql"})
-    assert await asyncio.gather(*(second.follower.sync() for _ in range(5))) == [""] * 5
+    assert await asyncio.gather(*(second.follower.sync() for _ in range(5))) == [{}] * 5
     assert second.names == ["mine"]
+
+
+async def test_an_adapter_of_a_tenant_stays_its_own(tokenizer, settings, remote, tmp_path):
+    """A change of a tenant is done for this tenant, without its key; one that is gone is passed."""
+    database = f"{tmp_path}/turret.db"
+    Administration(Database(database), "test").create_tenant("acme")
+    (settings.adapter_roots[0] / "acme").mkdir()
+    (settings.adapter_roots[0] / "sql").rename(settings.adapter_roots[0] / "acme" / "sql")
+    side = Side(tokenizer, replace(settings, tenancy=Tenancy({}, Database(database))), remote)
+    for owner in ("acme", "gone"):
+        remote.log.put(Change(name="mine", owner=owner, body={"path": "sql"}))
+    assert await side.follower.sync() == {}
+    assert side.names == ["acme/mine"]
