@@ -26,12 +26,14 @@ def message(
 ) -> Fusion:
     """What the engine is told; members name their models, and bring token ids as prompts.
 
-    A name that is not in `uses` is an auxiliary model's.
+    A name that is not in `uses` is an auxiliary model's, alone or "with+an adapter".
     """
 
     def recipe(name: str) -> Recipe:
-        auxiliary = "" if name in uses else name
-        return Recipe(name, uses.get(name, ()), name, name, auxiliary=auxiliary)
+        model, _, adapter = name.partition("+")
+        if name in uses:
+            return Recipe(name, uses[name], name, name)
+        return Recipe(name, uses.get(adapter, ()), name, name, auxiliary=model)
 
     members = tuple(recipe(member.model or model) for member in spec.members)
     prompts = [member.prompt or prompt for member in spec.members]

@@ -42,6 +42,7 @@ class StoreLimits:
         max_neuron_bytes: second copies of MLP weights, with which CATS skips neurons. Layers beyond
             it are computed whole and masked.
         max_host_bytes: compiled adapters kept on the host; others are read from disk again.
+        warm: what is loaded becomes resident where there is room; else when it is asked for.
         files: bounds on what a folder may hold.
     """
 
@@ -50,6 +51,7 @@ class StoreLimits:
     max_delta_bytes: int = 1 << 30
     max_neuron_bytes: int = 1 << 30
     max_host_bytes: int = 256 << 20
+    warm: bool = True
     files: FileLimits = field(default_factory=FileLimits)
 
 
@@ -97,7 +99,13 @@ class AdapterStore:
         self._residency = Residency(limits.max_resident, self.banks.check_fits)
         self._host = HostCache(limits.max_host_bytes)
         self._loader = Loader(
-            self._lock, self._residency, self._host, self.banks, self._read, on_resident
+            self._lock,
+            self._residency,
+            self._host,
+            self.banks,
+            self._read,
+            on_resident,
+            warm=limits.warm,
         )
 
     def load(
@@ -219,6 +227,11 @@ class AdapterStore:
         """Digests whose compiled programs are on the host."""
         with self._lock:
             return self._host.digests()
+
+    @property
+    def num_layers(self) -> int:
+        """Of the base model."""
+        return self._shape.num_layers
 
     @property
     def num_pins(self) -> int:

@@ -195,3 +195,18 @@ async def test_an_auxiliary_that_is_the_base_over_again_changes_nothing(chat, ba
     assert twice.choices[0].message.content == once.choices[0].message.content
     found = logprobs_of(twice.choices[0])
     assert found == pytest.approx(logprobs_of(once.choices[0]), abs=1e-4)
+
+
+async def test_adapters_act_on_an_auxiliary_as_on_the_base(chat, base):
+    """Proxy-tuning: the twin with an adapter and without, or the base with it and without."""
+    tuned = {"model": "twin", "adapters": [{"name": "sql"}]}
+    proxy = {"method": "proxy", "weights": 1.5}
+    outer, inner, alone = await asyncio.gather(
+        chat(base, extra_body={"fusion": {**proxy, "experts": [tuned], "anchor": "twin"}}),
+        chat(base, extra_body={"fusion": {**proxy, "experts": ["sql"], "anchor": base}}),
+        chat(base),
+    )
+    found, expected = (logprobs_of(answer.choices[0]) for answer in (outer, inner))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert outer.choices[0].message.content == inner.choices[0].message.content
+    assert found != pytest.approx(logprobs_of(alone.choices[0]), abs=1e-2)

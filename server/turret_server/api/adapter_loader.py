@@ -340,6 +340,7 @@ def _record(
         rank=info.rank,
         targets=tuple(info.targets),
         num_layers=info.num_layers,
+        unfit=info.unfit,
         num_parameters=info.num_parameters,
         num_bytes=info.num_bytes,
         base_model=info.base_model,

@@ -1,25 +1,30 @@
-"""Models beside the main one that take part in fusions: each with its decoder and its cache."""
+"""Models beside the main one that take part in fusions, with decoders, caches and adapters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from turret_server.engine.batch import BatchBuilder
+from turret_adapters.plan import BASE, StepPlan
+from turret_adapters.store import AdapterStore, StoreLimits
+from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
 from turret_server.engine.messages import AuxiliaryInfo
+from turret_server.engine.rooms import Room
 from turret_server.engine.runner import Runner
-from turret_server.engine.scheduler import Room, Share
+from turret_server.engine.scheduler import Share
 from turret_server.engine.settings import EngineSettings
+from turret_server.engine.stores import Gate
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
 
 
 class Auxiliary:
-    """One such model, without adapters.
+    """One such model.
 
     Args:
         name: in messages.
@@ -27,6 +32,11 @@ class Auxiliary:
         settings: of the engine.
         device: where it runs.
         dtype: of its weights and its cache.
+        wake: see `Engine`.
+
+    Attributes:
+        store: its adapters.
+        room: what it has for sequences.
 
     Raises:
         StartupError: it cannot be served.
@@ -39,6 +49,7 @@ class Auxiliary:
         settings: EngineSettings,
         device: torch.device,
         dtype: torch.dtype,
+        wake: Callable[[], None],
     ) -> None:
         size, rows = settings.kv_block_tokens, settings.max_running
         max_len = DecoderConfig.from_folder(folder).max_context
@@ -50,7 +61,23 @@ class Auxiliary:
                 f"a block of {size} tokens takes {decoder.kv_bytes_per_token * size >> 10} KiB",
                 "Raise --auxiliary-kv-gib.",
             )
-        self.room = Room(BlockPool(num_blocks, size), min(max_len, num_blocks * size))
+        self.store = AdapterStore(
+            decoder.shape,
+            StoreLimits(
+                max_resident=settings.max_resident_adapters,
+                max_rank_rows=settings.adapter_rank_rows,
+                max_delta_bytes=settings.adapter_delta_bytes,
+                max_neuron_bytes=settings.sparse_mlp_bytes,
+                max_host_bytes=settings.host_adapter_bytes // 4,
+                warm=False,  # an adapter may fit several models, and be asked of one
+            ),
+            device=device,
+            dtype=dtype,
+            base_bias=decoder.bias,
+            on_resident=wake,
+        )
+        pool, context = BlockPool(num_blocks, size), min(max_len, num_blocks * size)
+        self.room = Room(pool, context, Gate(self.store))
         # One block more than the pool knows of, for the rows that pad a graph's batch.
         self._runner = Runner(decoder, decoder.allocate_kv(num_blocks + 1, size), rows)
         self._builder = BatchBuilder(
@@ -81,6 +108,8 @@ class Auxiliary:
             float32 [L, vocab].
         """
         batch = self._builder.build(shares)
+        if uses := row_uses(shares):
+            batch.adapters = StepPlan(self.store.banks, uses, batch.logit_rows) or BASE
         logits = self._runner.forward(batch)
         if batch.logit_rows is None:
             logits = logits[: len(shares)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Seq
 from itertools import groupby
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from turret_server.engine.sampler import sample_step
 from turret_server.engine.scheduler import Limits, Sampled, Scheduler, Share
 from turret_server.engine.sequence import Sequence
 from turret_server.engine.settings import EngineSettings
+from turret_server.engine.stores import Gate, Stores, adapter_error
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
@@ -85,7 +85,7 @@ class Engine:
             )
         # Before the main model, whose cache takes what memory they leave.
         self._auxiliaries = {
-            name: Auxiliary(name, Path(folder), settings, device, dtype)
+            name: Auxiliary(name, Path(folder), settings, device, dtype, wake)
             for name, folder in settings.auxiliaries.items()
         }
         config = DecoderConfig.from_folder(model)
@@ -135,6 +135,8 @@ class Engine:
             on_resident=wake,
             banks=banks,
         )
+        auxiliary_stores = {name: one.store for name, one in self._auxiliaries.items()}
+        self.stores = Stores({"": self.store, **auxiliary_stores})
         limits = Limits(
             max_running=settings.max_running,
             max_step_tokens=settings.max_step_tokens,
@@ -142,7 +144,7 @@ class Engine:
         )
         blocks = BlockPool(num_blocks, settings.kv_block_tokens)
         rooms = {name: auxiliary.room for name, auxiliary in self._auxiliaries.items()}
-        self.scheduler = Scheduler(limits, blocks, _Gate(self.store), auxiliaries=rooms)
+        self.scheduler = Scheduler(limits, blocks, Gate(self.store), auxiliaries=rooms)
         max_blocks = -(-self.max_model_len // settings.kv_block_tokens)
         # One more than the pool knows of, for the rows that pad a graph's batch.
         kv = self.decoder.allocate_kv(num_blocks + 1, settings.kv_block_tokens)
@@ -165,15 +167,16 @@ class Engine:
         """Queue a request; an event if it is refused."""
         members = [] if request.fusion is None else member_requests(request, request.fusion)
         for member in members:
-            if member.model and (member.adapters or member.model not in self._auxiliaries):
+            if member.model and member.model not in self._auxiliaries:
                 what = f"the model {member.model!r} cannot take part in the fusion"
-                why = "it is no auxiliary model of this engine, or was asked for with adapters"
+                why = "it is no auxiliary model of this engine"
                 return _refusal(request, ErrorInfo("Unprocessable", what, why))
         try:
             sequence = self._sequence(request)
             if members:
                 sequence.others = tuple(self._sequence(member) for member in members)
-                self.store.check(sequence.adapters)
+                for model, digests in sequence.adapters.items():
+                    self.stores[model].check(digests)
         except AdapterError as error:
             return _refusal(request, adapter_error(error))
         if obstacle := self.scheduler.obstacle(sequence):
@@ -267,26 +270,26 @@ class Engine:
             steps=self._steps,
             step_tokens=self._step_tokens,
             step_seconds=self._step_seconds,
-            resident_adapters=self.store.resident(),
-            host_adapters=self.store.on_host(),
+            resident_adapters=self.stores.resident(),
+            host_adapters=self.stores.on_host(),
             running_adapters=_distinct(scheduler.running),
             waiting_adapters=_distinct(scheduler.waiting),
-            host_adapter_bytes=self.store.host_bytes,
+            host_adapter_bytes=self.stores.host_bytes,
         )
 
     def close(self) -> None:
         """End its threads and processes; a process that ends need not."""
-        self.store.close()
+        self.stores.close()
         if self.followers is not None:
             self.followers.close()
 
     def _sequence(self, request: EngineRequest) -> Sequence:
         digests = [use.digest for use in request.adapters]
         weights = [use.weight for use in request.adapters]
-        self.store.check(digests)
-        reach = self.store.reach(digests, weights, request.prompt)
-        num_layers = self.decoder.shape.num_layers
-        by_site = tuple(SiteWeights.of(weight, num_layers) for weight in weights)
+        store = self.stores[request.model]
+        store.check(digests)
+        reach = store.reach(digests, weights, request.prompt)
+        by_site = tuple(SiteWeights.of(weight, store.num_layers) for weight in weights)
         return Sequence.of(request, time.monotonic(), reach, by_site)
 
     def _admit_compiled(self) -> Iterator[TokenEvent]:
@@ -320,33 +323,9 @@ def _start_followers(
     return Followers(settings, device, folder)
 
 
-class _Gate:
-    """The adapter store as the scheduler sees it."""
-
-    def __init__(self, store: AdapterStore) -> None:
-        self._store = store
-        self.try_pin = store.try_pin
-        self.unpin = store.unpin
-
-    def failure(self, digests: Seq[str]) -> ErrorInfo | None:
-        error = self._store.obstacle(digests)
-        return None if error is None else adapter_error(error)
-
-
 def _refusal(request: EngineRequest, error: ErrorInfo) -> TokenEvent:
     return TokenEvent(id=request.id, finish_reason="error", error=error)
 
 
-def adapter_error(error: AdapterError) -> ErrorInfo:
-    """An adapter's refusal as the error the API raises."""
-    kinds = {
-        "AdapterForbidden": "Forbidden",
-        "AdapterNotFound": "NotFound",
-        "AdapterUnsupported": "Unprocessable",
-    }
-    kind = kinds.get(type(error).__name__, "BadRequest")
-    return ErrorInfo(kind, error.what, error.why, error.fix)
-
-
 def _distinct(sequences: Iterable[Sequence]) -> list[str]:
-    return sorted({digest for s in sequences for digest in s.adapters})
+    return sorted({digest for s in sequences for uses in s.adapters.values() for digest in uses})

@@ -182,7 +182,8 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # "lora"
     rank: int  # the largest
     targets: list[str]  # module names, e.g. ["q_proj", "v_proj"]
-    num_layers: int  # of the base that it was compiled for
+    num_layers: dict[str, int]  # of the models that it fits, by name; "" is the main one
+    unfit: dict[str, str] = {}  # why it does not fit the other models
     sites: dict[str, str] = {}  # the layers of each, e.g. {"q_proj": "0-29"}; "" where none count
     num_parameters: int
     num_bytes: int  # in the served dtype

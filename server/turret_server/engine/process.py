@@ -19,12 +19,12 @@ import msgspec
 import zmq
 
 from turret_adapters.errors import AdapterError
-from turret_adapters.loading import LoadedAdapter
 from turret_server.engine import messages as m
-from turret_server.engine.core import Engine, adapter_error
+from turret_server.engine.core import Engine
 from turret_server.engine.device import use_threads
 from turret_server.engine.lifetime import die_with_parent
 from turret_server.engine.settings import EngineSettings
+from turret_server.engine.stores import Loaded, adapter_error
 from turret_server.errors import StartupError
 
 log = logging.getLogger("turret.engine")
@@ -134,12 +134,12 @@ class EngineProcess:
                 return self._hold(message)
 
     def _unload(self, request: m.UnloadAdapter) -> m.OperationResult:
-        self._engine.store.forget(request.digest)
+        self._engine.stores.forget(request.digest)
         return m.OperationDone(request.operation)
 
     def _hold(self, request: m.HoldAdapters) -> m.OperationResult:
         try:
-            self._engine.store.hold(request.digests)
+            self._engine.stores.hold(request.digests)
         except AdapterError as error:
             return m.OperationFailed(request.operation, adapter_error(error))
         return m.OperationDone(request.operation)
@@ -147,7 +147,7 @@ class EngineProcess:
     def _load(self, request: m.LoadAdapter) -> m.OperationResult:
         origin = request.derive or request.path
         try:
-            loaded = self._engine.store.load(origin, request.roots, request.digest).result()
+            loaded = self._engine.stores.load(origin, request.roots, request.digest)
         except AdapterError as error:
             return m.OperationFailed(request.operation, adapter_error(error))
         except Exception as error:
@@ -156,23 +156,7 @@ class EngineProcess:
             return m.OperationFailed(
                 request.operation, m.ErrorInfo("TurretError", what, repr(error))
             )
-        return m.AdapterLoaded(operation=request.operation, info=self._info(loaded))
-
-    def _info(self, loaded: LoadedAdapter) -> m.AdapterInfo:
-        return m.AdapterInfo(
-            digest=loaded.digest,
-            kind=loaded.kind,
-            rank=loaded.rank,
-            targets=list(loaded.targets),
-            sites=dict(loaded.sites),
-            num_layers=self._engine.decoder.shape.num_layers,
-            num_parameters=loaded.num_parameters,
-            num_bytes=loaded.num_bytes,
-            base_model=loaded.base_model,
-            primitives=list(loaded.primitives),
-            num_virtual_tokens=loaded.num_virtual_tokens,
-            notes=list(loaded.notes),
-        )
+        return m.AdapterLoaded(operation=request.operation, info=_info(loaded))
 
     def _wake(self) -> None:
         with self._wake_lock:  # called from several threads; a socket belongs to one at a time
@@ -201,6 +185,25 @@ class EngineProcess:
         if kind == "hang":
             time.sleep(3600)
         raise RuntimeError(f"injected fault {kind!r}")
+
+
+def _info(loaded: Loaded) -> m.AdapterInfo:
+    facts = loaded.facts
+    return m.AdapterInfo(
+        digest=facts.digest,
+        kind=facts.kind,
+        rank=facts.rank,
+        targets=list(facts.targets),
+        sites=dict(facts.sites),
+        num_layers=loaded.num_layers,
+        unfit=loaded.unfit,
+        num_parameters=facts.num_parameters,
+        num_bytes=facts.num_bytes,
+        base_model=facts.base_model,
+        primitives=list(facts.primitives),
+        num_virtual_tokens=facts.num_virtual_tokens,
+        notes=list(facts.notes),
+    )
 
 
 def _log_progress():

@@ -15,28 +15,13 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol
 
+from turret_server.engine import rooms
 from turret_server.engine.blocks import BlockPool, next_key, root_key
 from turret_server.engine.fairness import FairQueue
 from turret_server.engine.messages import ErrorInfo, TokenEvent, TokenLogprob
+from turret_server.engine.rooms import AdapterGate, Room
 from turret_server.engine.sequence import Sequence
-
-
-class AdapterGate(Protocol):
-    """What the scheduler asks of the adapter store."""
-
-    def try_pin(self, digests: Seq[str]) -> tuple[int, ...] | None:
-        """Slots, or None: not resident yet, being fetched."""
-        ...
-
-    def unpin(self, digests: Seq[str]) -> None:
-        """Undo one try_pin."""
-        ...
-
-    def failure(self, digests: Seq[str]) -> ErrorInfo | None:
-        """Why these can never become resident, if so."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +31,6 @@ class Limits:
     max_running: int = 64  # sequences
     max_step_tokens: int = 256
     max_model_len: int = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What an auxiliary model has for its sequences: blocks, and a context."""
-
-    blocks: BlockPool
-    max_model_len: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +63,7 @@ class Scheduler:
     Args:
         limits: of a step and of the main model.
         blocks: of the main model.
-        adapters: the store.
+        adapters: the store of the main model.
         clock: monotonic seconds.
         auxiliaries: models that members may run; all have blocks of one size.
     """
@@ -99,8 +76,8 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         auxiliaries: Mapping[str, Room] | None = None,
     ) -> None:
-        self.limits, self.blocks, self._adapters, self._clock = limits, blocks, adapters, clock
-        self._rooms = {"": Room(blocks, limits.max_model_len), **(auxiliaries or {})}
+        self.limits, self.blocks, self._clock = limits, blocks, clock
+        self._rooms = {"": Room(blocks, limits.max_model_len, adapters), **(auxiliaries or {})}
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
@@ -163,7 +140,7 @@ class Scheduler:
         for sequence in self.waiting if has_room else ():
             if budget == 0 or len(self._table_rows) < len(sequence.members):
                 break
-            if failure := self._adapters.failure(sequence.adapters):
+            if failure := rooms.failure(self._rooms, sequence):
                 ended.append(self._end(sequence, "error", error=failure))
             else:
                 portion = self._try_start(sequence, budget)
@@ -227,7 +204,7 @@ class Scheduler:
 
     def _try_start(self, sequence: Sequence, budget: int) -> list[Share]:
         """Pin adapters, find prefixes, reserve the first portion; all, or nothing and no shares."""
-        if not self._try_pin(sequence):
+        if not rooms.try_pin(self._rooms, sequence):
             return []
         for member in sequence.members:
             self._match_prefix(member)
@@ -247,15 +224,6 @@ class Scheduler:
                 self.prefix_queries += member.num_prompt
                 self.prefix_hits += member.num_cached
         return portion
-
-    def _try_pin(self, sequence: Sequence) -> bool:
-        slots = self._adapters.try_pin(sequence.adapters)
-        if slots is None:
-            return False
-        slot = dict(zip(sequence.adapters, slots, strict=True))
-        for member in sequence.members:
-            member.slots = tuple(slot[digest] for digest in member.recipe)
-        return True
 
     def _match_prefix(self, sequence: Sequence) -> None:
         size, tokens = self.blocks.block_tokens, sequence.tokens
@@ -367,11 +335,10 @@ class Scheduler:
     def _drop_resources(self, sequence: Sequence) -> None:
         """Blocks, adapter pins and the table rows of all members go back, exactly once."""
         if sequence.slots is not None:
-            self._adapters.unpin(sequence.adapters)
+            rooms.unpin(self._rooms, sequence)
         for member in sequence.members:
             self._room(member).blocks.release(member.blocks)
             member.blocks, member.num_computed, member.num_registered = [], 0, 0
-            member.slots = None
             if member.table_row >= 0:
                 self._table_rows.append(member.table_row)
                 member.table_row = -1

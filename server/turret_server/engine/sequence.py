@@ -100,8 +100,10 @@ class Sequence:
         return tuple(use.digest for use in self.request.adapters)
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """Digests of the adapters of all members, each once."""
-        if not self.others:
-            return self.recipe
-        return tuple(dict.fromkeys(d for member in self.members for d in member.recipe))
+    def adapters(self) -> dict[str, tuple[str, ...]]:
+        """Digests of the adapters of all members, each once, by the model that they act on."""
+        found: dict[str, tuple[str, ...]] = {}
+        for member in self.members:
+            model = member.request.model
+            found[model] = tuple(dict.fromkeys((*found.get(model, ()), *member.recipe)))
+        return found

@@ -29,7 +29,8 @@ from turret_server.engine.messages import Fusion, Member
 from turret_server.errors import BadRequest
 
 if TYPE_CHECKING:
-    from turret_server.pipeline.recipe import Recipe, Weight
+    from turret_server.pipeline.adapter_weight import Weight
+    from turret_server.pipeline.recipe import Recipe
 
 MAX_WEIGHT = 16.0  # absolute; bodies are checked for it
 DEFAULT_RANGE = 2.0  # where the paper's grid of dynamic weights ends

@@ -26,8 +26,9 @@ from typing import Any
 from turret_adapters.catalog import name_problem
 from turret_adapters.derivation import Derivation, Source, derivation
 from turret_server.errors import StartupError, TurretError
+from turret_server.pipeline.adapter_weight import Weight
 from turret_server.pipeline.fusion import FusionSpec
-from turret_server.pipeline.recipe import Stack, Weight, parse_stack
+from turret_server.pipeline.recipe import Stack, parse_stack
 
 _FIX = "Correct the recipe; docs/adapters.md shows both forms."
 

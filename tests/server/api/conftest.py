@@ -87,6 +87,8 @@ class FakeEngine:
     load_error: TurretError | None = None
     restarts: int = 0
     num_virtual_tokens: int = 0  # of adapters that are loaded
+    num_layers: dict[str, int] = field(default_factory=lambda: {"": 30})  # likewise
+    unfit: dict[str, str] = field(default_factory=dict)  # likewise
 
     def __post_init__(self) -> None:
         self.model = FakeModel(self.tokenizer.vocab_size)
@@ -176,7 +178,7 @@ class FakeEngine:
                 kind="derived",
                 rank=16,
                 targets=["q_proj", "v_proj"],
-                num_layers=30,
+                num_layers={"": 30},
                 num_parameters=2000,
                 num_bytes=4000,
                 notes=["its rank drops 1.0%"],
@@ -196,7 +198,8 @@ class FakeEngine:
             kind="lora",
             rank=8,
             targets=["q_proj", "v_proj"],
-            num_layers=30,
+            num_layers=self.num_layers,
+            unfit=self.unfit,
             sites={"q_proj": "0-29", "v_proj": "0-29"},
             num_parameters=1000,
             num_bytes=2000,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.fusion_reference import transformers_model
 from tests.server.engine.test_fusion import (
     OTHER,
@@ -18,6 +21,7 @@ from tests.server.engine.test_fusion import (
 )
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from turret_adapters.errors import AdapterUnsupported
 from turret_server.engine.core import Engine
 from turret_server.engine.messages import AdapterUse, Fusion, Member
 from turret_server.engine.settings import EngineSettings
@@ -25,21 +29,28 @@ from turret_server.errors import StartupError
 from turret_server.pipeline.fusion import FusionSpec, MemberSpec
 
 SMALL, TUNED = MemberSpec(model="small"), MemberSpec(model="tuned")
+EXPERT = MemberSpec(model="small+x")  # the small model with an adapter of its own
 SPECS = {
     "proxy": FusionSpec(method="proxy", anchor=SMALL, experts=(TUNED,), weights=(1.0,)),
     "dynamic": FusionSpec(method="dynamic", anchor=SMALL, experts=(TUNED,), trace=True),
     "contrastive": FusionSpec(method="contrastive", anchor=SMALL, weights=1.0, plausible=0.1),
+    "proxy by an adapter": FusionSpec(
+        method="proxy", anchor=SMALL, experts=(EXPERT,), weights=(1.5,)
+    ),
+    "adapters of two models": FusionSpec(
+        method="product", experts=(at(EXPERT, prompt=OTHER), A, SMALL), weights=(0.4, 0.3, 0.2, 0.1)
+    ),
     "mixed": FusionSpec(
         method="product", experts=(at(TUNED, prompt=OTHER), A), weights=(0.5, 0.3, 0.2)
     ),
 }
 
 
-def save(folder, seed, vocab, context):
+def save(folder, seed, vocab, context, hidden=32):
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab,
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=48,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -50,25 +61,34 @@ def save(folder, seed, vocab, context):
     for name, parameter in model.named_parameters():
         parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.2)
     model.save_pretrained(folder)
+    return model
+
+
+def known(model):
+    """The main model's vocabulary, whatever this one is padded to."""
     full = transformers_model(model)
-
-    def known(tokens):  # the main model's vocabulary, whatever this one is padded to
-        return full(tokens)[:, :VOCAB]
-
-    return known
+    return lambda tokens: full(tokens)[:, :VOCAB]
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     bench = Bench(tmp_path_factory.mktemp("auxiliary"))
-    bench.models["small"] = save(bench.folder / "small", 5, VOCAB, 64)
-    bench.models["tuned"] = save(bench.folder / "tuned", 6, VOCAB + 16, 128)
+    small = save(bench.folder / "small", 5, VOCAB, 64)
+    bench.models["small"] = known(copy.deepcopy(small))
+    bench.models["tuned"] = known(save(bench.folder / "tuned", 6, VOCAB + 16, 128))
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, lora_alpha=8)
+    adapted = get_peft_model(small, lora).eval()
+    adapted.save_pretrained(bench.folder / "x")
+    bench.models["small+x"] = known(adapted)
     return bench
 
 
 def serve(bench, **settings):
     folders = {name: str(bench.folder / name) for name in ("small", "tuned")}
-    return bench.serve(auxiliaries=folders, auxiliary_kv_bytes=1 << 20, **settings)
+    served = bench.serve(auxiliaries=folders, auxiliary_kv_bytes=1 << 20, **settings)
+    expert = served.engine.stores.load(str(bench.folder / "x")).facts
+    served.uses["x"] = (AdapterUse(expert.digest),)
+    return served
 
 
 @pytest.fixture(scope="module")
@@ -143,18 +163,55 @@ def test_cancelled_members_leave_nothing_in_any_room(served):
     assert_rooms_are_free(served)
 
 
+def test_an_adapter_belongs_to_the_models_that_it_fits(bench):
+    served = serve(bench)
+    stores = served.engine.stores
+    main, expert = (stores.load(str(bench.folder / name)) for name in "ax")
+    assert (main.num_layers, set(main.unfit)) == ({"": 2}, {"small", "tuned"})
+    assert (expert.num_layers, set(expert.unfit)) == ({"small": 1, "tuned": 1}, {""})
+    assert expert.facts.digest not in stores.resident()  # nobody has asked for it
+    stores.hold([main.facts.digest, expert.facts.digest])
+    served.run([served.ask("y", SPECS["proxy by an adapter"])])
+    assert expert.facts.digest in stores["small"].resident()
+    stores.forget(expert.facts.digest)
+    assert all(expert.facts.digest not in stores[m].loaded() for m in ("", "small", "tuned"))
+    served.engine.close()
+
+
+def test_holding_is_done_for_all_models_or_for_none(bench):
+    served = serve(bench, max_resident_adapters=1)
+    stores, held = served.engine.stores, []
+    a, b, x = (stores.load(str(bench.folder / name)).facts.digest for name in "abx")
+    stores.hold([a])
+    with pytest.raises(AdapterUnsupported):
+        stores.hold([x, a, b])
+    for model in ("", "small"):
+        held.append(stores[model]._residency.records.held())
+    assert held == [[a], []]
+    served.engine.close()
+
+
+def test_an_adapter_that_fits_nothing_is_refused_as_the_main_model_refuses_it(bench, tmp_path):
+    other = save(tmp_path / "other", 7, VOCAB, 64, hidden=48)
+    get_peft_model(other, LoraConfig(task_type="CAUSAL_LM", r=4)).save_pretrained(tmp_path / "y")
+    served = serve(bench)
+    with pytest.raises(AdapterUnsupported, match="64"):
+        served.engine.stores.load(str(tmp_path / "y"))
+    served.engine.close()
+
+
 @pytest.mark.parametrize(
-    "member",
+    ("member", "kind"),
     [
-        Member(prompt=[1], model="nope"),
-        Member(prompt=[1], model="small", adapters=(AdapterUse("0"),)),
+        (Member(prompt=[1], model="nope"), "Unprocessable"),
+        (Member(prompt=[1], model="small", adapters=(AdapterUse("0"),)), "NotFound"),
     ],
-    ids=["unknown", "adapters"],
+    ids=["model", "adapter"],
 )
-def test_members_that_no_auxiliary_serves_are_refused(served, member):
+def test_members_that_no_auxiliary_serves_are_refused(served, member, kind):
     fusion = Fusion(members=(member,), terms=(0, 1), weights=(1.0, 1.0))
     event = served.engine.submit(msgspec.structs.replace(served.ask("x"), fusion=fusion))
-    assert event.error.kind == "Unprocessable"
+    assert event.error.kind == kind
     served.assert_clean()
 
 

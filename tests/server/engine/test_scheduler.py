@@ -39,11 +39,15 @@ class Adapters:
 class Bench:
     """A scheduler with a model that answers token 7 to everything."""
 
-    def __init__(self, blocks=16, **limits):
+    def __init__(self, blocks=16, auxiliaries=None, **limits):
         self.now, self.adapters = 0.0, Adapters()
         self.pool = BlockPool(blocks, BLOCK)
         self.scheduler = Scheduler(
-            Limits(**{"max_model_len": 64, **limits}), self.pool, self.adapters, lambda: self.now
+            Limits(**{"max_model_len": 64, **limits}),
+            self.pool,
+            self.adapters,
+            lambda: self.now,
+            auxiliaries,
         )
 
     def add(
@@ -58,7 +62,7 @@ class Bench:
         members=(),
         **sampling,
     ):
-        """`members` are (prompt, adapters) of the others of a fused request."""
+        """`members` are (prompt, adapters, model) of the others of a fused request."""
         tokens = list(range(prompt)) if isinstance(prompt, int) else prompt
         request = EngineRequest(
             id=name,
@@ -76,9 +80,9 @@ class Bench:
         self.scheduler.add(sequence)
         return sequence
 
-    def _member(self, request, prompt, adapters=()):
+    def _member(self, request, prompt, adapters=(), model=""):
         uses = tuple(AdapterUse(a) for a in adapters)
-        request = msgspec.structs.replace(request, prompt=prompt, adapters=uses)
+        request = msgspec.structs.replace(request, prompt=prompt, adapters=uses, model=model)
         return Sequence.of(request, self.now)
 
     def step(self, token=7):

@@ -250,8 +250,13 @@ class AdapterCard(BaseModel):
     served_base: str = Field(description="The base model of this server.")
     base_match: bool | None = Field(
         default=None,
-        description="Are these one name? Null where it names none. Its shapes fit in any case: "
-        "what does not fit is not loaded.",
+        description="Are these one name? Null where it names none; whether shapes fit, `models` "
+        "says.",
+    )
+    models: list[str] | None = Field(
+        default=None,
+        description="The models of this server that it fits, by its shapes: the base, auxiliaries. "
+        "What fits none is not loaded.",
     )
     loaded_at: float | None = Field(default=None, description="Unix time in seconds.")
     num_virtual_tokens: int | None = Field(
