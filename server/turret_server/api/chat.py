@@ -21,7 +21,7 @@ from turret_server.api.documents.prompt import (
 )
 from turret_server.api.documents.use import document_use
 from turret_server.api.fairness import fairness_key
-from turret_server.api.fusion import member_messages, member_prompts
+from turret_server.api.fusion import MemberPrompts, member_messages, member_prompts
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.logprobs import chat_logprobs, prompt_logprobs
 from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
@@ -35,6 +35,8 @@ from turret_server.pipeline.fusion import MemberSpec
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import Recipe
 from turret_server.telemetry.record import RequestRecord, record_of
+
+Messages = list[dict[str, Any]]
 
 router = APIRouter(route_class=DocumentRoute, tags=["OpenAI"])
 
@@ -76,7 +78,6 @@ async def _prepare(
         prompt_logprobs=body.prompt_logprobs,
         grammar=grammar,
     )
-    fused = await member_prompts(recipe, partial(_render_member, service, body, tools))
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     asked: int | None = getattr(body, param)
 
@@ -93,7 +94,13 @@ async def _prepare(
         check_min_tokens(body, max_tokens)
         return max_tokens
 
-    def generation_of(prompts: list[list[int]], body: ChatBody = body) -> Generation:
+    async def members_of(messages: Messages, bare: Messages) -> MemberPrompts:
+        render = partial(_render_member, service, body, tools, messages, bare)
+        return await member_prompts(recipe, render)
+
+    def generation_of(
+        prompts: list[list[int]], fused: list[MemberPrompts], body: ChatBody = body
+    ) -> Generation:
         return build_generation(
             service,
             body,
@@ -111,28 +118,40 @@ async def _prepare(
         )
 
     if documents is None:
-        prompt = await _render(service, body, tools, *plain_messages(body.messages), "messages")
-        generation = generation_of([prompt])
+        messages, chars = plain_messages(body.messages)
+        fused = await members_of(messages, messages)
+        prompt = await _render(service, body, tools, messages, chars, "messages")
+        generation = generation_of([prompt], [fused])
         await charged.accept(generation)
         return _Chat(service, body, generation, tools)
 
+    # What can be refused is, before anything is read.
+    fitting(1)
+    bare = documents.text([])
+    members = await members_of(bare, bare)
+    context = limits.max_model_len - recipe.num_virtual_tokens
+    if recipe.fusion is not None:
+        chars = sum(num_chars(message.get("content")) for message in bare)
+        around = await _render(service, body, tools, bare, chars, "messages")
+        context = members.shared_context(service, around)
+
     async def with_documents() -> Answer:
-        room = room_for_prompt(limits.max_model_len - recipe.num_virtual_tokens, asked)
+        room = room_for_prompt(context, asked)
         render = partial(_render_messages, service, body, tools)
         async with within(body.timeout_s) as left_s:
             shown = await show_documents(service, documents, room, render, record.tenant)
+            fused = [await members_of(documents.text(one.sheets), bare) for one in shown]
         notes = DocumentNotes(documents, shown)
         charged.read_pages(notes.num_pages)
         service.documents.metrics.dropped(notes.num_dropped)
         ticket.grow(len(shown) - 1)
         left = body.model_copy(update={"timeout_s": left_s()})
-        generation = generation_of([one.prompt for one in shown], left)
+        generation = generation_of([one.prompt for one in shown], fused, left)
         await charged.accept(generation)
         if documents.by_page:
             return PageByPage(service.engine, generation, notes, include_usage=_wants_usage(body))
         return _Chat(service, body, generation, tools, notes)
 
-    fitting(1)  # what can be refused is, before anything is read
     return Deferred(with_documents)
 
 
@@ -181,12 +200,13 @@ async def _render_member(
     service: Service,
     body: ChatBody,
     tools: ToolUse,
+    own: Messages,
+    bare: Messages,
     member: MemberSpec,
     recipe: Recipe,
     param: str,
 ) -> list[int] | None:
-    own = plain_messages(body.messages)[0]
-    messages = member_messages(member, own, param)
+    messages = member_messages(member, own, bare, param)
     template = service.auxiliaries.get(recipe.auxiliary, service.prompt)
     if messages is None and template is service.prompt:
         return None

@@ -97,7 +97,7 @@ async def _prepare(
         record,
         id_prefix="cmpl-",
         ticket=ticket,
-        fused=await member_prompts(recipe, partial(_encode_member, service, body)),
+        fused=[await member_prompts(recipe, partial(_encode_member, service, body))] * len(prompts),
         prompts=prompts,
         max_tokens=max_tokens,
         per_prompt=per_prompt,
@@ -148,8 +148,12 @@ async def _encode(service: Service, prompt: Prompt, add_special: bool, param: st
 async def _encode_member(
     service: Service, body: CompletionBody, member: MemberSpec, recipe: Recipe, param: str
 ) -> list[int] | None:
-    for name in ("messages", "system"):
-        if getattr(member, name) is not None:
+    for name, is_given in (
+        ("messages", member.messages is not None),
+        ("system", member.system is not None),
+        ("documents", not member.documents),
+    ):
+        if is_given:
             raise BadRequest(
                 f"'{param}.{name}' belongs to a chat",
                 "the request has a text to continue",

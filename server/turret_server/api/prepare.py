@@ -102,7 +102,7 @@ def build_generation(
     *,
     id_prefix: str,
     ticket: Ticket,
-    fused: MemberPrompts,
+    fused: Sequence[MemberPrompts],
     prompts: Sequence[list[int]],
     max_tokens: Sequence[int],
     per_prompt: int,
@@ -119,8 +119,8 @@ def build_generation(
         record: of the request.
         id_prefix: "chatcmpl-" or "cmpl-".
         ticket: from `admit`.
-        fused: the recipe from `admit`, with the prompts of its other members.
-        prompts: token ids; choice `i` of prompt `p` gets index `p * per_prompt + i`.
+        fused: beside each prompt: the recipe from `admit`, with the prompts of its other members.
+        prompts: token ids, one or more; choice `i` of prompt `p` gets index `p * per_prompt + i`.
         max_tokens: of each prompt's answers; 0 discards the one token that the engine must make.
         per_prompt: answers for each prompt.
         sampling: from `base_sampling`.
@@ -131,13 +131,13 @@ def build_generation(
     generation_id = uuid.uuid4().hex
     stop_ids = frozenset(body.stop_token_ids or ())
     keep_stop = bool(body.include_stop_str_in_output)
-    choices, recipe = [], fused.recipe
+    choices, recipe = [], fused[0].recipe
     check_fused(service, body, recipe, per_prompt * len(prompts), sampling)
     max_tokens = [
-        fused.fit(service, body, prompt, most)
-        for prompt, most in zip(prompts, max_tokens, strict=True)
+        members.fit(service, body, prompt, most)
+        for members, prompt, most in zip(fused, prompts, max_tokens, strict=True)
     ]
-    fusions = [fused.fuse(prompt) for prompt in prompts]
+    fusions = [members.fuse(prompt) for members, prompt in zip(fused, prompts, strict=True)]
     for prompt_index, prompt in enumerate(prompts):
         for i in range(per_prompt):
             index = len(choices)
