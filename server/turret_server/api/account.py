@@ -53,8 +53,13 @@ class Account:
         if self._reservation is None or principal is None:
             return
         prompt_tokens = sum(generation.prompt_tokens)
-        longest = sum(choice.request.sampling.max_tokens for choice in generation.choices)
-        self._reservation.take(tokens=prompt_tokens + longest)
+        # Every member of a fusion computes its prompt, and the answer.
+        longest = sum(
+            choice.request.sampling.max_tokens * (1 + len(choice.members))
+            for choice in generation.choices
+        )
+        record.member_tokens = generation.member_tokens
+        self._reservation.take(tokens=prompt_tokens + record.member_tokens + longest)
         self._accepted = True
         if self._tenancy.ledger is None:
             return
@@ -67,6 +72,7 @@ class Account:
             key=principal.key,
             model=record.label,
             prompt_tokens=prompt_tokens,
+            member_tokens=record.member_tokens,
             pages=record.pages,
         )
         await self._tenancy.ledger.begin(entry)
@@ -76,7 +82,8 @@ class Account:
         """The request is over, however it ended."""
         record = self._record
         if self._reservation is not None and self._accepted:
-            self._reservation.used = record.prompt_tokens + record.completion_tokens
+            tokens = record.prompt_tokens + record.completion_tokens + record.member_tokens
+            self._reservation.used = tokens
         if self._entry is None or self._tenancy.ledger is None:
             return
         status = "error" if record.error else "abort" if record.disconnected else "done"
@@ -85,6 +92,7 @@ class Account:
             event="end",
             cached_tokens=record.cached_tokens,
             completion_tokens=record.completion_tokens,
+            member_tokens=record.member_tokens,
             status=status,
         )
         self._tenancy.ledger.end_soon(ended)

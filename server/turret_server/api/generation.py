@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from turret_server.api.admission import Ticket
 from turret_server.engine.client import EngineClient
-from turret_server.engine.messages import EngineRequest, TokenEvent, TokenLogprob
+from turret_server.engine.messages import EngineRequest, Member, TokenEvent, TokenLogprob
 from turret_server.errors import DeadlineExceeded, EngineUnavailable, TurretError
 from turret_server.pipeline.text_stream import TextStream
 from turret_server.telemetry.metrics import Metrics
@@ -53,6 +53,11 @@ class Choice:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     cached_tokens: int = 0
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """What runs beside the request's own model: none, but for fused requests."""
+        return () if self.request.fusion is None else self.request.fusion.members
 
     def accept(self, event: TokenEvent) -> Delta:
         """Take what one step gave, and say what it adds to the answer."""
@@ -140,6 +145,13 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": self._cached_tokens()},
         }
 
+    @property
+    def member_tokens(self) -> int:
+        """Tokens so far of the members of a fusion, counted as `usage` counts the request's own."""
+        first = {choice.prompt_index: choice for choice in reversed(self.choices)}
+        prompts = sum(len(m.prompt) for choice in first.values() for m in choice.members)
+        return prompts + sum(choice.num_tokens * len(choice.members) for choice in self.choices)
+
     async def _run(self, choice: Choice, engine: EngineClient) -> AsyncGenerator[Delta]:
         metrics, record = self.metrics, self.record
         # The protocol promises an iterator that can be closed early: an async generator.
@@ -203,6 +215,7 @@ class Generation:
         record = self.record
         record.completion_tokens = sum(choice.num_tokens for choice in self.choices)
         record.cached_tokens = self._cached_tokens()
+        record.member_tokens = self.member_tokens
         record.finish_reasons = [choice.finish_reason or "abort" for choice in self.choices]
 
 

@@ -41,7 +41,12 @@ WeightOption = Annotated[
 ]
 QuotaOption = Annotated[int | None, typer.Option(min=-1, help="-1 is no limit.")]
 _DAY = 86_400
-_SHORT = {"prompt_tokens": "in", "cached_tokens": "cached", "completion_tokens": "out"}
+_SHORT = {
+    "prompt_tokens": "in",
+    "cached_tokens": "cached",
+    "completion_tokens": "out",
+    "member_tokens": "members",
+}
 
 
 @contextmanager

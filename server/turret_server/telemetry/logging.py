@@ -75,6 +75,8 @@ def log_request(record: RequestRecord, method: str, path: str, status: int) -> N
             "queued_ms": _ms(record.queued_s),
             "first_token_ms": None if record.first_token_s is None else _ms(record.first_token_s),
         }
+    if record.member_tokens:
+        fields["member_tokens"] = record.member_tokens
     if record.pages:
         fields["pages"] = record.pages
     if record.disconnected:

@@ -21,6 +21,7 @@ class RequestRecord:
         model: the name the response shows; "" before it is known.
         label: the recipe's metric label.
         started: `time.perf_counter()` at arrival.
+        member_tokens: prompts and answers of a fusion's members beside the request's own model.
         first_token_s: arrival to first token; None before.
         error: what the client was told went wrong, also in the middle of a stream.
     """
@@ -36,6 +37,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    member_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
     queued_s: float = 0.0
     first_token_s: float | None = None

@@ -200,6 +200,7 @@ def _row(entry: Entry) -> dict[str, str | int]:
         "prompt_tokens": entry.prompt_tokens,
         "cached_tokens": entry.cached_tokens,
         "completion_tokens": entry.completion_tokens,
+        "member_tokens": entry.member_tokens,
         "pages": entry.pages,
         "status": entry.status,
     }

@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 1
+VERSION = 2
 NAME_CHARS = 64
 MODEL_CHARS = 256
 
@@ -80,6 +80,8 @@ requests = Table(
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
+    # Of a fusion's members beside the request's own model: prompts and answers.
+    Column("member_tokens", BigInteger, nullable=False, server_default="0"),
     Column("pages", BigInteger, nullable=False),
     # How it ended; "interrupted": with the process that served it.
     Column("status", String(16), nullable=False),

@@ -218,3 +218,26 @@ async def test_the_engine_knows_the_tenants_weight(serve, admin, engine):
     await tenancy.refresh()
     await client.post("/v1/completions", BODY, headers)
     assert engine.requests[0].fairness_weight == 3.0
+
+
+async def test_members_of_a_fusion_cost_their_tokens(serve, admin):
+    """The response counts the request; quotas and the ledger what it took."""
+    client, headers, tenancy = serve(tokens_per_minute=1000)
+    body = {"prompt": [1, 2, 3], "max_tokens": 5, "n": 2}
+    fusion = {"method": "guidance", "negative_prompt": [7, 8]}
+    answer = await client.post("/v1/completions", {**body, "fusion": fusion}, headers)
+    usage = answer.json["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 10)
+    assert 970 <= int(answer.headers["x-ratelimit-remaining-tokens"]) <= 980  # 25 are taken
+    (row,) = await rows(tenancy, admin)
+    assert (row["prompt_tokens"], row["completion_tokens"], row["member_tokens"]) == (3, 10, 12)
+
+
+async def test_members_are_reserved(serve):
+    client, headers, _ = serve(tokens_per_minute=100)
+    body = {"prompt": [1, 2, 3], "max_tokens": 60}
+    fusion = {"method": "guidance", "negative_prompt": [7, 8]}
+    answer = await client.post("/v1/completions", {**body, "fusion": fusion}, headers)
+    assert answer.status == 400
+    assert "asks for 125 tokens" in answer.json["error"]["message"]
+    assert (await client.post("/v1/completions", body, headers)).status == 200

@@ -231,6 +231,22 @@ def test_a_database_that_cannot_be_used(url):
     assert "secret" not in str(caught.value)
 
 
+def test_older_tables_get_what_they_lack(database, admin, url):
+    admin.create_tenant("acme", weight=2)
+    with database.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE turret_requests DROP COLUMN member_tokens")
+        connection.exec_driver_sql(
+            "INSERT INTO turret_requests VALUES"
+            " ('a', '2025-11-28', 'acme', 'tk-1', 'sql', 10, 2, 5, 0, 'done')"
+        )
+        connection.exec_driver_sql("UPDATE turret_state SET version = 1")
+    for _ in range(2):
+        Database(url).close()
+    (row,) = admin.usage()
+    assert (row["prompt_tokens"], row["member_tokens"]) == (10, 0)
+    assert [tenant.weight for tenant in admin.tenants()] == [2]
+
+
 def test_tables_of_a_newer_version_are_left_alone(database, url):
     with database.begin() as connection:
         connection.exec_driver_sql("UPDATE turret_state SET version = 99")

@@ -118,6 +118,9 @@ class UsageRow(_Answer):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    member_tokens: int = Field(
+        description="Prompts and answers of a fusion's members beside the request's own model."
+    )
     pages: int
     interrupted: int = Field(description="Requests that ended with the process serving them.")
 
