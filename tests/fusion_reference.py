@@ -77,7 +77,10 @@ def combine(
         anchor: likewise.
         experts: likewise.
         found: dynamic weights of the experts, as the server found them.
+
+    A token that a member lacks (-inf) is banned.
     """
+    banned = np.any([x == -np.inf for x in (own, anchor, *experts) if x is not None], axis=0)
     own = own / spec.temperature
     anchor = None if anchor is None or spec.anchor is None else anchor / spec.anchor.temperature
     experts = [x / m.temperature for x, m in zip(experts, spec.experts, strict=True)]
@@ -106,6 +109,7 @@ def combine(
             z = np.log(
                 sum(a * np.exp(log_softmax(x)) for a, x in zip(w, [own, *experts], strict=True))
             )
+    z = np.where(banned, -np.inf, z)
     p = np.exp(log_softmax(own))
     if spec.plausible is not None:
         z = np.where(p < spec.plausible * p.max(), -np.inf, z)

@@ -99,8 +99,8 @@ async def _serve(
     try:
         with console.status(f"loading {config.model}"):
             ready = await link.start()
-        tokenizers = {name: model.tokenizer for name, model in auxiliaries.items()}
-        app = create_app(link, tokenizer, settings, auxiliaries=tokenizers)
+        tokens = {name: model.tokens for name, model in auxiliaries.items()}
+        app = create_app(link, tokenizer, settings, auxiliaries=tokens)
         service: Service = app.state.service
         for name, adapter in adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
@@ -247,6 +247,11 @@ def _engine_settings(
         tensor_parallel=config.tensor_parallel,
         eos_token_ids=tokenizer.eos_token_ids,
         auxiliaries={name: str(model.folder) for name, model in auxiliaries.items()},
+        auxiliary_ids={
+            name: tuple(model.tokens.ids)
+            for name, model in auxiliaries.items()
+            if model.tokens.ids is not None
+        },
         auxiliary_kv_bytes=int(config.auxiliary_kv_gib * 2**30),
     )
 

@@ -33,6 +33,7 @@ from turret_server.api.schema.responses import ErrorBody
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
 from turret_server.engine.client import EngineClient
+from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.constraints import Constraints
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
@@ -51,7 +52,7 @@ def create_app(
     settings: ApiSettings,
     *,
     chat_template: str | None = None,
-    auxiliaries: Mapping[str, Tokenizer] | None = None,
+    auxiliaries: Mapping[str, AuxiliaryTokens] | None = None,
     catalog: Catalog | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
@@ -62,8 +63,7 @@ def create_app(
         tokenizer: of the base model.
         settings: of the HTTP side.
         chat_template: Jinja source in place of the model's own.
-        auxiliaries: tokenizers of the engine's auxiliary models, whose vocabularies are that of
-            the base.
+        auxiliaries: what makes the prompts of the engine's auxiliary models.
         catalog: of served adapters; a new one by default. An engine supervisor that shares it
             knows what to load again after a restart.
         lifespan: entered with the service before the first request and left after the last, for
@@ -109,7 +109,7 @@ def create_app(
         ),
         documents=DocumentReader(settings.documents, DocumentMetrics(metrics.registry)),
         longest_token=_longest_token(tokenizer),
-        auxiliaries={name: ChatPrompt(t) for name, t in (auxiliaries or {}).items()},
+        auxiliaries=dict(auxiliaries or {}),
     )
 
     @asynccontextmanager

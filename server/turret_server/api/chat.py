@@ -207,7 +207,8 @@ async def _render_member(
     param: str,
 ) -> list[int] | None:
     messages = member_messages(member, own, bare, param)
-    template = service.auxiliaries.get(recipe.auxiliary, service.prompt)
+    auxiliary = service.auxiliaries.get(recipe.auxiliary)
+    template = service.prompt if auxiliary is None else auxiliary.chat
     if messages is None and template is service.prompt:
         return None
     messages = messages or own

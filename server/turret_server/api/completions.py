@@ -22,6 +22,7 @@ from turret_server.api.schema.completion import CompletionBody, Prompt
 from turret_server.api.schema.responses import Completion
 from turret_server.api.service import Service, service_of
 from turret_server.errors import BadRequest, PromptTooLong
+from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.fusion import MemberSpec
 from turret_server.pipeline.recipe import Recipe
 from turret_server.telemetry.record import RequestRecord, record_of
@@ -97,7 +98,10 @@ async def _prepare(
         record,
         id_prefix="cmpl-",
         ticket=ticket,
-        fused=[await member_prompts(recipe, partial(_encode_member, service, body))] * len(prompts),
+        fused=[
+            await member_prompts(recipe, partial(_encode_member, service, body, given, ids))
+            for given, ids in zip(body.prompt, prompts, strict=True)
+        ],
         prompts=prompts,
         max_tokens=max_tokens,
         per_prompt=per_prompt,
@@ -116,8 +120,17 @@ def _named(prompts: list[Prompt]) -> list[tuple[Prompt, str]]:
     return [(prompt, f"prompt[{i}]") for i, prompt in enumerate(prompts)]
 
 
-async def _encode(service: Service, prompt: Prompt, add_special: bool, param: str) -> list[int]:
+async def _encode(
+    service: Service,
+    prompt: Prompt,
+    add_special: bool,
+    param: str,
+    auxiliary: AuxiliaryTokens | None = None,
+) -> list[int]:
     limits = service.limits
+    tokenizer, vocab_size = service.tokenizer, limits.vocab_size
+    if auxiliary is not None and auxiliary.ids is not None:
+        tokenizer, vocab_size = auxiliary.tokenizer, auxiliary.tokenizer.vocab_size
     if isinstance(prompt, str):
         # No token is longer than this many bytes, so the answer is known without tokenising.
         if len(prompt) > limits.max_model_len * service.longest_token:
@@ -128,17 +141,17 @@ async def _encode(service: Service, prompt: Prompt, add_special: bool, param: st
                 param=param,
             )
         ids = await off_loop(
-            len(prompt), lambda: service.tokenizer.encode(prompt, add_special_tokens=add_special)
+            len(prompt), lambda: tokenizer.encode(prompt, add_special_tokens=add_special)
         )
         if not ids:
             raise BadRequest(
                 f"'{param}' has no tokens", "there is nothing to continue", param=param
             )
         return ids
-    if (largest := max(prompt)) >= limits.vocab_size:
+    if (largest := max(prompt)) >= vocab_size:
         raise BadRequest(
             f"'{param}' holds token {largest}",
-            f"the vocabulary has tokens 0 to {limits.vocab_size - 1}",
+            f"the vocabulary has tokens 0 to {vocab_size - 1}",
             "Tokenise the prompt with this model's tokenizer (POST /tokenize).",
             param=param,
         )
@@ -146,7 +159,13 @@ async def _encode(service: Service, prompt: Prompt, add_special: bool, param: st
 
 
 async def _encode_member(
-    service: Service, body: CompletionBody, member: MemberSpec, recipe: Recipe, param: str
+    service: Service,
+    body: CompletionBody,
+    given: Prompt,
+    ids: list[int],
+    member: MemberSpec,
+    recipe: Recipe,
+    param: str,
 ) -> list[int] | None:
     for name, is_given in (
         ("messages", member.messages is not None),
@@ -160,10 +179,15 @@ async def _encode_member(
                 "Give the member a prompt.",
                 param=f"{param}.{name}",
             )
-    if member.prompt is None:
-        return None
+    auxiliary = service.auxiliaries.get(recipe.auxiliary)
     add_special = body.add_special_tokens is not False
-    return await _encode(service, member.prompt, add_special, f"{param}.prompt")
+    if member.prompt is not None:
+        return await _encode(service, member.prompt, add_special, f"{param}.prompt", auxiliary)
+    if auxiliary is None or auxiliary.ids is None:
+        return None
+    if isinstance(given, str):
+        return await _encode(service, given, add_special, param, auxiliary)
+    return auxiliary.translate(ids, param)
 
 
 class _Completion:

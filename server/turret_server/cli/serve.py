@@ -57,8 +57,8 @@ def serve(
     auxiliary: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=MODEL: a model with the same vocabulary that requests may fuse with this "
-            "one. May be repeated.",
+            help="NAME=MODEL: a model, best of the same vocabulary, that requests may fuse with "
+            "this one. May be repeated.",
             rich_help_panel=_MODEL,
         ),
     ] = None,

@@ -12,6 +12,7 @@ from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.store import AdapterStore, StoreLimits
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
+from turret_server.engine.id_map import IdMap
 from turret_server.engine.messages import AuxiliaryInfo
 from turret_server.engine.rooms import Room
 from turret_server.engine.runner import Runner
@@ -32,11 +33,13 @@ class Auxiliary:
         settings: of the engine.
         device: where it runs.
         dtype: of its weights and its cache.
+        main_vocab: rows of the main model's logits.
         wake: see `Engine`.
 
     Attributes:
         store: its adapters.
         room: what it has for sequences.
+        ids: its token ids; None where they are the main model's.
 
     Raises:
         StartupError: it cannot be served.
@@ -49,6 +52,7 @@ class Auxiliary:
         settings: EngineSettings,
         device: torch.device,
         dtype: torch.dtype,
+        main_vocab: int,
         wake: Callable[[], None],
     ) -> None:
         size, rows = settings.kv_block_tokens, settings.max_running
@@ -76,6 +80,10 @@ class Auxiliary:
             base_bias=decoder.bias,
             on_resident=wake,
         )
+        self._main_vocab = main_vocab
+        self.ids: IdMap | None = None
+        if (ids := settings.auxiliary_ids.get(name)) is not None:
+            self.ids = IdMap(ids, decoder.config.vocab_size, main_vocab, device)
         pool, context = BlockPool(num_blocks, size), min(max_len, num_blocks * size)
         self.room = Room(pool, context, Gate(self.store))
         # One block more than the pool knows of, for the rows that pad a graph's batch.
@@ -96,24 +104,27 @@ class Auxiliary:
             max_model_len=self.room.max_model_len, kv_blocks=self.room.blocks.num_blocks
         )
 
-    def run(self, shares: list[Share], vocab: int) -> Tensor:
+    def run(self, shares: list[Share]) -> Tensor:
         """Its part of a step.
 
         Args:
             shares: of members that run it.
-            vocab: of the main model. Both know the same tokens, but may be padded to other sizes:
-                what this one lacks is banned.
 
         Returns:
-            float32 [L, vocab].
+            float32 [L, V] of the main model's tokens; those that this one lacks are banned.
         """
         batch = self._builder.build(shares)
+        if self.ids is not None:
+            batch.token_ids = self.ids.own(batch.token_ids)
         if uses := row_uses(shares):
             batch.adapters = StepPlan(self.store.banks, uses, batch.logit_rows) or BASE
         logits = self._runner.forward(batch)
         if batch.logit_rows is None:
             logits = logits[: len(shares)]
-        missing = vocab - logits.shape[1]
+        if self.ids is not None:
+            return self.ids.to_main(logits)
+        # Both know the same tokens, but may be padded to other sizes.
+        missing = self._main_vocab - logits.shape[1]
         if missing <= 0:
-            return logits[:, :vocab]
+            return logits[:, : self._main_vocab]
         return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))

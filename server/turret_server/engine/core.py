@@ -83,12 +83,12 @@ class Engine:
                 "only the main model is split",
                 "Use --tensor-parallel 1, or leave --auxiliary out.",
             )
+        config = DecoderConfig.from_folder(model)
         # Before the main model, whose cache takes what memory they leave.
         self._auxiliaries = {
-            name: Auxiliary(name, Path(folder), settings, device, dtype, wake)
+            name: Auxiliary(name, Path(folder), settings, device, dtype, config.vocab_size, wake)
             for name, folder in settings.auxiliaries.items()
         }
-        config = DecoderConfig.from_folder(model)
         max_len = settings.max_model_len or config.max_context
         self.followers = _start_followers(settings, config, device, folder)
         peers = None if self.followers is None else self.followers.peers
@@ -212,11 +212,11 @@ class Engine:
     def _run(self, shares: list[Share]) -> list[Sampled]:
         if not self._auxiliaries:
             return sample_step(self._forward(shares), shares)
-        vocab, parts = self.decoder.config.vocab_size, []
+        parts = []
         for model, group in groupby(shares, key=lambda share: share.sequence.request.model):
             mine = list(group)
             auxiliary = self._auxiliaries.get(model)
-            parts.append(auxiliary.run(mine, vocab) if auxiliary else self._forward(mine))
+            parts.append(auxiliary.run(mine) if auxiliary else self._forward(mine))
         return sample_step(parts[0] if len(parts) == 1 else torch.cat(parts), shares)
 
     def _forward(self, shares: list[Share]) -> Tensor:
@@ -290,7 +290,11 @@ class Engine:
         store.check(digests)
         reach = store.reach(digests, weights, request.prompt)
         by_site = tuple(SiteWeights.of(weight, store.num_layers) for weight in weights)
-        return Sequence.of(request, time.monotonic(), reach, by_site)
+        sequence = Sequence.of(request, time.monotonic(), reach, by_site)
+        if request.model and (ids := self._auxiliaries[request.model].ids) is not None:
+            sequence.tokens[sequence.num_virtual :] = ids.prompt(request.prompt)
+            sequence.banned = ids.banned
+        return sequence
 
     def _admit_compiled(self) -> Iterator[TokenEvent]:
         for sequence, error in self._grammars.take():

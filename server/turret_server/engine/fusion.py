@@ -42,6 +42,10 @@ def fuse_rows(
     """
     fusions = [_formula(lead, rows) for lead in leads]
     fused, weights = kernel.fuse(logits, kernel.Members.of(fusions, logits.device))
+    for row, lead in zip(fused, leads, strict=True):
+        for member in lead.others:
+            if member.banned is not None:  # whatever its weight: it must go on from the token
+                row.index_fill_(0, member.banned, float("-inf"))
     traced = [lead.request.fusion is not None and lead.request.fusion.trace for lead in leads]
     if not any(traced):
         return fused, [[]] * len(leads)

@@ -7,7 +7,7 @@ others take its tokens and share its fate.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turret_adapters.positions import Reach
 from turret_server.engine.messages import EngineRequest, TokenLogprob
@@ -35,6 +35,7 @@ class Sequence:
         num_cached: prompt tokens found in the prefix cache when it first started.
         reach: which adapters act on which positions, None where all act on all.
         weights: of the recipe's adapters, as steps take them.
+        banned: tokens that its model lacks, an auxiliary with an id map: an int64 tensor [N].
         others: the members that follow this sequence, if it leads a fused request.
     """
 
@@ -54,6 +55,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     reach: Reach | None = None
     weights: tuple[float | SiteWeights, ...] = ()
+    banned: Any = None
     others: tuple[Sequence, ...] = ()
 
     @classmethod

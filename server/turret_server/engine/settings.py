@@ -27,5 +27,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0  # 0 = all this process may use; shared out where processes are several
     tensor_parallel: int = 1  # processes, each with a shard of the model, a cache and the adapters
     auxiliaries: dict[str, str] = {}  # folders of models that take part in fusions, by name
+    # By the main model's token ids, those of an auxiliary with another vocabulary; -1: it has none.
+    auxiliary_ids: dict[str, tuple[int, ...]] = {}
     auxiliary_kv_bytes: int = 1 << 28  # of each of them
     faults: bool = False  # tests only: obey InjectFault

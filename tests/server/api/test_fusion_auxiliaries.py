@@ -11,6 +11,7 @@ from tests.server.api.conftest import RawClient
 from turret_server.api.app import create_app
 from turret_server.api.schema.fusion import parse_fusion
 from turret_server.engine.messages import AuxiliaryInfo
+from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.tokenizer import Tokenizer
 
 
@@ -20,7 +21,9 @@ def helped(engine, tokenizer, settings):
     small = Tokenizer.load(tokenizer.path.parent)
     small.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=64, kv_blocks=6)})
-    return RawClient(create_app(engine, tokenizer, settings, auxiliaries={"small": small}))
+    return RawClient(
+        create_app(engine, tokenizer, settings, auxiliaries={"small": AuxiliaryTokens(small)})
+    )
 
 
 async def test_auxiliaries_are_members_with_templates_of_their_own(helped, engine, tokenizer):
@@ -92,7 +95,10 @@ async def test_a_recipe_fuses_adapters_of_an_auxiliary(engine, tokenizer, settin
     engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=64, kv_blocks=6)})
     engine.num_layers = {"small": 3}
     app = create_app(
-        engine, tokenizer, replace(settings, **recipes), auxiliaries={"small": tokenizer}
+        engine,
+        tokenizer,
+        replace(settings, **recipes),
+        auxiliaries={"small": AuxiliaryTokens(tokenizer)},
     )
     client = RawClient(app)
     await client.post("/v1/load_lora_adapter", {"lora_name": "sql", "lora_path": "sql"})
@@ -140,4 +146,55 @@ async def test_what_auxiliaries_are_not(helped, engine, fields, status, param):
     answer = await helped.complete([1, 2], **fields)
     assert answer.status == status, answer.body
     assert answer.json["error"]["param"] == param, answer.json
+    assert engine.requests == []
+
+
+@pytest.fixture
+def foreign(engine, tokenizer, settings):
+    """A server with an auxiliary that lacks tokens 0 to 2, and has other ids for the others."""
+    ids = [-1] * 3 + [2 * i - 1 for i in range(3, tokenizer.vocab_size)]
+    small = Tokenizer.load(tokenizer.path.parent)
+    small.encode = lambda text, add_special_tokens=True: [len(text), 7]
+    engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=64, kv_blocks=6)})
+    app = create_app(
+        engine, tokenizer, settings, auxiliaries={"small": AuxiliaryTokens(small, ids)}
+    )
+    return RawClient(app)
+
+
+async def test_prompts_of_another_vocabulary_are_made_by_its_tokenizer(foreign, engine, tokenizer):
+    body = {"method": "contrastive", "anchor": "small"}
+    last = tokenizer.vocab_size - 1
+    for fields, expected in (
+        ({"prompt": [[5, 6], [7]]}, [9, 11]),
+        ({"prompt": "Hello"}, [5, 7]),
+        (
+            {"prompt": "Hello", "fusion": {**body, "anchor": {"model": "small", "prompt": [last]}}},
+            [last],
+        ),
+    ):
+        request = {"max_tokens": 2, "fusion": body, **fields}
+        assert (await foreign.post("/v1/completions", request)).status == 200
+        prompts = [r.fusion.members[0].prompt for r in engine.requests]
+        assert prompts[0] == expected
+        engine.requests.clear()
+    assert (await foreign.chat("Hi", fusion=body, max_tokens=2)).status == 200
+    assert engine.requests[-1].fusion.members[0].prompt[1:] == [7]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "anchor", "param"),
+    [
+        ([5, 2], "small", "fusion.anchor"),
+        ([5], {"model": "small", "prompt": [10**6]}, "fusion.anchor.prompt"),
+    ],
+    ids=["lacks", "beyond"],
+)
+async def test_ids_that_another_vocabulary_lacks_are_refused(
+    foreign, engine, prompt, anchor, param
+):
+    answer = await foreign.complete(
+        prompt, max_tokens=2, fusion={"method": "contrastive", "anchor": anchor}
+    )
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
     assert engine.requests == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -96,6 +97,57 @@ def served(bench):
     served = serve(bench)
     yield served
     assert_rooms_are_free(served)
+    served.engine.close()
+
+
+IDS = [-1 if i % 9 == 1 else (i * 7) % VOCAB for i in range(VOCAB - 4)]
+KNOWN = [token for token in PROMPT if IDS[token] >= 0]
+
+
+@pytest.mark.parametrize("method", ["sum", "mixture", "contrastive", "proxy"])
+def test_a_model_of_another_vocabulary(bench, method):
+    """Some tokens have other ids there, some none: they are banned."""
+    served = serve(bench, auxiliary_ids={"small": tuple(IDS)})
+    prompt = [IDS[token] for token in KNOWN] + [VOCAB - 1]  # which no token of the main one means
+    small = bench.models["small"]
+
+    def translated(tokens):
+        ids = [*tokens[: len(prompt)], *(IDS[token] for token in tokens[len(prompt) :])]
+        logits = np.full((len(ids), VOCAB), -np.inf)
+        logits[:, : len(IDS)] = np.where(np.array(IDS) < 0, -np.inf, small(ids)[:, IDS])
+        return logits
+
+    other = at(SMALL, prompt=prompt)
+    spec = {
+        "sum": FusionSpec(method="sum", experts=(other,), weights=(0.5, 0.7)),
+        "mixture": FusionSpec(method="mixture", experts=(A, other), weights=(0.3, 0.3, 0.4)),
+        "contrastive": FusionSpec(method="contrastive", anchor=other, weights=0.3, plausible=0.1),
+        "proxy": FusionSpec(method="proxy", anchor=other, experts=(A,), weights=(0.5,)),
+    }[method]
+    answer = served.run([served.ask("x", spec, max_tokens=12)])["x"]
+    assert all(token < len(IDS) and IDS[token] >= 0 for token in answer.tokens)
+    models = {"base": bench.models["base"], "a": bench.models["a"], "small": translated}
+    served._models = models
+    with np.errstate(invalid="ignore"):
+        served.check(spec, answer)
+    assert_rooms_are_free(served)
+    served.engine.close()
+
+
+def test_dynamic_weights_of_a_model_of_another_vocabulary(bench):
+    """A weight of 0 lifts no ban."""
+    served = serve(bench, auxiliary_ids={"small": tuple(IDS), "tuned": tuple(IDS)})
+    prompt = [IDS[token] for token in KNOWN]
+    spec = FusionSpec(
+        method="dynamic",
+        anchor=at(SMALL, prompt=prompt),
+        experts=(at(TUNED, prompt=prompt),),
+        range=1e-6,
+    )
+    requests = [served.ask(str(i), spec, temperature=3.0, seed=i, max_tokens=40) for i in range(6)]
+    for answer in served.run(requests).values():
+        assert len(answer.tokens) == 40
+        assert all(token < len(IDS) and IDS[token] >= 0 for token in answer.tokens)
     served.engine.close()
 
 

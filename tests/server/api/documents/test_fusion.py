@@ -10,6 +10,7 @@ from tests.server.api.documents.conftest import QUESTION, ROWS, TEXT, document, 
 
 from turret_server.api.app import create_app
 from turret_server.engine.messages import AuxiliaryInfo
+from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.tokenizer import Tokenizer
 
 
@@ -96,7 +97,9 @@ async def helped(engine, tokenizer, make_app, apps):
     small.chat_template = head + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=256, kv_blocks=60)})
     settings = make_app().state.service.settings
-    apps.append(create_app(engine, tokenizer, settings, auxiliaries={"small": small}))
+    apps.append(
+        create_app(engine, tokenizer, settings, auxiliaries={"small": AuxiliaryTokens(small)})
+    )
     return RawClient(apps[-1])
 
 
