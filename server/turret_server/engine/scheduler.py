@@ -266,6 +266,8 @@ class Scheduler:
 
     def _register_blocks(self, sequence: Sequence) -> None:
         full = sequence.num_computed // self.blocks.block_tokens
+        if full == sequence.num_registered:
+            return
         self._extend_keys(sequence, full)
         for i in range(sequence.num_registered, full):
             self._room(sequence).blocks.register(sequence.blocks[i], sequence.block_keys[i])
@@ -283,12 +285,15 @@ class Scheduler:
     def _allocate(self, portion: list[Share]) -> bool:
         """Blocks for all shares, or for none."""
         size = self.blocks.block_tokens
+        for share in portion:
+            if share.start + share.count > len(share.sequence.blocks) * size:
+                break
+        else:
+            return True
         missing = [
             max(0, -(-(share.start + share.count) // size) - len(share.sequence.blocks))
             for share in portion
         ]
-        if not any(missing):
-            return True
         taken: list[list[int]] = []
         for share, count in zip(portion, missing, strict=True):
             blocks = self._room(share.sequence).blocks.try_allocate(count)
@@ -348,7 +353,9 @@ class Scheduler:
 
 def _is_in_prompt(sequence: Sequence) -> bool:
     """Has any member more than one token to compute?"""
-    return sequence.remaining > 1 or any(member.remaining > 1 for member in sequence.others)
+    if sequence.remaining > 1 or not sequence.others:
+        return sequence.remaining > 1
+    return any(member.remaining > 1 for member in sequence.others)
 
 
 def _portion(sequence: Sequence, budget: int) -> list[Share]:
