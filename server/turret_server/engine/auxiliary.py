@@ -83,7 +83,14 @@ class Auxiliary:
         self._main_vocab = main_vocab
         self.ids: IdMap | None = None
         if (ids := settings.auxiliary_ids.get(name)) is not None:
-            self.ids = IdMap(ids, decoder.config.vocab_size, main_vocab, device)
+            vocab = decoder.config.vocab_size
+            if max(ids) >= vocab:
+                raise StartupError(
+                    f"the auxiliary {name!r} cannot be served",
+                    f"its tokenizer has token {max(ids)}, and its embedding {vocab} rows",
+                    "Use the tokenizer that it was trained with.",
+                )
+            self.ids = IdMap(ids, vocab, main_vocab, device)
         pool, context = BlockPool(num_blocks, size), min(max_len, num_blocks * size)
         self.room = Room(pool, context, Gate(self.store))
         # One block more than the pool knows of, for the rows that pad a graph's batch.

@@ -267,7 +267,7 @@ def test_members_that_no_auxiliary_serves_are_refused(served, member, kind):
     served.assert_clean()
 
 
-def test_a_cache_that_holds_no_block_and_several_processes_are_refused(bench):
+def test_what_cannot_be_served_is_refused(bench):
     settings = EngineSettings(
         model=str(bench.folder / "base"),
         dtype="float32",
@@ -276,5 +276,8 @@ def test_a_cache_that_holds_no_block_and_several_processes_are_refused(bench):
     )
     with pytest.raises(StartupError, match="'small' has no room"):
         Engine(settings)
+    beyond = {"auxiliary_ids": {"small": (0, VOCAB)}, "auxiliary_kv_bytes": 1 << 20}
+    with pytest.raises(StartupError, match=f"token {VOCAB}, and its embedding {VOCAB} rows"):
+        Engine(msgspec.structs.replace(settings, **beyond))
     with pytest.raises(StartupError, match="2 processes"):
         Engine(msgspec.structs.replace(settings, tensor_parallel=2))
