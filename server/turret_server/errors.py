@@ -10,8 +10,10 @@ TurretError
 ├── NotFound              404  unknown model or adapter
 │   └── RouteNotFound     404
 ├── MethodNotAllowed      405  the route knows other methods
+├── RequestTimeout        408  the request itself does not come
 ├── Conflict              409
 ├── PayloadTooLarge       413
+├── HeaderTooLarge        431
 ├── Overloaded            429  the queue is full (Retry-After)
 ├── FetchFailed           502  a remote source cannot be read
 ├── EngineUnavailable     503  the engine is starting, restarting or draining (Retry-After)
@@ -103,6 +105,12 @@ class MethodNotAllowed(TurretError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
+class RequestTimeout(TurretError):
+    """The client has not sent its request in time."""
+
+    status, type, code = 408, "timeout_error", "request_timeout"
+
+
 class Conflict(TurretError):
     """The name is taken, or the object is in use."""
 
@@ -113,6 +121,12 @@ class PayloadTooLarge(TurretError):
     """The body exceeds the limit."""
 
     status, type, code = 413, "invalid_request_error", "payload_too_large"
+
+
+class HeaderTooLarge(TurretError):
+    """The header exceeds the limit."""
+
+    status, type, code = 431, "invalid_request_error", "header_too_large"
 
 
 class Overloaded(TurretError):

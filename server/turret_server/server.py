@@ -28,6 +28,7 @@ from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError, TurretError
+from turret_server.http_protocol import BoundedProtocol
 from turret_server.pipeline.documents.ocr import PictureSettings
 from turret_server.pipeline.documents.tasks import load_tasks
 from turret_server.pipeline.generation_defaults import GenerationDefaults
@@ -108,8 +109,8 @@ async def _serve(
         server = _Server(
             uvicorn.Config(
                 app,
-                # h11 bounds the header; the faster parser takes any length.
-                http="h11",
+                # Upon h11, which bounds the header; the faster parser takes any length.
+                http=BoundedProtocol,
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
                 log_level="warning",
                 access_log=False,

@@ -12,8 +12,10 @@ TurretError
 ├── NotFound              404  unknown model or adapter
 │   └── RouteNotFound     404  the server is older than this client, or is not Turret
 ├── MethodNotAllowed      405
+├── RequestTimeout        408  the request did not reach the server in time
 ├── Conflict              409
 ├── PayloadTooLarge       413
+├── HeaderTooLarge        431
 ├── Overloaded            429  retried
 │   └── QuotaExceeded     429  a quota of the tenant; retried if it frees within a minute
 ├── FetchFailed           502  an adapter's remote source cannot be read
@@ -135,6 +137,12 @@ class MethodNotAllowed(TurretError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
+class RequestTimeout(TurretError):
+    """The request did not reach the server in time."""
+
+    status, type, code = 408, "timeout_error", "request_timeout"
+
+
 class Conflict(TurretError):
     """The name is taken, or the object is in use."""
 
@@ -145,6 +153,12 @@ class PayloadTooLarge(TurretError):
     """The body exceeds the limit."""
 
     status, type, code = 413, "invalid_request_error", "payload_too_large"
+
+
+class HeaderTooLarge(TurretError):
+    """The header exceeds the limit."""
+
+    status, type, code = 431, "invalid_request_error", "header_too_large"
 
 
 class Overloaded(TurretError):
@@ -201,8 +215,10 @@ _CLASSES: tuple[type[TurretError], ...] = (
     NotFound,
     RouteNotFound,
     MethodNotAllowed,
+    RequestTimeout,
     Conflict,
     PayloadTooLarge,
+    HeaderTooLarge,
     Overloaded,
     QuotaExceeded,
     FetchFailed,

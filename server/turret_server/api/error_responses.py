@@ -43,6 +43,8 @@ def error_response(error: TurretError) -> Response:
         # HTTP counts in whole seconds; OpenAI's clients prefer the finer header.
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
         headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))
+    if error.status in (408, 413):  # what is left of the body will not be read
+        headers["connection"] = "close"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(
