@@ -24,7 +24,7 @@ from tests.kinds.lab import CASES
 from turret_adapters.errors import AdapterError
 from turret_adapters.loading import read_adapter
 
-SLOW_S = 5
+SLOW_S = 5  # of the processor; the machine may be busy
 FIRST_OF_KIND = list({case.kind: case for case in reversed(CASES)}.values())
 EACH = max(40, int(os.environ.get("TURRET_FUZZ_CASES", "0")) // len(FIRST_OF_KIND))
 
@@ -53,7 +53,7 @@ def test_only_adapter_errors_come_out(labs, tmp_path, case):
         for path, raw in files.items():
             path.write_bytes(raw)
         changed.write_bytes(damage(rng, changed.name, files[changed]))
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             _, program = read_adapter(folder, lab.engine.decoder.shape, torch.float32)
             assert program is not None
@@ -68,5 +68,5 @@ def test_only_adapter_errors_come_out(labs, tmp_path, case):
         except BaseException as error:
             error.add_note(f"case {number} of {case.kind}")
             raise
-        assert time.perf_counter() - began < SLOW_S, number
+        assert time.process_time() - began < SLOW_S, number
     assert refused > EACH / 4
