@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import ipaddress
 import json
-import signal
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
-import uvicorn
 from rich.console import Console
 
 import turret_adapters
@@ -28,7 +23,7 @@ from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError, TurretError
-from turret_server.http_protocol import BoundedProtocol
+from turret_server.http_server import HttpServer, bind
 from turret_server.pipeline.documents.ocr import PictureSettings
 from turret_server.pipeline.documents.tasks import load_tasks
 from turret_server.pipeline.generation_defaults import GenerationDefaults
@@ -44,7 +39,6 @@ from turret_server.telemetry.logging import configure_logging
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.service import Tenancy, static_keys
 
-_MAX_HEADER_BYTES = 64 << 10
 _OCR_ENGINES = ("rapidocr", "tesseract")
 
 
@@ -95,7 +89,7 @@ async def _serve(
         config.auxiliaries, tokenizer, taken, progress=console.is_terminal
     )
     # Before the model is loaded: a port in use should not be found out minutes later.
-    listener = _bind(config.host, config.port)
+    listener = bind(config.host, config.port)
     link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
     try:
         with console.status(f"loading {config.model}"):
@@ -106,27 +100,18 @@ async def _serve(
         for name, adapter in adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
         await _prepare_recipes(service, recipes, console)
-        server = _Server(
-            uvicorn.Config(
-                app,
-                # Upon h11, which bounds the header; the faster parser takes any length.
-                http=BoundedProtocol,
-                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=int(config.drain_s),
-                server_header=False,
-            )
-        )
         names, weights = service.catalog.names(), ready.dtype
         if ready.quantization != "none":
             weights += f" with {ready.quantization} weights"
-        server.announcement = (
-            f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
+        server = HttpServer(
+            app,
+            link,
+            drain_s=config.drain_s,
+            console=console,
+            announcement=f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
             f"{len(names)} adapters ({', '.join(names) or 'none'}), {weights} on "
-            f"{ready.device}, context {ready.max_model_len}"
+            f"{ready.device}, context {ready.max_model_len}",
         )
-        server.console, server.service = console, service
         # What is here stays: a full collection would look at all of it, a third of a second in
         # which nobody gets a token. Large documents bring collections about.
         gc.collect()
@@ -164,58 +149,6 @@ async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Con
             service.recipes.resolve(name)
         except TurretError as error:
             raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket with its address; it listens once the model can answer."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise StartupError(
-            f"the server cannot listen on {host} port {port}",
-            error.strerror or str(error),
-            "Choose another --host or --port; --port 0 takes a free one.",
-        ) from error
-    return listener
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that says where it listens (port 0 is resolved then) and drains at the end."""
-
-    announcement = ""
-    console: Console
-    service: Service
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; what is in flight may finish, what comes now is turned away."""
-        self.service.admission.draining = True
-        super().handle_exit(sig, frame)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises the signal again at the end, before the engine could be closed."""
-        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    async def startup(self, sockets: list | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            self.console.print(
-                f"{self.announcement}\nlistening on http://{shown}:{port}", soft_wrap=True
-            )
 
 
 def _engine_settings(

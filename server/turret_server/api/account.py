@@ -86,7 +86,8 @@ class Account:
             self._reservation.used = tokens
         if self._entry is None or self._tenancy.ledger is None:
             return
-        status = "error" if record.error else "abort" if record.disconnected else "done"
+        is_cut = record.disconnected or "abort" in record.finish_reasons
+        status = "error" if record.error else "abort" if is_cut else "done"
         ended = msgspec.structs.replace(
             self._entry,
             event="end",
