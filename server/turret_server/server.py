@@ -6,7 +6,8 @@ import asyncio
 import gc
 import ipaddress
 import json
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from rich.console import Console
 import turret_adapters
 from turret_server.api.app import create_app
 from turret_server.api.documents.settings import DocumentSettings
+from turret_server.api.reload import Reloader, Served
 from turret_server.api.schema.fusion import parse_fusion
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
@@ -29,11 +31,12 @@ from turret_server.pipeline.documents.tasks import load_tasks
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.reconfigure import Reconfigure
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
 from turret_server.sources.cached import FetchLimits, shrink
-from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
+from turret_server.sources.settings import check_remotes, parse_adapters
 from turret_server.sources.web import check_prefixes
 from turret_server.telemetry.logging import configure_logging
 from turret_server.tenancy.database import Database
@@ -42,24 +45,26 @@ from turret_server.tenancy.service import Tenancy, static_keys
 _OCR_ENGINES = ("rapidocr", "tesseract")
 
 
-def run_server(config: ServeConfig) -> None:
+def run_server(config: ServeConfig, reread: Callable[[], ServeConfig] | None = None) -> None:
     """Serve until a signal.
+
+    Args:
+        config: what to serve.
+        reread: the same from the file as it is then; None where there is no file.
 
     Raises:
         StartupError: what was asked for cannot be served.
     """
     console = Console(stderr=True)
-    recipes = parse_recipes(config.recipes, parse_fusion)
+    served = _served(config)
     folder = resolve_model(config.model, progress=console.is_terminal)
-    check_remotes(config.adapter_remotes)
     documents = _document_settings(config)
-    adapters = parse_adapters({**_demo_adapters(config.model), **config.adapters})
     sources = AdapterSources(limits=FetchLimits(cache_bytes=_adapter_cache_bytes(config)))
     local = {
         name: sources.fetch(
             sources.locate(adapter.source, confined=False), progress=console.is_terminal
         )
-        for name, adapter in adapters.items()
+        for name, adapter in served.adapters.items()
     }
     configure_logging(config.log_level)
     shrink(_adapter_cache_bytes(config))  # the last server may have had more room
@@ -70,20 +75,22 @@ def run_server(config: ServeConfig) -> None:
             highlight=False,
         )
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, documents, folder, adapters, local, recipes, console))
+        runner.run(_serve(config, reread, documents, folder, served, local, console))
 
 
 async def _serve(
     config: ServeConfig,
+    reread: Callable[[], ServeConfig] | None,
     documents: DocumentSettings,
     folder: Path,
-    adapters: dict[str, AdapterSetting],
+    served: Served,
     local: dict[str, LocalAdapter],
-    recipes: NamedRecipes,
     console: Console,
 ) -> None:
+    if reread is not None:  # what it would read again has just been read
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
     tokenizer = Tokenizer.load(folder)
-    settings = _api_settings(config, documents, folder, recipes)
+    settings = _api_settings(config, documents, folder, served)
     taken = (*settings.base_names, *settings.recipes)
     auxiliaries = find_auxiliaries(
         config.auxiliaries, tokenizer, taken, progress=console.is_terminal
@@ -97,9 +104,11 @@ async def _serve(
         tokens = {name: model.tokens for name, model in auxiliaries.items()}
         app = create_app(link, tokenizer, settings, auxiliaries=tokens)
         service: Service = app.state.service
-        for name, adapter in adapters.items():
+        for name, adapter in served.adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
-        await _prepare_recipes(service, recipes, console)
+        await _prepare_recipes(service, served.recipes, console)
+        if reread is not None:
+            app.state.reload = Reconfigure(config, reread, _served, Reloader(service, served))
         names, weights = service.catalog.names(), ready.dtype
         if ready.quantization != "none":
             weights += f" with {ready.quantization} weights"
@@ -111,6 +120,7 @@ async def _serve(
             announcement=f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
             f"{len(names)} adapters ({', '.join(names) or 'none'}), {weights} on "
             f"{ready.device}, context {ready.max_model_len}",
+            reload=app.state.reload,
         )
         # What is here stays: a full collection would look at all of it, a third of a second in
         # which nobody gets a token. Large documents bring collections about.
@@ -191,23 +201,23 @@ def _engine_settings(
 
 
 def _api_settings(
-    config: ServeConfig, documents: DocumentSettings, folder: Path, recipes: NamedRecipes
+    config: ServeConfig, documents: DocumentSettings, folder: Path, served: Served
 ) -> ApiSettings:
     default_name = folder.name if config.model == DEMO else config.model.rstrip("/")
     return ApiSettings(
         base_names=config.served_names or (default_name,),
         model_root=config.model,
-        adapter_roots=(*config.adapter_roots, cache_root()),
-        adapter_remotes=config.adapter_remotes,
-        adapter_dirs=config.adapter_dirs,
-        recipes=recipes.stacks,
-        fusions=recipes.fusions,
+        adapter_roots=served.roots,
+        adapter_remotes=served.remotes,
+        adapter_dirs=served.dirs,
+        recipes=served.recipes.stacks,
+        fusions=served.recipes.fusions,
         # All members of a request are rows of one step.
         max_fusion_members=min(
             config.max_fusion_members, config.max_running, config.max_step_tokens
         ),
         adapter_cache_bytes=_adapter_cache_bytes(config),
-        tenancy=_tenancy(config),
+        tenancy=_tenancy(config, served),
         generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,
         max_body_bytes=config.max_body_bytes,
@@ -250,11 +260,27 @@ def _table(name: str, text: str) -> Mapping[str, Any]:
         ) from error
 
 
-def _tenancy(config: ServeConfig) -> Tenancy:
-    keys = static_keys(config.api_keys, config.admin_keys)
+def _served(config: ServeConfig) -> Served:
+    """What can change while serving.
+
+    Raises:
+        StartupError: an adapter, a recipe or a remote is not understood.
+    """
+    check_remotes(config.adapter_remotes)
+    return Served(
+        adapters=parse_adapters({**_demo_adapters(config.model), **config.adapters}),
+        recipes=parse_recipes(config.recipes, parse_fusion),
+        roots=(*config.adapter_roots, cache_root()),
+        remotes=config.adapter_remotes,
+        dirs=config.adapter_dirs,
+        keys=static_keys(config.api_keys, config.admin_keys),
+    )
+
+
+def _tenancy(config: ServeConfig, served: Served) -> Tenancy:
     if not config.database:
-        return Tenancy(keys)
-    return Tenancy(keys, Database(config.database), config.state_dir / "usage")
+        return Tenancy(served.keys)
+    return Tenancy(served.keys, Database(config.database), config.state_dir / "usage")
 
 
 def _adapter_cache_bytes(config: ServeConfig) -> int:

@@ -18,6 +18,7 @@ from turret_server.api import (
     completions,
     health,
     layout,
+    lifecycle,
     models,
     tenants,
     tokens,
@@ -139,7 +140,8 @@ def create_app(
         },
     )
     app.state.service = service
-    for module in (chat, completions, layout, models, adapters, tokens, tenants, health):
+    app.state.reload = None  # set by a server that has a configuration to read again
+    for module in (chat, completions, layout, models, adapters, tokens, tenants, lifecycle, health):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)

@@ -63,6 +63,10 @@ class Tenancy:
         """Nobody needs a key."""
         return not self._keys and self._directory is None
 
+    def use_keys(self, keys: Mapping[str, Principal]) -> None:
+        """Take these in the place of the command line's; those of the database stay."""
+        self._keys = dict(keys)
+
     @property
     def tenants(self) -> Mapping[str, Tenant]:
         """Those of the database, by name."""
