@@ -52,7 +52,7 @@ class Reloader:
     def __init__(self, service: Service, served: Served) -> None:
         assert isinstance(service.adapters, AdapterLoader)
         self._service, self._adapters, self._served = service, service.adapters, served
-        self._states = {name: self._state(a) for name, a in served.adapters.items()}
+        self._states = self._read_states(served)
         self._reloading = asyncio.Lock()
 
     async def apply(self, served: Served) -> list[str]:
@@ -69,7 +69,7 @@ class Reloader:
         """
         async with self._reloading:
             self._check_names(served)
-            states = {name: self._state(a) for name, a in served.adapters.items()}
+            states = await asyncio.to_thread(self._read_states, served)
             load = [name for name in served.adapters if self._is_new(name, served, states)]
             derive = [
                 name
@@ -123,6 +123,9 @@ class Reloader:
             local = await in_thread(work)
         held.callback(release, local.folder)
         return local
+
+    def _read_states(self, served: Served) -> dict[str, object]:
+        return {name: self._state(setting) for name, setting in served.adapters.items()}
 
     def _state(self, setting: AdapterSetting) -> object:
         """Changes when the files do; None for what lies elsewhere."""
