@@ -21,6 +21,7 @@ TurretError
 ├── FetchFailed           502  an adapter's remote source cannot be read
 ├── EngineUnavailable     503  retried
 │   └── UsageNotRecorded  503  the server's disk is full
+├── ServerOverloaded      503  retried
 ├── DeadlineExceeded      504  the request's own timeout_s passed
 └── ServerError           5xx  anything else that the server could not do
 """
@@ -162,7 +163,7 @@ class HeaderTooLarge(TurretError):
 
 
 class Overloaded(TurretError):
-    """The queue is full."""
+    """Too much at once, of this caller or of this kind."""
 
     status, type, code = 429, "rate_limit_error", "overloaded"
     retryable = True
@@ -191,6 +192,13 @@ class UsageNotRecorded(EngineUnavailable):
     """The disk takes no more: what could not be accounted for is not served."""
 
     code = "usage_not_recorded"
+
+
+class ServerOverloaded(TurretError):
+    """More waits than can be answered in time, whoever asks."""
+
+    status, type, code = 503, "service_unavailable", "server_overloaded"
+    retryable = True
 
 
 class DeadlineExceeded(TurretError):
@@ -224,6 +232,7 @@ _CLASSES: tuple[type[TurretError], ...] = (
     FetchFailed,
     EngineUnavailable,
     UsageNotRecorded,
+    ServerOverloaded,
     DeadlineExceeded,
 )
 _BY_CODE = {cls.code: cls for cls in _CLASSES}
