@@ -20,6 +20,7 @@ LIVE = frozenset(
         "adapter_remotes",
         "adapter_roots",
         "admin_keys",
+        "gateway_keys",
         "api_keys",
         "recipes",
     }

@@ -217,9 +217,12 @@ def _api_settings(
             config.max_fusion_members, config.max_running, config.max_step_tokens
         ),
         adapter_cache_bytes=_adapter_cache_bytes(config),
+        adapter_shares={name: adapter.share for name, adapter in served.adapters.items()},
         tenancy=_tenancy(config, served),
+        share_prefixes=config.share_prefixes,
         generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,
+        max_wait_s=config.max_wait_s,
         max_body_bytes=config.max_body_bytes,
         documents=documents,
     )
@@ -273,7 +276,7 @@ def _served(config: ServeConfig) -> Served:
         roots=(*config.adapter_roots, cache_root()),
         remotes=config.adapter_remotes,
         dirs=config.adapter_dirs,
-        keys=static_keys(config.api_keys, config.admin_keys),
+        keys=static_keys(config.api_keys, config.admin_keys, config.gateway_keys),
     )
 
 

@@ -95,7 +95,7 @@ def create_app(
         catalog=catalog,
         recipes=recipes,
         metrics=metrics,
-        admission=Admission(engine, settings.max_waiting),
+        admission=Admission(engine, settings.max_waiting, settings.max_wait_s),
         adapters=AdapterLoader(
             engine,
             catalog,

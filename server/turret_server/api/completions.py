@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from turret_server.api.chunks import ChunkWriter
-from turret_server.api.fairness import fairness_key
 from turret_server.api.fusion import member_prompts
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.json_body import JsonRoute
@@ -61,7 +60,7 @@ async def _prepare(
 ) -> _Completion:
     per_prompt = body.best_of or body.n or 1
     num_choices = len(body.prompt) * per_prompt
-    ticket, recipe, charged = await admit(service, body, record, num_choices, held)
+    ticket, recipe, charged = await admit(service, body, request, num_choices, held)
     limits = service.limits
     grammar = await compile_constraint(service, body.constraint())
     prompts = [
@@ -108,7 +107,6 @@ async def _prepare(
         sampling=sampling,
         continues=True,
         skip_special_tokens=body.skip_special_tokens is not False,
-        fairness_key=fairness_key(request, record),
     )
     await charged.accept(generation)
     return _Completion(service, body, generation, prompts)

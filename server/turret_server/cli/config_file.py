@@ -77,6 +77,7 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         values["served_name"] = values.pop("served_names", [])
         values["api_key"] = values.pop("api_keys", [])
         values["admin_key"] = values.pop("admin_keys", [])
+        values["gateway_key"] = values.pop("gateway_keys", [])
         context.default_map = {name: value for name, value in values.items() if value != []}
     return path
 

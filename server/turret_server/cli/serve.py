@@ -141,6 +141,14 @@ def serve(
         list[str] | None,
         typer.Option(help="Key that may also load and unload adapters.", rich_help_panel=_HTTP),
     ] = None,
+    gateway_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that may ask, and say for whom (x-gateway-inference-fairness-id). May be "
+            "repeated.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = None,
     database: Annotated[
         str,
         typer.Option(
@@ -149,6 +157,14 @@ def serve(
             rich_help_panel=_HTTP,
         ),
     ] = "",
+    share_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--share-prefixes",
+            help="Tenants share cached prompts; each can then tell from the time what others ask.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = False,
     state_dir: Annotated[
         Path,
         typer.Option(
@@ -275,8 +291,21 @@ def serve(
         ),
     ] = 256,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Waiting requests before 429.", rich_help_panel=_ENGINE)
+        int,
+        typer.Option(
+            min=1,
+            help="Answers that may wait; with --database, one tenant's as many as are left free.",
+            rich_help_panel=_ENGINE,
+        ),
     ] = 1024,
+    max_wait_s: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Seconds for the first token: who would wait longer is refused at once.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 300.0,
     max_fusion_members: Annotated[
         int,
         typer.Option(
@@ -317,7 +346,9 @@ def serve(
         port=port,
         api_keys=tuple(api_key or ()),
         admin_keys=tuple(admin_key or ()),
+        gateway_keys=tuple(gateway_key or ()),
         database=database,
+        share_prefixes=share_prefixes,
         state_dir=state_dir,
         device=device,
         dtype=dtype,
@@ -327,6 +358,7 @@ def serve(
         max_running=max_running,
         max_step_tokens=max_step_tokens,
         max_waiting=max_waiting,
+        max_wait_s=max_wait_s,
         max_fusion_members=max_fusion_members,
         auxiliaries=parse_pairs(auxiliary or (), "--auxiliary"),
         auxiliary_kv_gib=auxiliary_kv_gib,

@@ -124,14 +124,17 @@ class Tenancy:
                     log.warning("tenants are served as they were read last: %s", error)
 
 
-def static_keys(keys: Iterable[str], admin_keys: Iterable[str] = ()) -> dict[str, Principal]:
+def static_keys(
+    keys: Iterable[str], admin_keys: Iterable[str] = (), gateway_keys: Iterable[str] = ()
+) -> dict[str, Principal]:
     """Keys of the command line, by their hash; of a key itself nothing is kept."""
     found = {}
-    for key, scope in (
-        *((key, Scope.INFER) for key in keys),
-        *((key, Scope.ADMIN) for key in admin_keys),
+    for key, scopes in (
+        *((key, {Scope.INFER}) for key in keys),
+        *((key, {Scope.ADMIN}) for key in admin_keys),
+        *((key, {Scope.INFER, Scope.GATEWAY}) for key in gateway_keys),
     ):
         digest = key_digest(key)
         tenant = Tenant(name=f"key-{digest[:12]}", grants=frozenset({EVERYTHING}))
-        found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=frozenset({scope}))
+        found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=frozenset(scopes))
     return found
