@@ -125,27 +125,26 @@ class Admission:
         if most_tokens is not None and mine.tokens and mine.tokens + tokens > most_tokens:
             why = f"some {mine.tokens:.0f} tokens of its prompts wait; {most_tokens} may"
             raise self._queue_full(party, why)
-        if self.waiting and (wait_s := self.wait_s(party, tokens)) > self._max_wait_s:
+        if self.waiting and (wait_s := self.wait_s(party, count, tokens)) > self._max_wait_s:
             why = f"the request would wait some {wait_s:.0f} s; {self._max_wait_s:g} may pass"
             if party.has_peers:
                 raise self._queue_full(party, why)
             raise self._overloaded(party, why, "Try again later, or raise --max-wait-s.")
 
-    def wait_s(self, party: Party, tokens: float = 0.0) -> float:
-        """How long a request of so many tokens would wait for its first one; 0 where unknown.
+    def wait_s(self, party: Party, count: int = 0, tokens: float = 0.0) -> float:
+        """How long a request would wait for the first token of its last answer; 0 where unknown.
 
         The queue is served in turns, so a party waits for its own requests at its share of the
         speed, and never for more than all of them.
         """
         self._drain.follow(waits=self.waiting > 0)
-        rate = self._drain.tokens_per_s
-        if rate is None:
-            return 0.0
-        mine = self._parts.get(party.name)
-        weights = sum(part.weight for part in self._parts.values())
-        own = tokens if mine is None else mine.tokens + tokens
-        weights += party.weight if mine is None else 0.0
-        return min(self._tokens + tokens, own * weights / party.weight) / rate
+        parts = {party.name: _Part(party.weight), **self._parts}
+        own = parts[party.name]
+        turns = sum(part.weight for part in parts.values()) / own.weight
+        return self._drain.wait_s(
+            min(self.waiting + count, (own.answers + count) * turns),
+            min(self._tokens + tokens, (own.tokens + tokens) * turns),
+        )
 
     def move(self, party: Party, answers: int, tokens: float) -> None:
         """So many more wait of a party, or fewer."""

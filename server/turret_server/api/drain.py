@@ -11,10 +11,10 @@ _MIN_STARTS = 8.0  # fewer tell nothing: a cold adapter, or one long prompt
 
 
 class DrainRate:
-    """Tokens that leave the queue in a second in which anything waits.
+    """What leaves the queue in a second in which anything waits.
 
-    It holds whatever the bottleneck is, prompts to compute or rows to become free. Both sums fade,
-    also while nothing waits: what was true of another load is forgotten within a minute or two.
+    All sums fade, also while nothing waits: what was true of another load is forgotten within a
+    minute or two.
 
     Args:
         clock: monotonic seconds.
@@ -39,9 +39,14 @@ class DrainRate:
         self._starts += 1
         self._tokens += tokens
 
-    @property
-    def tokens_per_s(self) -> float | None:
-        """The rate; None where too little was seen."""
-        if self._starts < _MIN_STARTS or self._busy_s <= 0 or self._tokens <= 0:
-            return None
-        return self._tokens / self._busy_s
+    def wait_s(self, answers: float, tokens: float) -> float:
+        """Until so many answers with so many tokens of prompt have left; 0 where unknown.
+
+        Rows that become free let answers through, computed prompts tokens: where the two differ,
+        the shorter wait holds, so that nobody is refused for a mixture that has changed.
+        """
+        if self._starts < _MIN_STARTS:
+            return 0.0
+        by_answers = answers / self._starts
+        by_tokens = tokens / self._tokens if self._tokens else math.inf
+        return min(by_answers, by_tokens) * self._busy_s

@@ -188,34 +188,47 @@ def test_quotas_of_what_waits(admission):
     admission.enter(short, 1, 99)
 
 
-def test_a_wait_that_is_too_long_is_refused_at_once(admission, clock):
+def test_a_wait_that_is_too_long_is_refused_at_once(engine, clock):
+    admission = Admission(engine, 100, 10.0, clock)
     serve(admission, clock, per_s=2.0, tokens=100)
-    tickets = [admission.enter(ANYBODY, 1, 700)]
+    tickets = [admission.enter(ANYBODY, 7, 700)]
     with pytest.raises(ServerOverloaded, match=r"would wait some 11 s; 10 may pass") as caught:
-        admission.enter(ANYBODY, 1, 1500)
+        admission.enter(ANYBODY, 15, 1500)
     # Half of 700 tokens at 200 a second, and half of that earlier or later.
     assert 0.87 < caught.value.retry_after_s < 2.63
-    tickets.append(admission.enter(ANYBODY, 1, 1200))
-    tickets[0].started()
+    tickets.append(admission.enter(ANYBODY, 12, 1200))
+    for _ in range(7):
+        tickets[0].started()
     admission.enter(ANYBODY, 1, 100)
 
 
-def test_a_tenant_waits_for_its_own_turns_alone(admission, clock):
+def test_a_tenant_waits_for_its_own_turns_alone(engine, clock):
+    admission = Admission(engine, 100, 10.0, clock)
     serve(admission, clock, per_s=2.0, tokens=100)
-    admission.enter(tenant("noisy"), 1, 1900)
+    admission.enter(tenant("noisy"), 19, 1900)
     with pytest.raises(QueueFull, match="would wait some 15 s"):
-        admission.enter(tenant("noisy"), 1, 1100)
-    admission.enter(tenant("quiet"), 1, 900)  # in turns it is done when 1800 are
+        admission.enter(tenant("noisy"), 11, 1100)
+    admission.enter(tenant("quiet"), 9, 900)  # in turns it is done when 1800 are
     with pytest.raises(QueueFull, match="would wait some 15 s"):
-        admission.enter(tenant("light", weight=0.5), 1, 600)
-    admission.enter(tenant("heavy", weight=4), 1, 1000)
+        admission.enter(tenant("light", weight=0.5), 6, 600)
+    admission.enter(tenant("heavy", weight=4), 10, 1000)
 
 
-def test_an_estimate_is_corrected_when_the_prompt_is_counted(admission, clock):
+@pytest.mark.parametrize(("count", "tokens"), [(1, 10**6), (60, 1)])
+def test_another_mixture_is_not_held_against_anybody(engine, clock, count, tokens):
+    """One long prompt among short ones, or many short ones: each may well be served in time."""
+    admission = Admission(engine, 100, 10.0, clock)
     serve(admission, clock, per_s=2.0, tokens=100)
-    ticket = admission.enter(ANYBODY, 1, 1900)
+    admission.enter(ANYBODY, 1, 1)
+    admission.enter(ANYBODY, count, tokens)
+
+
+def test_an_estimate_is_corrected_when_the_prompt_is_counted(engine, clock):
+    admission = Admission(engine, 100, 10.0, clock)
+    serve(admission, clock, per_s=2.0, tokens=100)
+    ticket = admission.enter(ANYBODY, 19, 1900)
     ticket.weigh(100)
-    admission.enter(ANYBODY, 1, 1800)
+    admission.enter(ANYBODY, 19, 1800)
 
 
 @pytest.mark.parametrize("idle_s", [0.0, 300.0])
