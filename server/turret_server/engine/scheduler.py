@@ -85,7 +85,6 @@ class Scheduler:
         self._by_id: dict[str, Sequence] = {}
         self._table_rows = list(range(limits.max_running))
         self._deadlines = Deadlines()
-        self._made_way: Sequence | None = None
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     def obstacle(self, sequence: Sequence) -> ErrorInfo | None:
@@ -129,7 +128,6 @@ class Scheduler:
     def schedule(self) -> tuple[list[Share], list[TokenEvent]]:
         """The shares of the next step, and the requests that ended without one."""
         ended = self._expire()
-        self._give_way()
         budget, shares = self.limits.max_step_tokens, []
         has_room, preemptions = True, self.preemptions
         # Decodes first: a long prompt must not hold up those who stream.
@@ -144,8 +142,8 @@ class Scheduler:
                 has_room = False
         has_room &= self.preemptions == preemptions
         with closing(self.waiting.turns()) as turns:
-            for sequence in turns if has_room and self._table_rows else ():
-                if budget == 0 or len(self._table_rows) < len(sequence.members):
+            for sequence in turns if has_room else ():
+                if budget == 0 or not self._find_rows(sequence, shares):
                     break
                 if failure := rooms.failure(self._rooms, sequence):
                     ended.append(self._end(sequence, "error", error=failure))
@@ -302,20 +300,22 @@ class Scheduler:
         self.waiting.charge(portion[0].sequence.request, count)
         return count
 
-    def _give_way(self) -> None:
-        """Rows for whose turn it is, once, of those who have more than their share."""
-        head = self.waiting.first()
-        if head is None or head is self._made_way or len(self._table_rows) >= len(head.members):
-            return
-        if not rooms.try_pin(self._rooms, head):
-            return
-        rooms.unpin(self._rooms, head)
-        self._made_way = head
-        while len(self._table_rows) < len(head.members):
-            victim = yields_to(head, self.running, self.limits.max_running)
+    def _find_rows(self, sequence: Sequence, shares: list[Share]) -> bool:
+        """Rows to start; once, those of sequences whose tenants have more than their share."""
+        if len(self._table_rows) >= len(sequence.members):
+            return True
+        if sequence.was_given_way or not rooms.try_pin(self._rooms, sequence):
+            return False
+        rooms.unpin(self._rooms, sequence)
+        sequence.was_given_way = True
+        while len(self._table_rows) < len(sequence.members):
+            victim = yields_to(sequence, self.running, self.limits.max_running)
             if victim is None:
-                return
+                return False
             self._preempt(victim)
+            # It may start again in this very step, from elsewhere.
+            shares[:] = [share for share in shares if share.sequence.table_row >= 0]
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1

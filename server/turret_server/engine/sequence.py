@@ -38,6 +38,7 @@ class Sequence:
         weights: of the recipe's adapters, as steps take them.
         banned: tokens that its model lacks, an auxiliary with an id map: an int64 tensor [N].
         others: the members that follow this sequence, if it leads a fused request.
+        was_given_way: one that ran was put back for its sake; it happens once.
     """
 
     request: EngineRequest
@@ -58,6 +59,7 @@ class Sequence:
     weights: tuple[float | SiteWeights, ...] = ()
     banned: Any = None
     others: tuple[Sequence, ...] = ()
+    was_given_way: bool = False
 
     @classmethod
     def of(

@@ -338,6 +338,49 @@ def test_a_tenant_with_all_rows_gives_those_back_that_are_anothers_share():
     bench.assert_clean()
 
 
+def closed_loops(workers, weights, *, steps, rows=8, pause=0):
+    """Workers of each tenant that ask again and again; tokens computed, and steps waited."""
+    bench = Bench(blocks=256, max_running=rows, max_step_tokens=64)
+    rng, count, waits = random.Random(0), 0, {key: [] for key in workers}
+    served, sent = dict.fromkeys(workers, 0), {}
+    due = {key: [0] * number for key, number in workers.items()}
+    for step in range(steps):
+        for key, times in due.items():
+            while times and times[0] <= step:
+                times.pop(0)
+                prompt = [rng.randrange(1000) for _ in range(12)]
+                bench.add(f"{key}:{count}", prompt, key=key, weight=weights[key], max_tokens=20)
+                sent[f"{key}:{count}"] = step
+                count += 1
+        plan, events = bench.step()
+        for name, tokens in plan:
+            served[name.split(":")[0]] += tokens
+        for event in events:
+            key = event.id.split(":")[0]
+            if event.id in sent:
+                waits[key].append(step - sent.pop(event.id))
+            if event.finish_reason:
+                due[key].append(step + 1 + pause * (key != "noisy"))
+    return served, waits
+
+
+def test_tokens_are_even_by_weight_when_one_asks_for_ten_times_more():
+    weights = {"a": 1.0, "b": 1.0, "c": 2.0, "noisy": 1.0}
+    served, _ = closed_loops({"a": 4, "b": 4, "c": 4, "noisy": 40}, weights, steps=2000)
+    shares = [served[key] / weights[key] for key in weights]
+    jain = sum(shares) ** 2 / (len(shares) * sum(x * x for x in shares))
+    assert jain > 0.99
+
+
+def test_who_asks_for_less_than_its_share_waits_no_step_longer_beside_a_flood():
+    quiet = {"a": 1, "b": 1, "c": 1, "d": 1}
+    weights = {**dict.fromkeys(quiet, 1.0), "noisy": 1.0}
+    _, alone = closed_loops(quiet, weights, steps=500, pause=3)
+    _, beside = closed_loops({**quiet, "noisy": 10}, weights, steps=500, pause=3)
+    for key in quiet:
+        assert max(alone[key]) == max(beside[key]) == 0
+
+
 def test_nobody_gives_way_to_what_cannot_start():
     bench = Bench(max_running=1)
     bench.adapters.absent.add("away")
