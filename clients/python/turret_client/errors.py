@@ -17,7 +17,8 @@ TurretError
 ├── PayloadTooLarge       413
 ├── HeaderTooLarge        431
 ├── Overloaded            429  retried
-│   └── QuotaExceeded     429  a quota of the tenant; retried if it frees within a minute
+│   ├── QuotaExceeded     429  a quota of the tenant; retried if it frees within a minute
+│   └── QueueFull         429  the tenant's part of the queue is full; retried
 ├── FetchFailed           502  an adapter's remote source cannot be read
 ├── EngineUnavailable     503  retried
 │   └── UsageNotRecorded  503  the server's disk is full
@@ -175,6 +176,12 @@ class QuotaExceeded(Overloaded):
     code = "rate_limit_exceeded"
 
 
+class QueueFull(Overloaded):
+    """The caller's part of the queue is full."""
+
+    code = "queue_full"
+
+
 class FetchFailed(TurretError):
     """The place that an adapter is fetched from does not answer, or not as it should."""
 
@@ -229,6 +236,7 @@ _CLASSES: tuple[type[TurretError], ...] = (
     HeaderTooLarge,
     Overloaded,
     QuotaExceeded,
+    QueueFull,
     FetchFailed,
     EngineUnavailable,
     UsageNotRecorded,
