@@ -138,12 +138,6 @@ class FairQueue:
         tenant.paid += tokens / request.fairness_weight
         lane.paid += tokens / request.lane_weight
 
-    def first(self) -> Sequence | None:
-        """Whose turn it is."""
-        tenant = self._tenants.least()
-        lane = None if tenant is None else tenant.lanes.least()
-        return None if lane is None else next(iter(lane.waiting))
-
     def turns(self) -> Generator[Sequence]:
         """One pass in the order in which they should start.
 
