@@ -94,6 +94,9 @@ class Reloader:
                 )
             self._adapters.look_in(served.roots, served.remotes, served.dirs)
             self._service.settings.tenancy.use_keys(served.keys)
+            shares = self._service.settings.adapter_shares
+            shares.clear()
+            shares |= {name: setting.share for name, setting in served.adapters.items()}
             changed = _difference(self._served, served, {*load, *derive})
             self._served, self._states = served, states
             return changed

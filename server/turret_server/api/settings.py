@@ -35,7 +35,8 @@ class ApiSettings:
         max_waiting: answers without a first token; what would be more is refused.
         max_wait_s: for the first token; what would wait longer is refused, what has is ended.
         share_prefixes: of all tenants, who can then tell from the time what others have asked.
-        adapter_shares: of an adapter or recipe beside the others of its tenant, 1 by default.
+        adapter_shares: of an adapter or recipe beside the others of its tenant, 1 by default;
+            a reload changes them.
         max_choices: choices (`n` or `best_of`, times prompts) of one request.
         generation_defaults: sampling where a request says nothing.
         default_max_tokens: for completions that name none, as OpenAI's 16. Chat answers may fill
@@ -61,7 +62,7 @@ class ApiSettings:
     max_waiting: int = 1024
     max_wait_s: float = 300.0
     share_prefixes: bool = False
-    adapter_shares: Mapping[str, float] = field(default_factory=dict)
+    adapter_shares: dict[str, float] = field(default_factory=dict)
     max_choices: int = 1024
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     default_max_tokens: int = 16

@@ -103,6 +103,14 @@ async def test_files_that_changed_are_read_again_and_what_was_unloaded_comes_bac
     assert await names(client) == {"demo", "smollm2", "a", "b"}
 
 
+async def test_an_adapters_share_changes(start, engine, root):
+    client, reload = await start(adapters={"a": str(root / "sql")})
+    table = f'{{"source": "{root / "sql"}", "share": 2.5}}'
+    assert (await reload(adapters={"a": table})).json["changed"] == ["adapters.a"]
+    await client.complete(model="a", max_tokens=1)
+    assert engine.requests[-1].lane_weight == 2.5
+
+
 async def test_what_was_loaded_at_run_time_stays(start, root):
     client, reload = await start()
     await client.post("/v1/load_lora_adapter", {"lora_name": "mine", "lora_path": "sql"})
