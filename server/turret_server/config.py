@@ -52,6 +52,7 @@ class ServeConfig:
     auxiliary_kv_gib: float = 0.25
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
+    adapter_ternary_rows: int | None = None
     host_adapter_gib: float = 1.0
     adapter_delta_mib: int = 1024
     sparse_mlp_mib: int = 1024

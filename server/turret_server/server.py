@@ -184,6 +184,7 @@ def _engine_settings(
         max_step_tokens=config.max_step_tokens,
         max_resident_adapters=config.max_resident_adapters,
         adapter_rank_rows=config.adapter_rank_rows,
+        adapter_ternary_rows=config.adapter_ternary_rows,
         host_adapter_bytes=int(config.host_adapter_gib * 2**30),
         adapter_delta_bytes=config.adapter_delta_mib << 20,
         sparse_mlp_bytes=config.sparse_mlp_mib << 20,

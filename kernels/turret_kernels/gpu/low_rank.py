@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from turret_kernels.low_rank import RankSlices
 
 # What a launch should have if there is work for as many: two for every processor.
-_PROGRAMS = 264
+PROGRAMS = 264
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def mix_kernel(
             for first in range(0, experts, BLOCK_R):
                 is_gate = (first + r < experts)[None, :]
                 gate = hidden + (ranks + first + r)[None, :]
-                logit = _sum_planes(gate, max_rank, is_row & is_gate, PLANES)
+                logit = sum_planes(gate, max_rank, is_row & is_gate, PLANES)
                 logit = tl.where(is_gate, logit, float("-inf"))
                 higher = tl.maximum(top, tl.max(logit, axis=1))
                 total = total * tl.exp(top - higher)
@@ -149,8 +149,8 @@ def mix_kernel(
             for first in range(0, ranks, BLOCK_R):
                 rank = (first + r)[None, :]
                 mask = is_row & (rank < ranks)
-                logit = _sum_planes(hidden + ranks + rank // group, max_rank, mask, PLANES)
-                value = _sum_planes(hidden + rank, max_rank, mask, PLANES)
+                logit = sum_planes(hidden + ranks + rank // group, max_rank, mask, PLANES)
+                value = sum_planes(hidden + rank, max_rank, mask, PLANES)
                 value *= tl.exp(logit - top[:, None]) / total[:, None]
                 tl.store(hidden + rank, value, mask=mask)
                 for plane in tl.static_range(1, PLANES):
@@ -214,7 +214,7 @@ def expand_kernel(
             for first in tl.range(0, count, BLOCK_R, num_stages=1):
                 rank = first + tl.arange(0, BLOCK_R)
                 # A block's values are all written, and a mask by ranks would make reads narrow.
-                h = _sum_planes(hidden + rank[None, :], max_rank, is_row, PLANES)
+                h = sum_planes(hidden + rank[None, :], max_rank, is_row, PLANES)
                 mask = (rank < count)[:, None] & is_column
                 b = tl.load(b_columns + start * n + rank[:, None] * n, mask=mask, other=0.0)
                 total = tl.dot((h * weight).to(b.dtype), b, total, input_precision="ieee")
@@ -227,7 +227,7 @@ def expand_kernel(
 
 
 @triton.jit
-def _sum_planes(ptr, stride, mask, PLANES: tl.constexpr):
+def sum_planes(ptr, stride, mask, PLANES: tl.constexpr):
     """The hidden values at `ptr`: partial sums, added in order."""
     total = tl.load(ptr, mask=mask, other=0.0)
     for plane in tl.static_range(1, PLANES):
@@ -261,7 +261,7 @@ def low_rank(
 
     programs = count * planes
     others = programs * len(tiles) * depth
-    rank_programs = min(max_rank // block_r, triton.cdiv(_PROGRAMS, others))
+    rank_programs = min(max_rank // block_r, triton.cdiv(PROGRAMS, others))
     shrink_kernel[(programs * rank_programs, len(tiles), depth)](
         hidden,
         x,

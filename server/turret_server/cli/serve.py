@@ -96,6 +96,16 @@ def serve(
             rich_help_panel=_ADAPTERS,
         ),
     ] = 1024,
+    adapter_ternary_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="More ranks, for compressed adapters (ComPEFT), which then take two bits a value; "
+            "0 unpacks them. Default: on a GPU as many as --adapter-rank-rows, on a CPU 0.",
+            show_default=False,
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = None,
     host_adapter_gib: Annotated[
         float,
         typer.Option(
@@ -364,6 +374,7 @@ def serve(
         auxiliary_kv_gib=auxiliary_kv_gib,
         max_resident_adapters=max_resident_adapters,
         adapter_rank_rows=adapter_rank_rows,
+        adapter_ternary_rows=adapter_ternary_rows,
         host_adapter_gib=host_adapter_gib,
         adapter_delta_mib=adapter_delta_mib,
         sparse_mlp_mib=sparse_mlp_mib,
