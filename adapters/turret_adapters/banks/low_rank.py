@@ -14,9 +14,11 @@ from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at
 from turret_adapters.spec import ModelShape, Module, Site
 from turret_kernels import gpu, native
+from turret_kernels.activation import Activation
 from turret_kernels.embed_low_rank import embed_low_rank
 from turret_kernels.entries import Entries
 from turret_kernels.low_rank import RankPool, RankSlices, low_rank, write_rank_rows
+from turret_kernels.low_rank_act_mul import low_rank_act_mul
 
 
 class LowRankBank(RankRowBank[LowRank, RankPool, RankSlices]):
@@ -80,6 +82,14 @@ class LowRankBank(RankRowBank[LowRank, RankPool, RankSlices]):
             embed_low_rank(y, x, found.slices.pools[0], entries, weights[0])
         else:
             low_rank(y, x, found.slices, entries, weights)
+
+    def gated(
+        self, layer: int, gate_up: Tensor, x: Tensor, entries: Entries, activation: Activation
+    ) -> Tensor:
+        """`apply` at gate and up, and then `act(gate) * up`: [T, 2 I] -> [T, I]."""
+        found = self.at(layer, Group.GATE_UP)
+        weights = [weight_at(entries, layer, module) for module in found.modules]
+        return low_rank_act_mul(gate_up, x, found.slices, entries, activation, weights)
 
     def make_pool(self, site: Site, rows: int, slots: Tensor) -> RankPool:  # noqa: D102
         fan_in, fan_out = self._shape.size(site.module)

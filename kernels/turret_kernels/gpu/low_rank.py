@@ -23,6 +23,7 @@ in the shrink; 60% in the expand, where a tile of one row issues what 16 rows wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -240,10 +241,25 @@ def tile_rows(tokens: int) -> int:
     return 16 if tokens <= 256 else 64
 
 
-def low_rank(
-    y: Tensor, x: Tensor, slices: RankSlices, entries: Entries, weights: Sequence[Tensor]
-) -> None:
-    """As `turret_kernels.low_rank.low_rank`; `weights` are float32 [E], one per slice."""
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """What the shrink leaves to an expand.
+
+    Attributes:
+        values: float32 [slices, depth, tokens, planes, max_rank]; where a slot has ranks.
+        depth: most entries on one row.
+        planes: partial sums, to be added in order.
+        max_rank: room for a slot's ranks.
+    """
+
+    values: Tensor
+    depth: int
+    planes: int
+    max_rank: int
+
+
+def shrink(x: Tensor, slices: RankSlices, entries: Entries) -> Hidden:
+    """The hidden values of all entries; those of mixtures weighed by their gates."""
     tokens, k = x.shape
     block_t = tile_rows(tokens)
     decodes = block_t == 16
@@ -257,7 +273,6 @@ def low_rank(
     depth, count = entries.depth, len(pools)
     hidden = torch.empty((count, depth, tokens, planes, max_rank), device=x.device)
     starts, counts = tuple(p.start for p in pools), tuple(p.count for p in pools)
-    widths = tuple(p.b.shape[1] for p in pools)
 
     programs = count * planes
     others = programs * len(tiles) * depth
@@ -298,24 +313,36 @@ def low_rank(
             num_warps=4 if decodes else 8,
             enable_fp_fusion=True,
         )
+    return Hidden(hidden, depth, planes, max_rank)
+
+
+def low_rank(
+    y: Tensor, x: Tensor, slices: RankSlices, entries: Entries, weights: Sequence[Tensor]
+) -> None:
+    """As `turret_kernels.low_rank.low_rank`; `weights` are float32 [E], one per slice."""
+    tokens, hidden = x.shape[0], shrink(x, slices, entries)
+    block_t = tile_rows(tokens)
+    decodes = block_t == 16
+    tiles, pools = entries.tiles(block_t)[:tokens], slices.pools
+    widths = tuple(p.b.shape[1] for p in pools)
     block_n = 256 if decodes and y.itemsize == 2 else 128
     expand_kernel[(sum(triton.cdiv(n, block_n) for n in widths), len(tiles))](
         y,
-        hidden,
+        hidden.values,
         tiles,
         entries.slot,
         tuple(p.b for p in pools),
-        starts,
-        counts,
+        tuple(p.start for p in pools),
+        tuple(p.count for p in pools),
         *weights,
-        *[weights[0]] * (3 - count),
+        *[weights[0]] * (3 - len(pools)),
         tokens,
-        depth,
-        max_rank,
+        hidden.depth,
+        hidden.max_rank,
         WIDTH=y.shape[1],
         NS=widths,
         COLUMNS=tuple(slices.columns),
-        PLANES=planes,
+        PLANES=hidden.planes,
         BLOCK_T=block_t,
         BLOCK_R=16,
         BLOCK_N=block_n,
