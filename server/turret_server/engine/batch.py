@@ -175,12 +175,12 @@ def _logit_rows(shares: list[Share], starts: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def row_uses(shares: list[Share], padding: int = 0) -> list[RowUse]:
+def row_uses(shares: list[Share], num_rows: int = 0) -> list[RowUse]:
     """Which adapters act on which token rows; one use per run of one recipe.
 
     Args:
         shares: the step's.
-        padding: rows that the batch has behind theirs. They run what the last row runs, so that
+        num_rows: of the batch. Those that pad it run what the last of the shares' runs, so that
             where all rows have a threshold, they still do (CATS then skips neurons).
     """
     runs: list[list[Any]] = []  # [first row, rows, slots, weights, virtual token]
@@ -203,7 +203,7 @@ def row_uses(shares: list[Share], padding: int = 0) -> list[RowUse]:
                     )
         row += share.count
     if runs and runs[-1][0] + runs[-1][1] == row and runs[-1][4] < 0:
-        runs[-1][1] += padding
+        runs[-1][1] += max(0, num_rows - row)
     return [RowUse(*run) for run in runs]
 
 

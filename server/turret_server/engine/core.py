@@ -225,9 +225,7 @@ class Engine:
     def _forward(self, shares: list[Share]) -> Tensor:
         """The main model's logits of its shares: float32 [L, V]."""
         batch = self._builder.build(shares)
-        # Of a decode step, which alone is padded, every share has one row.
-        padding = 0 if batch.logit_rows is not None else len(batch.token_ids) - len(shares)
-        uses = row_uses(shares, padding)
+        uses = row_uses(shares, len(batch.token_ids))
         if self.followers is not None:
             self.followers.step(self._builder.arrays(batch), batch.logit_rows, uses)
         if uses:

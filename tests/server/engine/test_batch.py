@@ -57,10 +57,10 @@ def test_a_share_behind_the_last_border_joins_its_neighbours():
 
 def test_rows_that_pad_a_step_run_what_its_last_row_runs():
     adapted, bare = share(0, 1, [1]), share(0, 1)
-    assert row_uses([adapted] * 3, padding=1) == [RowUse(0, 4, (1,), (1.0,))]
-    assert row_uses([bare, share(0, 1, [2])], padding=2) == [RowUse(1, 3, (2,), (1.0,))]
-    assert row_uses([adapted, bare], padding=2) == [RowUse(0, 1, (1,), (1.0,))]
-    assert row_uses([bare], padding=3) == []
+    assert row_uses([adapted] * 3, num_rows=4) == [RowUse(0, 4, (1,), (1.0,))]
+    assert row_uses([bare, share(0, 1, [2])], num_rows=4) == [RowUse(1, 3, (2,), (1.0,))]
+    assert row_uses([adapted, bare], num_rows=4) == [RowUse(0, 1, (1,), (1.0,))]
+    assert row_uses([bare], num_rows=4) == []
 
 
 def test_virtual_tokens_take_positions_and_places_and_token_0():
