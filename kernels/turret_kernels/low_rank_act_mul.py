@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from turret_kernels import gpu
-from turret_kernels.activation import Activation, act_mul, act_mul_reference
+from turret_kernels.activation import Activation, act_mul
 from turret_kernels.entries import Entries
-from turret_kernels.low_rank import RankSlices, low_rank, low_rank_reference
+from turret_kernels.low_rank import RankSlices, low_rank
 
 
 def low_rank_act_mul(
@@ -40,12 +40,3 @@ def low_rank_act_mul(
         return kernels.low_rank_act_mul(gate_up, x, slices, entries, of_slices, activation)
     low_rank(gate_up, x, slices, entries, weights)
     return act_mul(gate_up, activation)
-
-
-def low_rank_act_mul_reference(
-    gate_up: Tensor, x: Tensor, slices: RankSlices, entries: Entries, activation: Activation
-) -> Tensor:
-    """The two references, one after the other."""
-    y = gate_up.clone()
-    low_rank_reference(y, x, slices, entries)
-    return act_mul_reference(y, activation)
