@@ -56,6 +56,7 @@ class ServeConfig:
     host_adapter_gib: float = 1.0
     adapter_delta_mib: int = 1024
     sparse_mlp_mib: int = 1024
+    overlap: str = "auto"
     threads: int = 0
     tensor_parallel: int = 1
     database: str = ""

@@ -188,6 +188,7 @@ def _engine_settings(
         host_adapter_bytes=int(config.host_adapter_gib * 2**30),
         adapter_delta_bytes=config.adapter_delta_mib << 20,
         sparse_mlp_bytes=config.sparse_mlp_mib << 20,
+        overlap=config.overlap,
         threads=config.threads,
         tensor_parallel=config.tensor_parallel,
         eos_token_ids=tokenizer.eos_token_ids,

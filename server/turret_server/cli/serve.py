@@ -324,6 +324,13 @@ def serve(
             rich_help_panel=_ENGINE,
         ),
     ] = 8,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            help="on, off, or auto (on a GPU): prepares a step while the one before it runs.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = "auto",
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads; 0 = all.", rich_help_panel=_ENGINE)
     ] = 0,
@@ -378,6 +385,7 @@ def serve(
         host_adapter_gib=host_adapter_gib,
         adapter_delta_mib=adapter_delta_mib,
         sparse_mlp_mib=sparse_mlp_mib,
+        overlap=overlap,
         threads=threads,
         tensor_parallel=tensor_parallel,
         max_body_bytes=max_body_bytes,

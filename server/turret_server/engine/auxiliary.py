@@ -113,16 +113,17 @@ class Auxiliary:
             max_model_len=self.room.max_model_len, kv_blocks=self.room.blocks.num_blocks
         )
 
-    def run(self, shares: list[Share]) -> Tensor:
+    def run(self, shares: list[Share], drawn: Tensor | None) -> Tensor:
         """Its part of a step.
 
         Args:
             shares: of members that run it.
+            drawn: as for `BatchBuilder.build`.
 
         Returns:
             float32 [L, V] of the main model's tokens; those that this one lacks are banned.
         """
-        batch = self._builder.build(shares)
+        batch = self._builder.build(shares, drawn)
         if self.ids is not None:
             batch.token_ids = self.ids.own(batch.token_ids)
         if uses := row_uses(shares, len(batch.token_ids)):

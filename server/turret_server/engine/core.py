@@ -1,4 +1,4 @@
-"""The engine: one step after another. It reads like `Engine.step`."""
+"""The engine: one step after another, or one ahead of the other. It reads like `Engine.step`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from turret_server.engine.device import (
     rank_device,
     resolve_device,
     resolve_dtype,
+    resolve_overlap,
     resolve_quantization,
     ternary_rows,
 )
+from turret_server.engine.draw import Draw
 from turret_server.engine.followers import Followers
 from turret_server.engine.fusion import member_requests
 from turret_server.engine.grammar import GrammarCompiler
@@ -40,7 +42,7 @@ from turret_server.engine.messages import (
 )
 from turret_server.engine.runner import Runner
 from turret_server.engine.sampler import sample_step
-from turret_server.engine.scheduler import Limits, Sampled, Scheduler, Share
+from turret_server.engine.scheduler import Limits, Scheduler, Share
 from turret_server.engine.sequence import Sequence
 from turret_server.engine.settings import EngineSettings
 from turret_server.engine.stores import Gate, Stores, adapter_error
@@ -71,6 +73,7 @@ class Engine:
         model, device = Path(settings.model), resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)
         quantization = resolve_quantization(settings.quantization, device, dtype)
+        self._overlaps = resolve_overlap(settings.overlap, device, settings.tensor_parallel)
         if quantization is not None and settings.tensor_parallel > 1:
             raise StartupError(
                 f"--quantization {quantization} cannot be served in {settings.tensor_parallel} "
@@ -163,6 +166,7 @@ class Engine:
             self._runner.padding(scratch_block=num_blocks),
         )
         self._grammars = GrammarQueue(self._grammar_compiler, wake)
+        self._in_flight: tuple[list[Share], Draw] | None = None
         self._steps = self._step_tokens = 0
         self._step_seconds = 0.0
 
@@ -197,34 +201,56 @@ class Engine:
         if not self._grammars.cancel(request_id):
             self.scheduler.cancel(request_id)
 
+    @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """Run whoever is ready for one step; events for the clients."""
+        """Run whoever is ready for one step; events for the clients.
+
+        Where steps overlap, these are of the step before: this one is launched, and its tokens are
+        drawn while it runs, when those before them are known.
+        """
         began = time.perf_counter()
         refused = [*self._admit_compiled()]
         shares, events = self.scheduler.schedule()
         events += refused
-        if not shares:
+        if not shares and self._in_flight is None:
             return events
-        events += self.scheduler.update(shares, self._run(shares))
-        self._steps += 1
-        self._step_tokens += sum(share.count for share in shares)
+        logits = self._forward(shares) if shares else None
+        events += self._finish()
+        if logits is not None:
+            draw = sample_step(logits, shares)
+            self.scheduler.advance(shares, draw.rows)
+            self._in_flight = shares, draw
+            self._steps += 1
+            self._step_tokens += sum(share.count for share in shares)
+            if not self._overlaps or not self.scheduler.running:
+                events += self._finish()
         self._step_seconds += time.perf_counter() - began
         return events
 
-    @torch.inference_mode()
-    def _run(self, shares: list[Share]) -> list[Sampled]:
+    def _finish(self) -> list[TokenEvent]:
+        """Wait for the step in flight, if there is one."""
+        if self._in_flight is None:
+            return []
+        shares, draw = self._in_flight
+        self._in_flight = None
+        return self.scheduler.update(shares, draw.results())
+
+    def _forward(self, shares: list[Share]) -> Tensor:
+        """The logits of a step, of all its models: float32 [L, V]."""
+        drawn = None if self._in_flight is None else self._in_flight[1].tokens
         if not self._auxiliaries:
-            return sample_step(self._forward(shares), shares)
+            return self._forward_main(shares, drawn)
         parts = []
         for model, group in groupby(shares, key=lambda share: share.sequence.request.model):
             mine = list(group)
             auxiliary = self._auxiliaries.get(model)
-            parts.append(auxiliary.run(mine) if auxiliary else self._forward(mine))
-        return sample_step(parts[0] if len(parts) == 1 else torch.cat(parts), shares)
+            forward = self._forward_main if auxiliary is None else auxiliary.run
+            parts.append(forward(mine, drawn))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _forward(self, shares: list[Share]) -> Tensor:
+    def _forward_main(self, shares: list[Share], drawn: Tensor | None) -> Tensor:
         """The main model's logits of its shares: float32 [L, V]."""
-        batch = self._builder.build(shares)
+        batch = self._builder.build(shares, drawn)
         uses = row_uses(shares, len(batch.token_ids))
         if self.followers is not None:
             self.followers.step(self._builder.arrays(batch), batch.logit_rows, uses)
@@ -237,8 +263,9 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Nobody runs and nobody waits."""
-        return not self.scheduler.running and not len(self.scheduler.waiting)
+        """Nobody runs, nobody waits, and no step is in flight."""
+        scheduler = self.scheduler
+        return not (scheduler.running or len(scheduler.waiting) or self._in_flight)
 
     @property
     def ready(self) -> EngineReady:

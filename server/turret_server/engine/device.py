@@ -162,6 +162,27 @@ def resolve_quantization(name: str, device: torch.device, dtype: torch.dtype) ->
     return name
 
 
+def resolve_overlap(choice: str, device: torch.device, tensor_parallel: int) -> bool:
+    """Whether a step is launched while the one before it runs, for "auto", "on" or "off".
+
+    Raises:
+        StartupError: the choice is unknown, or several processes share the model.
+    """
+    if choice not in ("auto", "on", "off"):
+        raise StartupError(
+            f"--overlap {choice!r} is not known", "known are auto, on and off", "Use one of them."
+        )
+    if choice == "on" and tensor_parallel > 1:
+        raise StartupError(
+            "steps of several processes cannot overlap",
+            "followers are told every token, and the last are not known before their step ends",
+            "Use --overlap auto, or --tensor-parallel 1.",
+        )
+    if choice == "auto":
+        return device.type == "cuda" and tensor_parallel == 1
+    return choice == "on"
+
+
 def kv_cache_bytes(asked: int, device: torch.device) -> int:
     """Memory for keys and values; 0 asks for what suits the device.
 

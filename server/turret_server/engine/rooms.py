@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,7 +59,7 @@ def try_pin(rooms: Rooms, lead: Sequence) -> bool:
             pinned.append(model)
             slots |= {(model, d): slot for d, slot in zip(digests, found, strict=True)}
     if len(pinned) < len(wanted):
-        _unpin(rooms, wanted, pinned)
+        unpin(rooms, {model: wanted[model] for model in pinned})
         return False
     for member in lead.members:
         model = member.request.model
@@ -67,14 +67,7 @@ def try_pin(rooms: Rooms, lead: Sequence) -> bool:
     return True
 
 
-def unpin(rooms: Rooms, lead: Sequence) -> None:
-    """Undo one `try_pin` that succeeded."""
-    adapters = lead.adapters
-    _unpin(rooms, adapters, adapters)
-    for member in lead.members:
-        member.slots = None
-
-
-def _unpin(rooms: Rooms, adapters: Mapping[str, Seq[str]], models: Iterable[str]) -> None:
-    for model in models:
-        rooms[model].adapters.unpin(adapters[model])
+def unpin(rooms: Rooms, adapters: Mapping[str, Seq[str]]) -> None:
+    """Undo one `try_pin` that succeeded, of these by model."""
+    for model, digests in adapters.items():
+        rooms[model].adapters.unpin(digests)

@@ -2,8 +2,11 @@
 
 It budgets tokens, not phases. Every running sequence wants its `remaining` tokens computed: one in
 decode, the whole prompt at first; a long prompt is cut by the budget, and chunked prefill is no
-special case. `schedule()` makes a Plan, `update()` takes the sampled tokens: nothing else changes
-a sequence, and `_release()` is the only way out.
+special case. `schedule()` makes the shares of a step, `advance()` is told that it is on its way,
+`update()` takes its tokens: nothing else changes a sequence, and `_release()` is the only way out.
+
+The next step may be scheduled before `update()`. A token that is drawn and not yet known counts
+like any other; a sequence that turns out to have ended has rows in that step which nobody reads.
 
 The members of a fused request are scheduled together or not at all, and all sample in one step; the
 queue, `running` and every decision know only the sequence that leads them.
@@ -22,6 +25,7 @@ from turret_server.engine.blocks import BlockPool
 from turret_server.engine.deadlines import Deadlines, queued_too_long
 from turret_server.engine.fairness import FairQueue, yields_to
 from turret_server.engine.messages import ErrorInfo, TokenEvent, TokenLogprob
+from turret_server.engine.pins import Pins
 from turret_server.engine.rooms import AdapterGate, Room
 from turret_server.engine.sequence import Sequence
 
@@ -80,11 +84,13 @@ class Scheduler:
     ) -> None:
         self.limits, self.blocks, self._clock = limits, blocks, clock
         self._rooms = {"": Room(blocks, limits.max_model_len, adapters), **(auxiliaries or {})}
+        self._pins = Pins(self._rooms)
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
         self._table_rows = list(range(limits.max_running))
         self._deadlines = Deadlines()
+        self._put_back: set[Sequence] = set()  # preempted, with a step still on its way
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     def obstacle(self, sequence: Sequence) -> ErrorInfo | None:
@@ -132,8 +138,8 @@ class Scheduler:
         has_room, preemptions = True, self.preemptions
         # Decodes first: a long prompt must not hold up those who stream.
         for sequence in sorted(self.running, key=_is_in_prompt):
-            if sequence.table_row < 0:
-                continue  # preempted for the sake of one before it
+            if not sequence.is_running or (sequence.draw_row >= 0 and self._is_full(sequence)):
+                continue  # preempted for the sake of one before it; or ends when its token is known
             portion = _portion(sequence, budget)
             if portion and self._reserve(sequence, portion):
                 shares += portion
@@ -152,18 +158,37 @@ class Scheduler:
                     budget -= self._charge(portion)
         # Rows of one model lie together, the main one's first; and those of one recipe: one entry
         # per adapter and step.
-        live = [share for share in shares if share.sequence.table_row >= 0]
+        live = [share for share in shares if share.sequence.is_running]
         live.sort(key=lambda share: (share.sequence.request.model, share.sequence.slots or ()))
+        if live:
+            self._pins.begin_step()
         return live, ended
 
-    def update(self, shares: Seq[Share], results: Seq[Sampled]) -> list[TokenEvent]:
-        """Take what the step computed; returns the events for the clients."""
-        events, now = [], self._clock()
+    def advance(self, shares: Seq[Share], draw_rows: Mapping[Sequence, int]) -> None:
+        """The step is on its way; whatever is planned next comes behind it.
+
+        Args:
+            shares: of the step.
+            draw_rows: who draws a token, of a fused request the lead, and its row in the draw.
+        """
         for share in shares:
-            share.sequence.num_computed += share.count
-            self._register_blocks(share.sequence)
+            if share.sequence.is_running:  # or its blocks are gone
+                share.sequence.num_computed += share.count
+                self._register_blocks(share.sequence)
+        for lead, row in draw_rows.items():
+            for member in lead.members:
+                member.tokens.append(0)
+                member.draw_row = row
+
+    def update(self, shares: Seq[Share], results: Seq[Sampled]) -> list[TokenEvent]:
+        """Take what the oldest step on its way brought; returns the events for the clients."""
+        self._pins.end_step()
+        self._put_back.clear()
+        events, now = [], self._clock()
         for share, result in zip(shares, results, strict=True):
             sequence = share.sequence
+            if self._by_id.get(sequence.request.id) is not sequence:
+                continue  # it follows another, or has left meanwhile
             if result.error is not None:
                 events.append(self._end(sequence, "error", error=result.error))
                 continue
@@ -171,17 +196,16 @@ class Scheduler:
                 assert sequence.prompt_logprobs is not None
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:
-                events.append(self._append(sequence, result, now))
+                events.append(self._learn(sequence, result, now))
         return events
 
-    def _append(self, sequence: Sequence, result: Sampled, now: float) -> TokenEvent:
+    def _learn(self, sequence: Sequence, result: Sampled, now: float) -> TokenEvent:
+        """The token that stood for itself as a 0."""
         token, sampling = result.token, sequence.request.sampling
         assert token is not None
-        sequence.tokens.append(token)
-        full = len(sequence.tokens) >= self.limits.max_model_len
-        for member in sequence.others:
-            member.tokens.append(token)
-            full |= len(member.tokens) >= self._room(member).max_model_len
+        for member in sequence.members:
+            member.tokens[-1] = token
+            member.draw_row = -1
         event = TokenEvent(
             id=sequence.request.id,
             tokens=[token],
@@ -198,15 +222,21 @@ class Scheduler:
         finished = sequence.grammar is not None and sequence.grammar.finished
         if stopped or finished:
             event.finish_reason, event.stop_token = "stop", token if stopped else None
-        elif sequence.num_output >= sampling.max_tokens or full:
+        elif self._is_full(sequence):
             event.finish_reason = "length"
         if event.finish_reason:
             self._release(sequence)
         return event
 
+    def _is_full(self, sequence: Sequence) -> bool:
+        """Has it all the tokens that it may have?"""
+        return sequence.num_output >= sequence.request.sampling.max_tokens or any(
+            len(member.tokens) >= self._room(member).max_model_len for member in sequence.members
+        )
+
     def _try_start(self, sequence: Sequence, budget: int) -> list[Share]:
         """Pin adapters, find prefixes, reserve the first portion; all, or nothing and no shares."""
-        if not rooms.try_pin(self._rooms, sequence):
+        if sequence in self._put_back or not self._pins.take(sequence):
             return []
         for member in sequence.members:
             self._match_prefix(member)
@@ -218,6 +248,8 @@ class Scheduler:
         self.waiting.remove(sequence)
         for member in sequence.members:
             member.table_row = self._table_rows.pop()
+        if sequence.prompt_logprobs is not None and not sequence.num_output:
+            sequence.prompt_logprobs = [None]  # all of them are computed, now or again
         self.running.append(sequence)
         if sequence.started is None:
             sequence.started = self._clock()
@@ -304,9 +336,9 @@ class Scheduler:
         """Rows to start; once, those of sequences whose tenants have more than their share."""
         if len(self._table_rows) >= len(sequence.members):
             return True
-        if sequence.was_given_way or not rooms.try_pin(self._rooms, sequence):
+        if sequence.was_given_way or not self._pins.take(sequence):
             return False
-        rooms.unpin(self._rooms, sequence)
+        self._pins.drop(sequence)
         sequence.was_given_way = True
         while len(self._table_rows) < len(sequence.members):
             victim = yields_to(sequence, self.running, self.limits.max_running)
@@ -314,11 +346,13 @@ class Scheduler:
                 return False
             self._preempt(victim)
             # It may start again in this very step, from elsewhere.
-            shares[:] = [share for share in shares if share.sequence.table_row >= 0]
+            shares[:] = [share for share in shares if share.sequence.is_running]
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
+        if self._pins.busy:
+            self._put_back.add(sequence)
         self.running.remove(sequence)
         self._drop_resources(sequence)
         self.waiting.push(sequence, front=True)
@@ -341,7 +375,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         """The one way out: finished, cancelled, failed or late."""
         del self._by_id[sequence.request.id]
-        if sequence.table_row >= 0:
+        if sequence.is_running:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
@@ -349,16 +383,13 @@ class Scheduler:
 
     def _drop_resources(self, sequence: Sequence) -> None:
         """Blocks, adapter pins and the table rows of all members go back, exactly once."""
-        if sequence.slots is not None:
-            rooms.unpin(self._rooms, sequence)
+        self._pins.drop(sequence)
         for member in sequence.members:
             self._room(member).blocks.release(member.blocks, member.request.cache_owner)
             member.blocks, member.num_computed, member.num_registered = [], 0, 0
             if member.table_row >= 0:
                 self._table_rows.append(member.table_row)
                 member.table_row = -1
-        if sequence.prompt_logprobs is not None and not sequence.num_output:
-            sequence.prompt_logprobs = [None]
 
 
 def _is_in_prompt(sequence: Sequence) -> bool:

@@ -25,7 +25,8 @@ class Sequence:
     Attributes:
         request: what was asked; of a member beside the lead, with that member's prompt and recipe.
         tokens: virtual tokens, prompt, then output. Virtual tokens are -1, -2, …: what they stand
-            for is up to the adapter that brings them.
+            for is up to the adapter that brings them. While `draw_row` says so, the last is a 0
+            that stands for a token drawn and not yet known.
         arrival: monotonic seconds.
         num_computed: tokens whose keys and values are in the cache.
         blocks: KV blocks, in order.
@@ -39,6 +40,7 @@ class Sequence:
         banned: tokens that its model lacks, an auxiliary with an id map: an int64 tensor [N].
         others: the members that follow this sequence, if it leads a fused request.
         was_given_way: one that ran was put back for its sake; it happens once.
+        draw_row: where the last token lies among those of the last draw; -1 once it is known.
     """
 
     request: EngineRequest
@@ -60,6 +62,7 @@ class Sequence:
     banned: Any = None
     others: tuple[Sequence, ...] = ()
     was_given_way: bool = False
+    draw_row: int = -1
 
     @classmethod
     def of(
@@ -98,6 +101,11 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens whose keys and values are still to be computed."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def is_running(self) -> bool:
+        """Does it hold blocks, adapters and a row of the block table?"""
+        return self.table_row >= 0
 
     @property
     def recipe(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 64
     max_step_tokens: int = 256
     max_waiting: int = 1024
+    overlap: str = "auto"  # or "on", "off": launch a step while the one before it runs
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024  # per linear, all resident adapters together
     adapter_ternary_rows: int | None = None  # more, for ternary ones; None = what suits the device

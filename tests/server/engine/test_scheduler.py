@@ -100,8 +100,9 @@ class Bench:
             if share.samples and share.sequence.others:
                 assert set(share.sequence.others) <= {s.sequence for s in shares if s.samples}
         results = [Sampled(token if s.sequence in led else None) for s in shares]
+        self.scheduler.advance(shares, dict.fromkeys(led, 0))
         plan = [(s.sequence.request.id, s.count) for s in shares]
-        return plan, ended + self.scheduler.update(shares, results)
+        return plan, ended + (self.scheduler.update(shares, results) if shares else [])
 
     def assert_clean(self):
         assert self.pool.num_free == self.pool.num_blocks
