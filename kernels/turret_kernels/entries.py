@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from turret_kernels import gpu
+
 
 @dataclass(slots=True)
 class Entries:
@@ -71,19 +73,23 @@ class Entries:
             self.by_site = self._all_sites
             self.by_site[:, :count].copy_(other.by_site, non_blocking=True)
         for block, tiles in self._tiles.items():
-            tiles.copy_(torch.from_numpy(self._cut(block)), non_blocking=True)
+            gpu.fill(tiles, torch.from_numpy(self._cut(block)))
         for block, (num_rows, tiles) in self._covers.items():
-            tiles.copy_(torch.from_numpy(self._cover(block, num_rows)), non_blocking=True)
+            gpu.fill(tiles, torch.from_numpy(self._cover(block, num_rows)))
         if self._of_rows is not None:
-            pairs = torch.from_numpy(self._by_row(len(self._of_rows)))
-            self._of_rows.copy_(pairs, non_blocking=True)
+            gpu.fill(self._of_rows, torch.from_numpy(self._by_row(len(self._of_rows))))
 
     def to(self, device: torch.device) -> Entries:
-        """The same for kernels on another device."""
+        """The same for kernels on another device; the host does not wait."""
         if device == self.slot.device:
             return self
-        by_site = None if self.by_site is None else self.by_site.to(device)
-        slot, weight = self.slot.to(device), self.weight.to(device)
+        count = len(self)
+        # In one transfer; both begin at a multiple of 16 bytes: kernels are compiled once for that.
+        both = torch.zeros(2, -(-count // 4) * 4, dtype=torch.int32)
+        both[0, :count], both[1, :count] = self.slot, self.weight.view(torch.int32)
+        slot, weight = gpu.to_device(both, device)[:, :count]
+        by_site = None if self.by_site is None else gpu.to_device(self.by_site, device)
+        weight = weight.view(torch.float32)
         return Entries(slot, weight, self.row_start, self.row_count, by_site)
 
     def each(self, weight: Tensor | None = None) -> Iterator[tuple[int, float, slice]]:
@@ -123,7 +129,7 @@ class Entries:
         """
         if block not in self._tiles:
             tiles = torch.from_numpy(self._cut(block))
-            self._tiles[block] = tiles.to(self.slot.device, non_blocking=True)
+            self._tiles[block] = gpu.to_device(tiles, self.slot.device)
         return self._tiles[block]
 
     def cover(self, block: int, num_rows: int) -> Tensor:
@@ -137,7 +143,7 @@ class Entries:
         found = self._covers.get(block)
         if found is None or found[0] != room:
             tiles = torch.from_numpy(self._cover(block, room))
-            found = self._covers[block] = room, tiles.to(self.slot.device, non_blocking=True)
+            found = self._covers[block] = room, gpu.to_device(tiles, self.slot.device)
         return found[1][:num_rows]  # a row is the least that a tile has
 
     def of_rows(self, num_rows: int) -> Tensor:
@@ -148,7 +154,7 @@ class Entries:
         """
         if self._of_rows is None or len(self._of_rows) < num_rows:
             pairs = torch.from_numpy(self._by_row(max(num_rows, self._max_tiles)))
-            self._of_rows = pairs.to(self.slot.device, non_blocking=True)
+            self._of_rows = gpu.to_device(pairs, self.slot.device)
         return self._of_rows[:num_rows]
 
     def _cut(self, block: int) -> np.ndarray:

@@ -71,6 +71,8 @@ class Engine:
     ) -> None:
         self.settings = settings
         model, device = Path(settings.model), resolve_device(settings.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # kernels, graphs and events are of the current one
         dtype = resolve_dtype(settings.dtype, device)
         quantization = resolve_quantization(settings.quantization, device, dtype)
         self._overlaps = resolve_overlap(settings.overlap, device, settings.tensor_parallel)

@@ -13,6 +13,8 @@ from turret_server.engine.messages import ErrorInfo, TokenLogprob
 from turret_server.engine.scheduler import Sampled
 from turret_server.engine.sequence import Sequence
 
+_NOTHING = Sampled()
+
 
 def _no_tokens() -> Tensor:
     return torch.empty(0, dtype=torch.int64)
@@ -80,7 +82,9 @@ class Draw:
         """One per share, in order, without a token where it does not sample. Waits for them."""
         self.copies.wait()
         prompts = {share: read_logprobs(table) for share, table in self.prompts.items()}
-        results = [Sampled(prompt_logprobs=prompts.get(i)) for i in range(self.num_shares)]
+        results = [_NOTHING] * self.num_shares
+        for share, entries in prompts.items():
+            results[share] = Sampled(prompt_logprobs=entries)
         logprobs, tokens = self._logprobs(), self.host_tokens.tolist()
         for sequence, row in self.rows.items():
             share, token = self.shares[row], tokens[row]

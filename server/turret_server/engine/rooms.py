@@ -40,6 +40,38 @@ class Room:
 Rooms = Mapping[str, Room]  # by model; "" is the main one
 
 
+def obstacle(rooms: Rooms, lead: Sequence, max_rows: int) -> ErrorInfo | None:
+    """Why the members of a request can never run side by side, if so.
+
+    Args:
+        rooms: all have blocks of one size.
+        lead: of the request.
+        max_rows: of a step that decodes.
+    """
+    members = lead.members
+    if len(members) > max_rows:
+        return ErrorInfo(
+            "Unprocessable",
+            f"{len(members)} members cannot decode together",
+            f"a step has room for {max_rows}",
+            "Fuse fewer, or raise --max-running.",
+        )
+    more, needed = lead.request.sampling.max_tokens, dict.fromkeys(rooms, 0)
+    for member in members:
+        room = rooms[member.request.model]
+        length = min(len(member.tokens) + more, room.max_model_len)
+        needed[member.request.model] += -(-length // room.blocks.block_tokens)
+    for name, room in rooms.items():
+        if needed[name] > room.blocks.num_blocks:
+            return ErrorInfo(
+                "PromptTooLong",
+                f"the members need {needed[name]} blocks of KV cache {name!r} at their ends",
+                f"it has {room.blocks.num_blocks}, of {room.blocks.block_tokens} tokens each",
+                "Ask for fewer tokens, shorten the prompts, or enlarge the cache.",
+            )
+    return None
+
+
 def failure(rooms: Rooms, lead: Sequence) -> ErrorInfo | None:
     """Why the adapters of a request can never become resident, if so."""
     found = (rooms[model].adapters.failure(uses) for model, uses in lead.adapters.items())

@@ -95,30 +95,8 @@ class Scheduler:
 
     def obstacle(self, sequence: Sequence) -> ErrorInfo | None:
         """Why a request can never run, if so: its members do not fit side by side."""
-        members, limits = sequence.members, self.limits
-        most = min(limits.max_running, limits.max_step_tokens)
-        if len(members) > most:
-            return ErrorInfo(
-                "Unprocessable",
-                f"{len(members)} members cannot decode together",
-                f"a step has room for {most}",
-                "Fuse fewer, or raise --max-running.",
-            )
-        size, more = self.blocks.block_tokens, sequence.request.sampling.max_tokens
-        needed = dict.fromkeys(self._rooms, 0)
-        for member in members:
-            room = self._room(member)
-            length = min(len(member.tokens) + more, room.max_model_len)
-            needed[member.request.model] += -(-length // size)
-        for name, room in self._rooms.items():
-            if needed[name] > room.blocks.num_blocks:
-                return ErrorInfo(
-                    "PromptTooLong",
-                    f"the members need {needed[name]} blocks of KV cache {name!r} at their ends",
-                    f"it has {room.blocks.num_blocks}, of {size} tokens each",
-                    "Ask for fewer tokens, shorten the prompts, or enlarge the cache.",
-                )
-        return None
+        most = min(self.limits.max_running, self.limits.max_step_tokens)
+        return rooms.obstacle(self._rooms, sequence, most)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request that nothing stands in the way of."""
