@@ -104,10 +104,13 @@ IDS = [-1 if i % 9 == 1 else (i * 7) % VOCAB for i in range(VOCAB - 4)]
 KNOWN = [token for token in PROMPT if IDS[token] >= 0]
 
 
-@pytest.mark.parametrize("method", ["sum", "mixture", "contrastive", "proxy"])
-def test_a_model_of_another_vocabulary(bench, method):
+@pytest.mark.parametrize(
+    ("method", "overlap"),
+    [("sum", "off"), ("sum", "on"), ("mixture", "off"), ("contrastive", "on"), ("proxy", "off")],
+)
+def test_a_model_of_another_vocabulary(bench, method, overlap):
     """Some tokens have other ids there, some none: they are banned."""
-    served = serve(bench, auxiliary_ids={"small": tuple(IDS)})
+    served = serve(bench, auxiliary_ids={"small": tuple(IDS)}, overlap=overlap)
     prompt = [IDS[token] for token in KNOWN] + [VOCAB - 1]  # which no token of the main one means
     small = bench.models["small"]
 
@@ -172,6 +175,8 @@ def test_in_one_batch_with_others_in_chunks_and_after_preemption(bench, alone):
         {},
         {"max_step_tokens": 16},
         {"kv_block_tokens": 4, "kv_cache_bytes": 24 * block},
+        {"overlap": "on"},
+        {"overlap": "on", "kv_block_tokens": 4, "kv_cache_bytes": 24 * block},
     ):
         served = serve(bench, **settings)
         plain = [served.ask(f"plain {m}", None, m) for m in ("base", "a")]
