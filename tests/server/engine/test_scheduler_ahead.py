@@ -151,6 +151,7 @@ def test_random_traffic_is_answered_as_if_alone(seed):
                 [rng.randrange(2) for _ in range(rng.randrange(1, 24))],
                 adapters=rng.sample(["x", "y", "z"], rng.randrange(3)),
                 max_tokens=rng.randrange(1, 20),
+                key=rng.choice(["noisy", "noisy", "noisy", "quiet"]),  # who may be given way to
                 deadline=rng.choice([None, None, 0.5]),
                 members=members,
                 stop_token_ids=tuple(rng.sample(range(10, 60), rng.choice([0, 6]))),
