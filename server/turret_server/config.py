@@ -37,6 +37,8 @@ class ServeConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()
+    metrics_keys: tuple[str, ...] = ()
+    metrics_labels: int = 100
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"

@@ -277,6 +277,7 @@ def _api_settings(
         tenancy=_tenancy(config),
         generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,
+        metrics_labels=config.metrics_labels,
         max_body_bytes=config.max_body_bytes,
         documents=documents,
     )
@@ -318,7 +319,13 @@ def _table(name: str, text: str) -> Mapping[str, Any]:
 
 
 def _tenancy(config: ServeConfig) -> Tenancy:
-    keys = static_keys(config.api_keys, config.admin_keys)
+    if config.metrics_keys and config.is_open:
+        raise StartupError(
+            "--metrics-key does nothing on a server without other keys",
+            "anybody may ask it anything, its metrics too",
+            "Set --api-key, --admin-key or --database, or leave it out.",
+        )
+    keys = static_keys(config.api_keys, config.admin_keys, config.metrics_keys)
     if not config.database:
         return Tenancy(keys)
     return Tenancy(keys, Database(config.database), config.state_dir / "usage")

@@ -84,7 +84,7 @@ def create_app(
         settings.max_fusion_members,
         tuple(auxiliaries or ()),
     )
-    metrics = Metrics(engine, catalog, settings.base_names[0])
+    metrics = Metrics(engine, catalog, recipes, settings.tenancy, settings.metrics_labels)
     service = Service(
         settings=settings,
         engine=engine,

@@ -58,7 +58,7 @@ class Observe:
             if status == 0:
                 await error_response(record.error)(scope, receive, send_with_id)
         finally:
-            self.metrics.http_response(status, record.error)
+            self.metrics.request(record, status)
             log_request(record, scope["method"], scope["path"], status)
 
 

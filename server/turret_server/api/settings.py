@@ -38,6 +38,7 @@ class ApiSettings:
         default_max_tokens: for completions that name none, as OpenAI's 16. Chat answers may fill
             the context.
         max_timeout_s: largest `timeout_s` a request may ask for.
+        metrics_labels: models, and tenants, that metrics tell apart at a time.
         ping_s: a silent stream gets a comment this often, so that proxies keep it open.
         enable_docs: serve /docs and /redoc beside /openapi.json.
     """
@@ -60,5 +61,6 @@ class ApiSettings:
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     default_max_tokens: int = 16
     max_timeout_s: float = 3600.0
+    metrics_labels: int = 100
     ping_s: float = 15.0
     enable_docs: bool = True

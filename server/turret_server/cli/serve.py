@@ -37,6 +37,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         values["served_name"] = values.pop("served_names", [])
         values["api_key"] = values.pop("api_keys", [])
         values["admin_key"] = values.pop("admin_keys", [])
+        values["metrics_key"] = values.pop("metrics_keys", [])
         context.default_map = {name: value for name, value in values.items() if value != []}
     return path
 
@@ -170,6 +171,23 @@ def serve(
         list[str] | None,
         typer.Option(help="Key that may also load and unload adapters.", rich_help_panel=_HTTP),
     ] = None,
+    metrics_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that sees tenants in /metrics, as --admin-key does. May be repeated.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = None,
+    metrics_labels: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=10_000,
+            help="Models, and tenants, with series of their own in /metrics; more are counted as "
+            "'other'.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = 100,
     database: Annotated[
         str,
         typer.Option(
@@ -349,6 +367,8 @@ def serve(
             port=port,
             api_keys=tuple(api_key or ()),
             admin_keys=tuple(admin_key or ()),
+            metrics_keys=tuple(metrics_key or ()),
+            metrics_labels=metrics_labels,
             database=database,
             state_dir=state_dir,
             device=device,

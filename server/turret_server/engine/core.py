@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +32,7 @@ from turret_server.engine.fusion import member_requests
 from turret_server.engine.grammar import GrammarCompiler
 from turret_server.engine.grammar_queue import GrammarQueue
 from turret_server.engine.messages import (
+    STEP_TOKENS,
     EngineReady,
     EngineRequest,
     EngineStats,
@@ -161,6 +163,7 @@ class Engine:
         )
         self._grammars = GrammarQueue(self._grammar_compiler, wake)
         self._steps = self._step_tokens = 0
+        self._step_sizes = [0] * (len(STEP_TOKENS) + 1)
         self._step_seconds = 0.0
 
     def submit(self, request: EngineRequest) -> TokenEvent | None:
@@ -204,7 +207,9 @@ class Engine:
             return events
         events += self.scheduler.update(shares, self._run(shares))
         self._steps += 1
-        self._step_tokens += sum(share.count for share in shares)
+        tokens = sum(share.count for share in shares)
+        self._step_tokens += tokens
+        self._step_sizes[bisect_left(STEP_TOKENS, tokens)] += 1
         self._step_seconds += time.perf_counter() - began
         return events
 
@@ -269,6 +274,7 @@ class Engine:
             preemptions=scheduler.preemptions,
             steps=self._steps,
             step_tokens=self._step_tokens,
+            step_sizes=list(self._step_sizes),
             step_seconds=self._step_seconds,
             resident_adapters=self.stores.resident(),
             host_adapters=self.stores.on_host(),

@@ -245,6 +245,9 @@ class EngineRefused(msgspec.Struct, frozen=True, tag="refused"):
     error: ErrorInfo
 
 
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """Gauges and counters since the engine's start, sent a few times a second while it works."""
 
@@ -257,6 +260,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     preemptions: int = 0
     steps: int = 0
     step_tokens: int = 0  # tokens of all steps
+    step_sizes: list[int] = []  # steps of at most STEP_TOKENS tokens each, and of more
     step_seconds: float = 0.0
     resident_adapters: list[str] = []  # digests on the device
     host_adapters: list[str] = []  # digests compiled on the host

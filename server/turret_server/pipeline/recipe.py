@@ -29,6 +29,7 @@ from turret_server.pipeline.names import Names
 from turret_server.tenancy.principal import Tenant
 
 MAX_ADAPTERS = 16  # of one recipe
+COMPOSED = "composed"  # the label of stacks that have no name
 _MAX_COMPARED = 100  # names that an unknown one is compared with
 
 Stack = tuple[tuple[str, Weight], ...]  # adapters with their weights
@@ -44,7 +45,7 @@ class Recipe:
             weight 0 is not there.
         digest: identity of the adapted model; equal recipes give equal digests.
         label: a name of bounded variety for metrics: a base, adapter or recipe name, else
-            "composed".
+            COMPOSED.
         num_virtual_tokens: positions that the adapters put before the prompt.
         fusion: with further members, whose logits are combined with this one's.
         auxiliary: of a member, the name of the auxiliary model; "" for the main one.
@@ -212,7 +213,7 @@ class RecipeBook:
             model=model,
             adapters=uses,
             digest=_digest(uses, auxiliary),
-            label="composed" if adapters else label,
+            label=COMPOSED if adapters else label,
             num_virtual_tokens=num_virtual_tokens,
             auxiliary=auxiliary,
         )
@@ -278,7 +279,7 @@ class RecipeBook:
             named = self.catalog.called(model) if isinstance(self.catalog, Names) else model
             return named, [(model, 1.0)]
         if "+" in model or ":" in model:
-            return "composed", list(parse_stack(model))
+            return COMPOSED, list(parse_stack(model))
         raise self._unknown(model, "model")
 
     def _record(self, name: str, param: str) -> AdapterRecord:

@@ -39,6 +39,7 @@ class Tenancy:
     Attributes:
         database: as given.
         meters: the quotas.
+        is_stale: the tables could not be read when that was last tried.
         ledger: None without a database.
     """
 
@@ -49,9 +50,11 @@ class Tenancy:
         folder: Path | None = None,
     ) -> None:
         self._keys = dict(keys or {})
+        self._names = {principal.tenant.name for principal in self._keys.values()}
         self.database = database
         self._directory = None if database is None else Directory(database)
         self.meters = Meters()
+        self.is_stale = False
         self.ledger: Ledger | None = None
         if database is not None and folder is not None:
             self.ledger = Ledger(database, folder)
@@ -65,6 +68,10 @@ class Tenancy:
     def tenants(self) -> Mapping[str, Tenant]:
         """Those of the database, by name."""
         return {} if self._directory is None else self._directory.tenants
+
+    def knows(self, name: str) -> bool:
+        """Is there a tenant of this name, in the database or on the command line?"""
+        return name in self.tenants or name in self._names
 
     def find(self, key: str) -> Principal | None:
         """Who calls with this key; None if nobody has it, or has it no longer.
@@ -102,23 +109,25 @@ class Tenancy:
                 self.database.close()
 
     async def _follow(self) -> None:
-        is_down = False
         while self._directory is not None:
             await asyncio.sleep(_REFRESH_S)
             try:
                 await self.refresh()
-                is_down = False
+                self.is_stale = False
             except TurretError as error:
-                if not is_down:
+                if not self.is_stale:
                     log.warning("tenants are served as they were read last: %s", error)
-                is_down = True
+                self.is_stale = True
 
 
-def static_keys(keys: Iterable[str], admin_keys: Iterable[str] = ()) -> dict[str, Principal]:
+def static_keys(
+    keys: Iterable[str], admin_keys: Iterable[str] = (), metrics_keys: Iterable[str] = ()
+) -> dict[str, Principal]:
     """Keys of the command line, by their hash; of a key itself nothing is kept."""
     found = {}
     for key, scope in (
         *((key, Scope.INFER) for key in keys),
+        *((key, Scope.METRICS) for key in metrics_keys),
         *((key, Scope.ADMIN) for key in admin_keys),
     ):
         digest = key_digest(key)
