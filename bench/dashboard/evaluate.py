@@ -6,6 +6,7 @@ and not extrapolated to its ends.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from bisect import bisect_right
@@ -36,12 +37,20 @@ class History:
 
     def __init__(self) -> None:
         self._series: dict[str, dict[Labels, tuple[list[float], list[float]]]] = {}
+        self._shown: set[tuple[str, Labels]] = set()  # by the last page
 
     def add(self, at_s: float, page: str, **labels: str) -> None:
-        """One page, with the labels that Prometheus would add, such as `instance`."""
+        """One page, with the labels that Prometheus would add, such as `instance`.
+
+        What the page before had and this one lacks ends here.
+        """
+        gone, self._shown = self._shown, set()
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 self.put(at_s, sample.name, sample.value, **sample.labels, **labels)
+                self._shown.add((sample.name, frozenset((sample.labels | labels).items())))
+        for name, series in gone - self._shown:
+            self.put(at_s, name, math.nan, **dict(series))
 
     def put(self, at_s: float, name: str, value: float, /, **labels: str) -> None:
         """One sample."""
@@ -98,7 +107,7 @@ def _instant(selector: Selector, history: History, at_s: float) -> Vector:
     found = {}
     for labels, (times, values) in history.select(selector).items():
         last = bisect_right(times, at_s) - 1
-        if last >= 0 and at_s - times[last] <= _STALE_S:
+        if last >= 0 and at_s - times[last] <= _STALE_S and not math.isnan(values[last]):
             found[labels] = values[last]
     return found
 
@@ -110,8 +119,9 @@ def _windows(node: Node, history: History, at_s: float) -> dict[Labels, list[tup
     for labels, (times, values) in history.select(node).items():
         first, end = bisect_right(times, at_s - node.window_s), bisect_right(times, at_s)
         if first < end:
-            found[labels] = list(zip(times[first:end], values[first:end], strict=True))
-    return found
+            points = zip(times[first:end], values[first:end], strict=True)
+            found[labels] = [point for point in points if not math.isnan(point[1])]
+    return {labels: points for labels, points in found.items() if points}
 
 
 def _call(node: Call, history: History, at_s: float) -> Vector:

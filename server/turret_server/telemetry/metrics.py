@@ -183,7 +183,7 @@ class Metrics:
             self._errors.labels(record.error.code or record.error.type).inc()
         if record.label:
             _add(self._models.of(record.label), record)
-        if record.tenant:
+        if record.tenant and (record.label or record.pages or record.error):  # not a scrape
             _add(self._tenants.of(record.tenant), record)
 
     @contextmanager

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from turret_adapters.catalog import Catalog
 from turret_server.engine.client import EngineClient
 from turret_server.telemetry.families import counter, gauge, summary
-from turret_server.telemetry.usage import OTHER, Usage, UsageByName
+from turret_server.telemetry.usage import Usage, UsageByName
 
 
 class ModelMetrics(Collector):
@@ -107,14 +107,14 @@ class TenantMetrics(Collector):
             values = [((tenant,), getattr(used, attribute)) for tenant, used in shown]
             return counter(f"tenant_{name}", text, ("tenant",), values)
 
-        yield count("requests", "Requests that have ended.", "requests")
+        yield count("requests", "Requests for answers that ended.", "requests")
         yield count("refused_requests", "Of them, for a quota or a full queue.", "refused")
         yield count("failed_requests", "Of them, through a fault of the server.", "failed")
         yield count("pages", "Pages of documents.", "pages")
         yield from _tokens("tenant", "tenant", shown)
-        running: dict[str, int] = {}
+        running = dict.fromkeys((tenant for tenant, _ in shown), 0)
         for name, number in self._running().items():
-            label = name if name in self._usage else OTHER
+            label = self._usage.label(name)
             running[label] = running.get(label, 0) + number
         yield gauge(
             "tenant_requests_running",

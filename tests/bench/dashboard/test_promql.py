@@ -62,3 +62,11 @@ def test_what_has_not_been_seen_for_long_is_gone(history):
 def test_what_is_malformed_is_refused(text):
     with pytest.raises(ValueError):
         parse(text)
+
+
+def test_a_series_ends_where_a_page_lacks_it():
+    history = History()
+    history.add(0.0, 'level{zone="a"} 1\nlevel{zone="b"} 2\n')
+    history.add(10.0, 'level{zone="b"} 3\n')
+    assert len(evaluate(parse("level"), history, 5.0)) == 2
+    assert list(evaluate(parse("level"), history, 10.0).values()) == [3.0]
