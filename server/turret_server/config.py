@@ -39,6 +39,7 @@ class ServeConfig:
     admin_keys: tuple[str, ...] = ()
     metrics_keys: tuple[str, ...] = ()
     metrics_labels: int = 100
+    otlp_endpoint: str = ""
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"

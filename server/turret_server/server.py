@@ -23,6 +23,7 @@ from turret_server.api.documents.settings import DocumentSettings
 from turret_server.api.schema.fusion import parse_fusion
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
+from turret_server.api.threads import in_thread
 from turret_server.cache import cache_root
 from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
@@ -41,10 +42,12 @@ from turret_server.sources.cached import FetchLimits, shrink
 from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
 from turret_server.sources.web import check_prefixes
 from turret_server.telemetry.logging import configure_logging
+from turret_server.telemetry.spans import make_tracing
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.service import Tenancy, static_keys
 
 _MAX_HEADER_BYTES = 64 << 10
+_TRACES_S = 3.0  # to send the last spans
 _OCR_ENGINES = ("rapidocr", "tesseract")
 
 
@@ -96,12 +99,13 @@ async def _serve(
     )
     # Before the model is loaded: a port in use should not be found out minutes later.
     listener = _bind(config.host, config.port)
+    tracing = make_tracing(config.otlp_endpoint)
     link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
     try:
         with console.status(f"loading {config.model}"):
             ready = await link.start()
         tokens = {name: model.tokens for name, model in auxiliaries.items()}
-        app = create_app(link, tokenizer, settings, auxiliaries=tokens)
+        app = create_app(link, tokenizer, settings, auxiliaries=tokens, tracing=tracing)
         service: Service = app.state.service
         for name, adapter in adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
@@ -135,6 +139,9 @@ async def _serve(
     finally:
         listener.close()
         await link.close()
+        if tracing is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(in_thread(tracing.close), _TRACES_S)
 
 
 async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Console) -> None:

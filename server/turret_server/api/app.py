@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -43,6 +43,9 @@ from turret_server.sources.cached import FetchLimits
 from turret_server.telemetry.document_metrics import DocumentMetrics
 from turret_server.telemetry.metrics import Metrics
 
+if TYPE_CHECKING:  # it needs turret[otel]
+    from turret_server.telemetry.tracing import Tracing
+
 Lifespan = Callable[[Service], AbstractAsyncContextManager[Any]]
 
 
@@ -54,6 +57,7 @@ def create_app(
     chat_template: str | None = None,
     auxiliaries: Mapping[str, AuxiliaryTokens] | None = None,
     catalog: Catalog | None = None,
+    tracing: Tracing | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """Build the app; it neither starts nor stops the engine.
@@ -66,6 +70,7 @@ def create_app(
         auxiliaries: what makes the prompts of the engine's auxiliary models.
         catalog: of served adapters; a new one by default. An engine supervisor that shares it
             knows what to load again after a restart.
+        tracing: gets a span of every request; closed by whoever made it.
         lifespan: entered with the service before the first request and left after the last, for
             what belongs to the app's life: starting the engine, loading adapters.
 
@@ -145,7 +150,7 @@ def create_app(
     install_openapi(app)
     # Added last, outermost: every response carries a request id, refusals of keys too.
     app.add_middleware(Authenticate, tenancy=settings.tenancy)
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Observe, metrics=metrics, tracing=tracing)
     return app
 
 

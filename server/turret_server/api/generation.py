@@ -204,6 +204,7 @@ class Generation:
         elapsed = now - record.started
         if record.first_token_s is None:
             record.first_token_s, record.queued_s = elapsed, event.queued_s
+            record.prefill_s = event.prefill_s
         metrics.first_token_s.observe(elapsed)
         metrics.queued_s.observe(event.queued_s)
         metrics.prefill_s.observe(event.prefill_s)

@@ -188,6 +188,15 @@ def serve(
             rich_help_panel=_HTTP,
         ),
     ] = 100,
+    otlp_endpoint: Annotated[
+        str,
+        typer.Option(
+            help="Collector of OpenTelemetry traces, such as http://127.0.0.1:4318. Needs "
+            "turret\\[otel]. \\[default: OTEL_EXPORTER_OTLP_ENDPOINT]",
+            rich_help_panel=_HTTP,
+            show_default=False,
+        ),
+    ] = "",
     database: Annotated[
         str,
         typer.Option(
@@ -369,6 +378,7 @@ def serve(
             admin_keys=tuple(admin_key or ()),
             metrics_keys=tuple(metrics_key or ()),
             metrics_labels=metrics_labels,
+            otlp_endpoint=otlp_endpoint,
             database=database,
             state_dir=state_dir,
             device=device,

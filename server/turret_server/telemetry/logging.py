@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("turret")
 
 # Probes and scrapers would drown everything else.
-_QUIET = frozenset({"/health", "/ping", "/ready", "/metrics", "/version"})
+PROBES = frozenset({"/health", "/ping", "/ready", "/metrics", "/version"})
 
 
 class JsonFormatter(logging.Formatter):
@@ -49,7 +49,7 @@ def configure_logging(level: str = "info") -> None:
 
 def log_request(record: RequestRecord, method: str, path: str, status: int) -> None:
     """One line for a request that has ended."""
-    quiet = path in _QUIET and status < 500
+    quiet = path in PROBES and status < 500
     level = logging.DEBUG if quiet else logging.INFO
     if not logger.isEnabledFor(level):
         return
@@ -77,6 +77,8 @@ def log_request(record: RequestRecord, method: str, path: str, status: int) -> N
         }
     if record.member_tokens:
         fields["member_tokens"] = record.member_tokens
+    if record.trace_id:
+        fields["trace_id"] = record.trace_id
     if record.pages:
         fields["pages"] = record.pages
     if record.disconnected:
