@@ -117,6 +117,7 @@ async def _serve(
                 http=BoundedProtocol,
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
                 log_level="warning",
+                log_config=None,  # see configure_logging
                 access_log=False,
                 timeout_graceful_shutdown=int(config.drain_s),
                 server_header=False,
