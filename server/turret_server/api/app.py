@@ -19,6 +19,7 @@ from turret_server.api import (
     health,
     layout,
     models,
+    profile,
     tenants,
     tokens,
 )
@@ -144,7 +145,7 @@ def create_app(
         },
     )
     app.state.service = service
-    for module in (chat, completions, layout, models, adapters, tokens, tenants, health):
+    for module in (chat, completions, layout, models, adapters, tokens, tenants, profile, health):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)

@@ -283,6 +283,16 @@ class Engine:
             host_adapter_bytes=self.stores.host_bytes,
         )
 
+    @property
+    def phases(self) -> list[tuple[object, str]]:
+        """What a step consists of: objects, and the methods of theirs that it calls."""
+        return [
+            (self.scheduler, "schedule"),
+            (self._builder, "build"),
+            (self._runner, "forward"),
+            (self.scheduler, "update"),
+        ]
+
     def close(self) -> None:
         """End its threads and processes; a process that ends need not."""
         self.stores.close()
