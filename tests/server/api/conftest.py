@@ -25,6 +25,7 @@ from turret_server.engine.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    Profiled,
     TokenEvent,
     TokenLogprob,
 )
@@ -212,6 +213,9 @@ class FakeEngine:
         if len(digests) > self.num_slots:
             raise Unprocessable("they cannot be pinned", f"there are {self.num_slots} slots")
         self.held = list(digests)
+
+    async def profile(self, steps: int, wait_s: float, *, trace: bool = False) -> Profiled:
+        return Profiled("profile-0", 0, 0.0, [])
 
     async def unload_adapter(self, digest: str) -> None:
         del self.loaded[digest]
