@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import turret_server.server
 from turret_server.cli.main import _typer
 from turret_server.config import ServeConfig
+from turret_server.errors import StartupError
 
 
 @pytest.fixture
@@ -46,3 +47,9 @@ def test_flags_then_environment_then_file(serve: Any, file: str, monkeypatch: An
 def test_several_values_in_the_environment(serve: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("TURRET_API_KEY", "one two")
     assert serve("demo").api_keys == ("one", "two")
+
+
+def test_a_key_for_metrics_alone_is_refused() -> None:
+    config = ServeConfig(model="demo", metrics_keys=("tk-m",))
+    with pytest.raises(StartupError, match="--metrics-key"):
+        turret_server.server._tenancy(config)
