@@ -9,11 +9,12 @@ import ipaddress
 import json
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+import msgspec
 import uvicorn
 from rich.console import Console
 
@@ -21,6 +22,7 @@ import turret_adapters
 from turret_server.api.app import create_app
 from turret_server.api.documents.settings import DocumentSettings
 from turret_server.api.schema.fusion import parse_fusion
+from turret_server.api.schema.rerank import parse_rerank
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
 from turret_server.cache import cache_root
@@ -34,10 +36,13 @@ from turret_server.pipeline.documents.tasks import load_tasks
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.messages import ScorerSettings
+from turret_server.scorer.start import running_scorers
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
 from turret_server.sources.cached import FetchLimits, shrink
+from turret_server.sources.scorer import find_scorers
 from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
 from turret_server.sources.web import check_prefixes
 from turret_server.telemetry.logging import configure_logging
@@ -55,7 +60,7 @@ def run_server(config: ServeConfig) -> None:
         StartupError: what was asked for cannot be served.
     """
     console = Console(stderr=True)
-    recipes = parse_recipes(config.recipes, parse_fusion)
+    recipes = parse_recipes(config.recipes, parse_fusion, parse_rerank)
     folder = resolve_model(config.model, progress=console.is_terminal)
     check_remotes(config.adapter_remotes)
     documents = _document_settings(config)
@@ -94,14 +99,18 @@ async def _serve(
     auxiliaries = find_auxiliaries(
         config.auxiliaries, tokenizer, taken, progress=console.is_terminal
     )
+    scorers = _scorers(config, recipes, (*taken, *auxiliaries), progress=console.is_terminal)
     # Before the model is loaded: a port in use should not be found out minutes later.
     listener = _bind(config.host, config.port)
     link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
+    stack = contextlib.AsyncExitStack()
     try:
         with console.status(f"loading {config.model}"):
+            # Before the engine, which takes most of what is free on a GPU.
+            running = await stack.enter_async_context(running_scorers(scorers, config.max_waiting))
             ready = await link.start()
         tokens = {name: model.tokens for name, model in auxiliaries.items()}
-        app = create_app(link, tokenizer, settings, auxiliaries=tokens)
+        app = create_app(link, tokenizer, settings, auxiliaries=tokens, scorers=running)
         service: Service = app.state.service
         for name, adapter in adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
@@ -135,6 +144,7 @@ async def _serve(
     finally:
         listener.close()
         await link.close()
+        await stack.aclose()
 
 
 async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Console) -> None:
@@ -257,6 +267,20 @@ def _engine_settings(
     )
 
 
+def _scorers(
+    config: ServeConfig, recipes: NamedRecipes, taken: Collection[str], *, progress: bool
+) -> dict[str, ScorerSettings]:
+    for name, rerank in recipes.reranks.items():
+        if rerank.scorer is not None and rerank.scorer not in config.scorers:
+            raise recipe_error(name, f"there is no scorer {rerank.scorer!r}", "Name one: --scorer.")
+    return {
+        name: msgspec.structs.replace(
+            one, device=config.device, dtype=config.dtype, threads=config.threads
+        )
+        for name, one in find_scorers(config.scorers, taken, progress=progress).items()
+    }
+
+
 def _api_settings(
     config: ServeConfig, documents: DocumentSettings, folder: Path, recipes: NamedRecipes
 ) -> ApiSettings:
@@ -269,6 +293,7 @@ def _api_settings(
         adapter_dirs=config.adapter_dirs,
         recipes=recipes.stacks,
         fusions=recipes.fusions,
+        reranks=recipes.reranks,
         # All members of a request are rows of one step.
         max_fusion_members=min(
             config.max_fusion_members, config.max_running, config.max_step_tokens

@@ -19,6 +19,7 @@ from turret_server.api import (
     health,
     layout,
     models,
+    rerank,
     tenants,
     tokens,
 )
@@ -38,6 +39,7 @@ from turret_server.pipeline.constraints import Constraints
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.scorer import Scorer
 from turret_server.sources.adapter import AdapterSources
 from turret_server.sources.cached import FetchLimits
 from turret_server.telemetry.document_metrics import DocumentMetrics
@@ -53,6 +55,7 @@ def create_app(
     *,
     chat_template: str | None = None,
     auxiliaries: Mapping[str, AuxiliaryTokens] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
     catalog: Catalog | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
@@ -64,6 +67,7 @@ def create_app(
         settings: of the HTTP side.
         chat_template: Jinja source in place of the model's own.
         auxiliaries: what makes the prompts of the engine's auxiliary models.
+        scorers: that rerank answers, by name; running.
         catalog: of served adapters; a new one by default. An engine supervisor that shares it
             knows what to load again after a restart.
         lifespan: entered with the service before the first request and left after the last, for
@@ -83,6 +87,7 @@ def create_app(
         settings.fusions,
         settings.max_fusion_members,
         tuple(auxiliaries or ()),
+        settings.reranks,
     )
     metrics = Metrics(engine, catalog, settings.base_names[0])
     service = Service(
@@ -110,6 +115,7 @@ def create_app(
         documents=DocumentReader(settings.documents, DocumentMetrics(metrics.registry)),
         longest_token=_longest_token(tokenizer),
         auxiliaries=dict(auxiliaries or {}),
+        scorers=dict(scorers or {}),
     )
 
     @asynccontextmanager
@@ -139,7 +145,7 @@ def create_app(
         },
     )
     app.state.service = service
-    for module in (chat, completions, layout, models, adapters, tokens, tenants, health):
+    for module in (chat, completions, rerank, layout, models, adapters, tokens, tenants, health):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)

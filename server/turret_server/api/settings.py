@@ -10,6 +10,7 @@ from turret_server.api.documents.settings import DocumentSettings
 from turret_server.pipeline.fusion import FusionSpec
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe import Stack
+from turret_server.pipeline.rerank import RerankSpec
 from turret_server.tenancy.service import Tenancy
 
 
@@ -27,6 +28,7 @@ class ApiSettings:
         recipes: named recipes: name -> expression such as "formal:0.7+sql", or pairs.
         fusions: of named recipes, which `recipes` lists too.
         max_fusion_members: of one request.
+        reranks: of named recipes, which `recipes` lists too.
         tenancy: who may call; by default anybody.
         max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
             up to a quarter of a second, in which no other stream gets a token.
@@ -51,6 +53,7 @@ class ApiSettings:
     recipes: Mapping[str, str | Stack] = field(default_factory=dict)
     fusions: Mapping[str, FusionSpec] = field(default_factory=dict)
     max_fusion_members: int = 8
+    reranks: Mapping[str, RerankSpec] = field(default_factory=dict)
     tenancy: Tenancy = field(default_factory=Tenancy)
     max_body_bytes: int = 4 * 2**20
     documents: DocumentSettings = field(default_factory=DocumentSettings)

@@ -19,6 +19,7 @@ _TABLES = {
     "adapters": "adapter",
     "recipes": "recipe",
     "auxiliaries": "auxiliary",
+    "scorers": "scorer",
     "tasks": "task",
 }
 
@@ -59,6 +60,14 @@ def serve(
         typer.Option(
             help="NAME=MODEL: a model, best of the same vocabulary, that requests may fuse with "
             "this one. May be repeated.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=MODEL: a sequence-classification model that reranks answers, such as Cappy; "
+            "or a table of turret.toml's scorers, as JSON. May be repeated.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -362,6 +371,7 @@ def serve(
             max_fusion_members=max_fusion_members,
             auxiliaries=parse_pairs(auxiliary or (), "--auxiliary"),
             auxiliary_kv_gib=auxiliary_kv_gib,
+            scorers=parse_pairs(scorer or (), "--scorer"),
             max_resident_adapters=max_resident_adapters,
             adapter_rank_rows=adapter_rank_rows,
             host_adapter_gib=host_adapter_gib,

@@ -106,6 +106,16 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+        self._scored = Counter(
+            "turret_scored_texts", "Texts that scorers judged.", ["scorer"], registry=self.registry
+        )
+        self._score_s = Histogram(
+            "turret_score_time_seconds",
+            "Time to score the answers to a prompt, waiting included.",
+            ["scorer"],
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
         self._errors = Counter(
             "turret_errors", "Errors told to clients.", ["code"], registry=self.registry
         )
@@ -115,6 +125,11 @@ class Metrics:
         self._live = _EngineCollector(engine, catalog, model_name)
         self.registry.register(self._live)
         self.registry.register(_VllmNames([*self._base, self._live]))
+
+    def scored(self, scorer: str, count: int, seconds: float) -> None:
+        """Texts were scored."""
+        self._scored.labels(scorer).inc(count)
+        self._score_s.labels(scorer).observe(seconds)
 
     def answer(self, label: str, finish_reason: str, tokens: int) -> None:
         """Count an answer that has ended, for whatever reason."""
