@@ -93,14 +93,18 @@ class Classifier:
         )
 
     @torch.inference_mode()
-    def scores(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]]) -> list[float]:
-        """The score of each input.
+    def logits(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]]) -> Tensor:
+        """What the model puts out for each input: float32 [N, labels].
 
         Args:
             ids: token ids; 1 to `max_length` of each input.
             types: token types, for encoders.
         """
-        logits = self._model.logits(ids, types)
+        return self._model.logits(ids, types)
+
+    def scores(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]]) -> list[float]:
+        """The score of each input; arguments as for `logits`."""
+        logits = self.logits(ids, types)
         if self.num_labels > 1:
             logits = logits.log_softmax(-1)
         # Every score is a number, so that there is an order; of damaged weights a bad one.

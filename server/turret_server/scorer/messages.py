@@ -23,7 +23,7 @@ class ScorerReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     vocab_size: int
     num_labels: int
     is_encoder: bool
-    batch_tokens: int  # of one `Rows`, padding included: about half a second on a CPU at worst
+    batch_tokens: int  # of one `Rows` of several inputs, padding included
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
