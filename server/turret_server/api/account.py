@@ -32,6 +32,15 @@ class Account:
         self._entry: Entry | None = None
         self._accepted = False
 
+    def check(self, *, tokens: int, pages: int) -> None:
+        """Is there enough for a request that takes at least so much? Nothing is taken.
+
+        Raises:
+            QuotaExceeded, BadRequest: it is more than the tenant may use now, or ever.
+        """
+        if self._reservation is not None:
+            self._reservation.check(tokens=tokens, pages=pages)
+
     def read_pages(self, pages: int) -> None:
         """The request brought so many pages of documents.
 
@@ -100,7 +109,8 @@ class Account:
             self._reservation.used = tokens
         if self._entry is None or self._tenancy.ledger is None:
             return
-        status = "error" if record.error else "abort" if record.disconnected else "done"
+        is_cut = record.disconnected or "abort" in record.finish_reasons
+        status = "error" if record.error else "abort" if is_cut else "done"
         ended = msgspec.structs.replace(
             self._entry,
             event="end",

@@ -18,6 +18,7 @@ from turret_server.api import (
     completions,
     health,
     layout,
+    lifecycle,
     models,
     rerank,
     tenants,
@@ -99,7 +100,7 @@ def create_app(
         catalog=catalog,
         recipes=recipes,
         metrics=metrics,
-        admission=Admission(engine, settings.max_waiting),
+        admission=Admission(engine, settings.max_waiting, settings.max_wait_s),
         adapters=AdapterLoader(
             engine,
             catalog,
@@ -145,7 +146,11 @@ def create_app(
         },
     )
     app.state.service = service
-    for module in (chat, completions, rerank, layout, models, adapters, tokens, tenants, health):
+    app.state.reload = None  # set by a server that has a configuration to read again
+    for module in (
+        *(chat, completions, rerank, layout, models, adapters, tokens),
+        *(tenants, lifecycle, health),
+    ):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)

@@ -20,7 +20,6 @@ from turret_server.api.documents.prompt import (
     within,
 )
 from turret_server.api.documents.use import document_use
-from turret_server.api.fairness import fairness_key
 from turret_server.api.fusion import MemberPrompts, member_messages, member_prompts
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.logprobs import chat_logprobs, prompt_logprobs
@@ -70,7 +69,7 @@ async def _prepare(
     documents = document_use(service, body)
     if documents is not None:
         check_documents(ranking, documents)
-    ticket, recipe, charged = await admit(service, body, record, per_prompt, held)
+    ticket, recipe, charged = await admit(service, body, request, per_prompt, held)
     limits = service.limits
     tools = tool_use(service, body)
     # At most one of them: tool_use() and document_use() refuse a body that has two.
@@ -119,7 +118,6 @@ async def _prepare(
             sampling=sampling,
             continues=bool(body.continue_final_message),
             skip_special_tokens=body.skip_special_tokens is not False and not tools.needs_special,
-            fairness_key=fairness_key(request, record),
         )
 
     if documents is None:
@@ -132,7 +130,7 @@ async def _prepare(
         return _Chat(service, body, generation, tools, ranking)
 
     # What can be refused is, before anything is read.
-    fitting(1)
+    charged.check(tokens=fitting(1), pages=1)
     bare = documents.text([])
     members = await members_of(bare, bare)
     context = limits.max_model_len - recipe.num_virtual_tokens

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from turret_server.api.chunks import ChunkWriter
-from turret_server.api.fairness import fairness_key
 from turret_server.api.fusion import member_prompts
 from turret_server.api.generation import Delta, Generation
 from turret_server.api.json_body import JsonRoute
@@ -64,7 +63,7 @@ async def _prepare(
     ranking = ranking_of(service, body, record.started)
     per_prompt = ranking.candidates
     num_choices = len(body.prompt) * per_prompt
-    ticket, recipe, charged = await admit(service, body, record, num_choices, held)
+    ticket, recipe, charged = await admit(service, body, request, num_choices, held)
     limits = service.limits
     grammar = await compile_constraint(service, body.constraint())
     prompts = [
@@ -110,7 +109,6 @@ async def _prepare(
         sampling=sampling,
         continues=True,
         skip_special_tokens=body.skip_special_tokens is not False,
-        fairness_key=fairness_key(request, record),
     )
     await ranking.prepare([_instruction(service, prompt) for prompt in body.prompt], held)
     await charged.accept(generation)

@@ -34,7 +34,11 @@ class ApiSettings:
             up to a quarter of a second, in which no other stream gets a token.
         documents: how documents are read, and what they may cost.
         max_json_depth: deepest nesting of arrays and objects in a body.
-        max_waiting: requests without a first token before new ones get 429.
+        max_waiting: answers without a first token; what would be more is refused.
+        max_wait_s: for the first token; what would wait longer is refused, what has is ended.
+        share_prefixes: of all tenants, who can then tell from the time what others have asked.
+        adapter_shares: of an adapter or recipe beside the others of its tenant, 1 by default;
+            a reload changes them.
         max_choices: choices (`n` or `best_of`, times prompts) of one request.
         generation_defaults: sampling where a request says nothing.
         default_max_tokens: for completions that name none, as OpenAI's 16. Chat answers may fill
@@ -59,6 +63,9 @@ class ApiSettings:
     documents: DocumentSettings = field(default_factory=DocumentSettings)
     max_json_depth: int = 64
     max_waiting: int = 1024
+    max_wait_s: float = 300.0
+    share_prefixes: bool = False
+    adapter_shares: dict[str, float] = field(default_factory=dict)
     max_choices: int = 1024
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     default_max_tokens: int = 16

@@ -102,6 +102,14 @@ class RecipeBook:
         self._max_members = max_members
         self.auxiliaries = tuple(auxiliaries)
 
+    def over(
+        self, catalog: Catalog, recipes: Mapping[str, Stack], fusions: Mapping[str, FusionSpec]
+    ) -> RecipeBook:
+        """The book as it would be with another catalog and other named recipes."""
+        book = copy(self)
+        book.catalog, book.recipes, book.fusions = catalog, dict(recipes), dict(fusions)
+        return book
+
     def granted(self, tenant: Tenant) -> Tenant:
         """The tenant with what its grants include: a recipe's adapters come with the recipe."""
         recipes = [name for name in self.recipes if tenant.may_use(name)]

@@ -270,3 +270,45 @@ async def test_members_are_reserved(serve):
     assert answer.status == 400
     assert "asks for 125 tokens" in answer.json["error"]["message"]
     assert (await client.post("/v1/completions", body, headers)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("quota", "spent"), [("tokens_per_minute", "tokens"), ("pages_per_minute", "pages")]
+)
+async def test_no_document_is_read_for_a_tenant_that_has_no_more(serve, monkeypatch, quota, spent):
+    client, headers, tenancy = serve(**{quota: 100})
+
+    async def read(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(client.app.state.service.documents, "read", read)
+    with tenancy.meters.of(tenancy.tenants["acme"]).enter(tenancy.tenants["acme"]) as reservation:
+        reservation.take(**{spent: 100})
+        part = {"type": "document", "document": {"data": {"words": []}}}
+        body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 5}
+        refused = await client.post("/v1/chat/completions", body, headers)
+    assert (refused.status, refused.json["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+async def test_a_tenant_finds_room_beside_one_that_floods(serve, admin, engine):
+    client, headers, tenancy = serve()
+    client.app.state.service.admission._max_waiting = 8
+    admin.create_tenant("other", quotas=Quotas(queued_requests=1))
+    other = {"authorization": f"Bearer {admin.create_key('other')}"}
+    await tenancy.refresh()
+    engine.gate = asyncio.Event()
+    flood = [asyncio.create_task(client.post("/v1/completions", BODY, headers)) for _ in range(9)]
+    async with asyncio.timeout(10):
+        while len(engine.requests) < 4:
+            await asyncio.sleep(0.01)
+    served = asyncio.create_task(client.post("/v1/completions", BODY, other))
+    async with asyncio.timeout(10):
+        while len(engine.requests) < 5:
+            await asyncio.sleep(0.01)
+    refused = await client.post("/v1/completions", BODY, other)
+    assert (refused.status, refused.json["error"]["code"]) == (429, "queue_full")
+    assert "1 of its answers wait" in refused.json["error"]["why"]
+    engine.gate.set()
+    statuses = [answer.status for answer in await asyncio.gather(*flood)]
+    assert sorted(statuses) == [200] * 4 + [429] * 5
+    assert (await served).status == 200

@@ -366,6 +366,15 @@ class Health(BaseModel):
     status: str
 
 
+class Readiness(BaseModel):
+    """Whether new requests should come here."""
+
+    status: Literal["ready", "not ready"]
+    reasons: dict[str, str] = Field(
+        description="What is not as it should be, by part; `database` alone keeps nobody away."
+    )
+
+
 class Version(BaseModel):
     """Of the running server."""
 
@@ -388,3 +397,10 @@ class ErrorBody(BaseModel):
     """Every error has this shape, also inside a stream."""
 
     error: ErrorDetail
+
+
+class NotReady(ErrorBody):
+    """Why new requests should not come here."""
+
+    status: Literal["not ready"]
+    reasons: dict[str, str]
