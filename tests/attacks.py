@@ -46,6 +46,21 @@ FAULTS = (
         "32 error events within 1 s, /ready 503, serving again within 10 s",
         ("chaos/test_engine_death.py",),
     ),
+    Attack(
+        "SIGTERM under streams; a second one; no time to drain",
+        "no stream cut short; 503 with Retry-After for new ones; else finish_reason abort",
+        ("chaos/test_drain.py",),
+    ),
+    Attack(
+        "the configuration changes under streams, or is invalid",
+        "nothing fails; all of it or nothing",
+        ("chaos/test_reload.py",),
+    ),
+    Attack(
+        "the wall clock jumps by a day",
+        "quotas, requests in flight and the ledger's days hold",
+        ("server/api/test_clock_jumps.py",),
+    ),
     Attack("SIGKILL of the front end", "no process left after 5 s", ("chaos/test_api_death.py",)),
     Attack(
         "a hundred clients leave at random tokens, streaming or not",
@@ -60,13 +75,12 @@ FAULTS = (
     Attack(
         "OpenAI's client meets a restart, and a full queue",
         "it recovers by itself, by Retry-After",
-        ("chaos/test_restart.py::test_openais_client_gets_over_a_restart",
-         "chaos/test_restart.py::test_openais_client_gets_over_a_full_queue"),
+        ("chaos/test_openai_retries.py",),
     ),
     Attack(
         "seeded sampling, and a restart between",
         "the same tokens",
-        ("chaos/test_restart.py::test_a_seed_gives_the_same_tokens_after_a_restart",),
+        ("chaos/test_engine_death.py::test_a_seed_means_the_same_tokens_after_a_restart",),
     ),
     Attack(
         "the KV cache runs out: preemption; chunked prompts; cached prefixes; other traffic",
@@ -106,7 +120,8 @@ FAULTS = (
     Attack(
         "kill -9, full disk, database down, damaged journal",
         "every accepted request counts once; serving goes on, or 503 by name",
-        ("server/tenancy/test_ledger.py", "server/tenancy/test_administration.py"),
+        ("server/tenancy/test_ledger.py", "server/tenancy/test_administration.py",
+         "chaos/test_disk_full.py"),
     ),
 )  # fmt: skip
 

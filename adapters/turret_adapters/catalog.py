@@ -112,6 +112,12 @@ class Catalog:
         self._uses: Counter[str] = Counter()  # digest -> requests in flight
         self._last_used: dict[str, float] = {}  # digest -> Unix time
 
+    def copy(self) -> Catalog:
+        """The same names, to look ahead; whoever uses what is not known to it."""
+        other = Catalog()
+        other._records = dict(self._records)
+        return other
+
     def get(self, name: str) -> AdapterRecord | None:
         """The record of a name."""
         return self._records.get(name)

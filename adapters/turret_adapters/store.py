@@ -37,6 +37,8 @@ class StoreLimits:
         max_resident: adapters on the device at once (slots).
         max_rank_rows: rank rows per site, shared by the resident adapters. A row that was never
             used takes address space, not memory.
+        max_ternary_rows: rank rows per site for adapters whose factors are -1, 0 or 1 times a scale
+            (ComPEFT), an eighth of the bytes of the others; with 0 they are adapters like others.
         max_delta_bytes: sparse deltas on the device, and again as much for changed rows of the
             embedding and the head.
         max_neuron_bytes: second copies of MLP weights, with which CATS skips neurons. Layers beyond
@@ -48,6 +50,7 @@ class StoreLimits:
 
     max_resident: int = 64
     max_rank_rows: int = 1024
+    max_ternary_rows: int = 0
     max_delta_bytes: int = 1 << 30
     max_neuron_bytes: int = 1 << 30
     max_host_bytes: int = 256 << 20
@@ -91,7 +94,9 @@ class AdapterStore:
             base_bias,
             limits.max_delta_bytes,
             limits.max_neuron_bytes,
+            limits.max_ternary_rows,
         )
+        self._keep_ternary = limits.max_ternary_rows > 0
         self._shape = replace(shape, max_rank=limits.max_rank_rows)
         self._files, self._dtype, self._pin = limits.files, dtype, device.type == "cuda"
         self._lock = threading.Lock()
@@ -268,4 +273,5 @@ class AdapterStore:
             limits=self._files,
             is_wanted=is_wanted,
             pin=self._pin,
+            keep_ternary=self._keep_ternary,
         )

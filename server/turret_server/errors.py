@@ -14,9 +14,10 @@ TurretError
 ├── Conflict              409
 ├── PayloadTooLarge       413
 ├── HeaderTooLarge        431
-├── Overloaded            429  the queue is full (Retry-After)
+├── Overloaded            429  too much at once, of this caller or of its kind (Retry-After)
 ├── FetchFailed           502  a remote source cannot be read
 ├── EngineUnavailable     503  the engine is starting, restarting or draining (Retry-After)
+├── ServerOverloaded      503  more waits than can be answered in time (Retry-After)
 ├── DeadlineExceeded      504  the request's own deadline passed
 └── StartupError          --   a setting, model or device that cannot be served
 """
@@ -130,7 +131,7 @@ class HeaderTooLarge(TurretError):
 
 
 class Overloaded(TurretError):
-    """The queue is full."""
+    """Too much at once, of this caller or of this kind."""
 
     status, type, code = 429, "rate_limit_error", "overloaded"
     retry_after_s = 1.0
@@ -147,6 +148,13 @@ class EngineUnavailable(TurretError):
 
     status, type, code = 503, "service_unavailable", "engine_unavailable"
     retry_after_s = 2.0
+
+
+class ServerOverloaded(TurretError):
+    """More waits than can be answered in time, whoever asks."""
+
+    status, type, code = 503, "service_unavailable", "server_overloaded"
+    retry_after_s = 1.0
 
 
 class DeadlineExceeded(TurretError):

@@ -8,19 +8,19 @@ import gc
 import ipaddress
 import json
 import signal
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
-import uvicorn
+import msgspec
 from rich.console import Console
 
 import turret_adapters
 from turret_server.api.app import create_app
 from turret_server.api.documents.settings import DocumentSettings
+from turret_server.api.reload import Reloader, Served
 from turret_server.api.schema.fusion import parse_fusion
+from turret_server.api.schema.rerank import parse_rerank
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
 from turret_server.api.threads import in_thread
@@ -29,46 +29,51 @@ from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError, TurretError
-from turret_server.http_protocol import BoundedProtocol
+from turret_server.http_server import HttpServer, bind
 from turret_server.pipeline.documents.ocr import PictureSettings
 from turret_server.pipeline.documents.tasks import load_tasks
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.reconfigure import Reconfigure
+from turret_server.scorer.messages import ScorerSettings
+from turret_server.scorer.start import running_scorers
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
 from turret_server.sources.cached import FetchLimits, shrink
-from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
+from turret_server.sources.scorer import find_scorers
+from turret_server.sources.settings import check_remotes, parse_adapters
 from turret_server.sources.web import check_prefixes
 from turret_server.telemetry.logging import configure_logging
 from turret_server.telemetry.spans import make_tracing
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.service import Tenancy, static_keys
 
-_MAX_HEADER_BYTES = 64 << 10
 _TRACES_S = 3.0  # to send the last spans
 _OCR_ENGINES = ("rapidocr", "tesseract")
 
 
-def run_server(config: ServeConfig) -> None:
+def run_server(config: ServeConfig, reread: Callable[[], ServeConfig] | None = None) -> None:
     """Serve until a signal.
+
+    Args:
+        config: what to serve.
+        reread: the same from the file as it is then; None where there is no file.
 
     Raises:
         StartupError: what was asked for cannot be served.
     """
     console = Console(stderr=True)
-    recipes = parse_recipes(config.recipes, parse_fusion)
+    served = _served(config)
     folder = resolve_model(config.model, progress=console.is_terminal)
-    check_remotes(config.adapter_remotes)
     documents = _document_settings(config)
-    adapters = parse_adapters({**_demo_adapters(config.model), **config.adapters})
     sources = AdapterSources(limits=FetchLimits(cache_bytes=_adapter_cache_bytes(config)))
     local = {
         name: sources.fetch(
             sources.locate(adapter.source, confined=False), progress=console.is_terminal
         )
-        for name, adapter in adapters.items()
+        for name, adapter in served.adapters.items()
     }
     configure_logging(config.log_level)
     shrink(_adapter_cache_bytes(config))  # the last server may have had more room
@@ -79,59 +84,60 @@ def run_server(config: ServeConfig) -> None:
             highlight=False,
         )
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, documents, folder, adapters, local, recipes, console))
+        runner.run(_serve(config, reread, documents, folder, served, local, console))
 
 
 async def _serve(
     config: ServeConfig,
+    reread: Callable[[], ServeConfig] | None,
     documents: DocumentSettings,
     folder: Path,
-    adapters: dict[str, AdapterSetting],
+    served: Served,
     local: dict[str, LocalAdapter],
-    recipes: NamedRecipes,
     console: Console,
 ) -> None:
+    if reread is not None:  # what it would read again has just been read
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
     tokenizer = Tokenizer.load(folder)
-    settings = _api_settings(config, documents, folder, recipes)
+    settings = _api_settings(config, documents, folder, served)
     taken = (*settings.base_names, *settings.recipes)
     auxiliaries = find_auxiliaries(
         config.auxiliaries, tokenizer, taken, progress=console.is_terminal
     )
+    scorers = _scorers(config, served.recipes, (*taken, *auxiliaries), progress=console.is_terminal)
     # Before the model is loaded: a port in use should not be found out minutes later.
-    listener = _bind(config.host, config.port)
+    listener = bind(config.host, config.port)
     tracing = make_tracing(config.otlp_endpoint)
     link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
+    stack = contextlib.AsyncExitStack()
     try:
         with console.status(f"loading {config.model}"):
+            # Before the engine, which takes most of what is free on a GPU.
+            running = await stack.enter_async_context(running_scorers(scorers, config.max_waiting))
             ready = await link.start()
         tokens = {name: model.tokens for name, model in auxiliaries.items()}
-        app = create_app(link, tokenizer, settings, auxiliaries=tokens, tracing=tracing)
-        service: Service = app.state.service
-        for name, adapter in adapters.items():
-            await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
-        await _prepare_recipes(service, recipes, console)
-        server = _Server(
-            uvicorn.Config(
-                app,
-                # Upon h11, which bounds the header; the faster parser takes any length.
-                http=BoundedProtocol,
-                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-                log_level="warning",
-                log_config=None,  # see configure_logging
-                access_log=False,
-                timeout_graceful_shutdown=int(config.drain_s),
-                server_header=False,
-            )
+        app = create_app(
+            link, tokenizer, settings, auxiliaries=tokens, scorers=running, tracing=tracing
         )
+        service: Service = app.state.service
+        for name, adapter in served.adapters.items():
+            await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
+        await _prepare_recipes(service, served.recipes, console)
+        if reread is not None:
+            app.state.reload = Reconfigure(config, reread, _served, Reloader(service, served))
         names, weights = service.catalog.names(), ready.dtype
         if ready.quantization != "none":
             weights += f" with {ready.quantization} weights"
-        server.announcement = (
-            f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
+        server = HttpServer(
+            app,
+            link,
+            drain_s=config.drain_s,
+            console=console,
+            announcement=f"[bold]Turret[/] serves [bold]{service.settings.base_names[0]}[/] with "
             f"{len(names)} adapters ({', '.join(names) or 'none'}), {weights} on "
-            f"{ready.device}, context {ready.max_model_len}"
+            f"{ready.device}, context {ready.max_model_len}",
+            reload=app.state.reload,
         )
-        server.console, server.service = console, service
         # What is here stays: a full collection would look at all of it, a third of a second in
         # which nobody gets a token. Large documents bring collections about.
         gc.collect()
@@ -140,6 +146,7 @@ async def _serve(
     finally:
         listener.close()
         await link.close()
+        await stack.aclose()
         if tracing is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(in_thread(tracing.close), _TRACES_S)
@@ -174,58 +181,6 @@ async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Con
             raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket with its address; it listens once the model can answer."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise StartupError(
-            f"the server cannot listen on {host} port {port}",
-            error.strerror or str(error),
-            "Choose another --host or --port; --port 0 takes a free one.",
-        ) from error
-    return listener
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that says where it listens (port 0 is resolved then) and drains at the end."""
-
-    announcement = ""
-    console: Console
-    service: Service
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; what is in flight may finish, what comes now is turned away."""
-        self.service.admission.draining = True
-        super().handle_exit(sig, frame)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises the signal again at the end, before the engine could be closed."""
-        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    async def startup(self, sockets: list | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            self.console.print(
-                f"{self.announcement}\nlistening on http://{shown}:{port}", soft_wrap=True
-            )
-
-
 def _engine_settings(
     config: ServeConfig,
     folder: Path,
@@ -249,6 +204,7 @@ def _engine_settings(
         max_step_tokens=config.max_step_tokens,
         max_resident_adapters=config.max_resident_adapters,
         adapter_rank_rows=config.adapter_rank_rows,
+        adapter_ternary_rows=config.adapter_ternary_rows,
         host_adapter_bytes=int(config.host_adapter_gib * 2**30),
         adapter_delta_bytes=config.adapter_delta_mib << 20,
         sparse_mlp_bytes=config.sparse_mlp_mib << 20,
@@ -265,27 +221,44 @@ def _engine_settings(
     )
 
 
+def _scorers(
+    config: ServeConfig, recipes: NamedRecipes, taken: Collection[str], *, progress: bool
+) -> dict[str, ScorerSettings]:
+    for name, rerank in recipes.reranks.items():
+        if rerank.scorer is not None and rerank.scorer not in config.scorers:
+            raise recipe_error(name, f"there is no scorer {rerank.scorer!r}", "Name one: --scorer.")
+    return {
+        name: msgspec.structs.replace(
+            one, device=config.device, dtype=config.dtype, threads=config.threads
+        )
+        for name, one in find_scorers(config.scorers, taken, progress=progress).items()
+    }
+
+
 def _api_settings(
-    config: ServeConfig, documents: DocumentSettings, folder: Path, recipes: NamedRecipes
+    config: ServeConfig, documents: DocumentSettings, folder: Path, served: Served
 ) -> ApiSettings:
     default_name = folder.name if config.model == DEMO else config.model.rstrip("/")
     return ApiSettings(
         base_names=config.served_names or (default_name,),
         model_root=config.model,
-        adapter_roots=(*config.adapter_roots, cache_root()),
-        adapter_remotes=config.adapter_remotes,
-        adapter_dirs=config.adapter_dirs,
-        recipes=recipes.stacks,
-        fusions=recipes.fusions,
+        adapter_roots=served.roots,
+        adapter_remotes=served.remotes,
+        adapter_dirs=served.dirs,
+        recipes=served.recipes.stacks,
+        fusions=served.recipes.fusions,
+        reranks=served.recipes.reranks,
         # All members of a request are rows of one step.
         max_fusion_members=min(
             config.max_fusion_members, config.max_running, config.max_step_tokens
         ),
         adapter_cache_bytes=_adapter_cache_bytes(config),
-        tenancy=_tenancy(config),
+        adapter_shares={name: adapter.share for name, adapter in served.adapters.items()},
+        tenancy=_tenancy(config, served),
+        share_prefixes=config.share_prefixes,
         generation_defaults=GenerationDefaults.from_folder(folder),
         max_waiting=config.max_waiting,
-        metrics_labels=config.metrics_labels,
+        max_wait_s=config.max_wait_s,
         max_body_bytes=config.max_body_bytes,
         documents=documents,
     )
@@ -326,17 +299,35 @@ def _table(name: str, text: str) -> Mapping[str, Any]:
         ) from error
 
 
-def _tenancy(config: ServeConfig) -> Tenancy:
+def _served(config: ServeConfig) -> Served:
+    """What can change while serving.
+
+    Raises:
+        StartupError: an adapter, a recipe or a remote is not understood, or keys make no sense.
+    """
+    check_remotes(config.adapter_remotes)
     if config.metrics_keys and config.is_open:
         raise StartupError(
             "--metrics-key does nothing on a server without other keys",
             "anybody may ask it anything, its metrics too",
             "Set --api-key, --admin-key or --database, or leave it out.",
         )
-    keys = static_keys(config.api_keys, config.admin_keys, config.metrics_keys)
+    return Served(
+        adapters=parse_adapters({**_demo_adapters(config.model), **config.adapters}),
+        recipes=parse_recipes(config.recipes, parse_fusion, parse_rerank),
+        roots=(*config.adapter_roots, cache_root()),
+        remotes=config.adapter_remotes,
+        dirs=config.adapter_dirs,
+        keys=static_keys(
+            config.api_keys, config.admin_keys, config.gateway_keys, config.metrics_keys
+        ),
+    )
+
+
+def _tenancy(config: ServeConfig, served: Served) -> Tenancy:
     if not config.database:
-        return Tenancy(keys)
-    return Tenancy(keys, Database(config.database), config.state_dir / "usage")
+        return Tenancy(served.keys)
+    return Tenancy(served.keys, Database(config.database), config.state_dir / "usage")
 
 
 def _adapter_cache_bytes(config: ServeConfig) -> int:

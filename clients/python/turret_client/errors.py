@@ -17,10 +17,12 @@ TurretError
 ├── PayloadTooLarge       413
 ├── HeaderTooLarge        431
 ├── Overloaded            429  retried
-│   └── QuotaExceeded     429  a quota of the tenant; retried if it frees within a minute
+│   ├── QuotaExceeded     429  a quota of the tenant; retried if it frees within a minute
+│   └── QueueFull         429  the tenant's part of the queue is full; retried
 ├── FetchFailed           502  an adapter's remote source cannot be read
 ├── EngineUnavailable     503  retried
 │   └── UsageNotRecorded  503  the server's disk is full
+├── ServerOverloaded      503  retried
 ├── DeadlineExceeded      504  the request's own timeout_s passed
 └── ServerError           5xx  anything else that the server could not do
 """
@@ -162,7 +164,7 @@ class HeaderTooLarge(TurretError):
 
 
 class Overloaded(TurretError):
-    """The queue is full."""
+    """Too much at once, of this caller or of this kind."""
 
     status, type, code = 429, "rate_limit_error", "overloaded"
     retryable = True
@@ -172,6 +174,12 @@ class QuotaExceeded(Overloaded):
     """A quota of the tenant is used up for now."""
 
     code = "rate_limit_exceeded"
+
+
+class QueueFull(Overloaded):
+    """The caller's part of the queue is full."""
+
+    code = "queue_full"
 
 
 class FetchFailed(TurretError):
@@ -191,6 +199,13 @@ class UsageNotRecorded(EngineUnavailable):
     """The disk takes no more: what could not be accounted for is not served."""
 
     code = "usage_not_recorded"
+
+
+class ServerOverloaded(TurretError):
+    """More waits than can be answered in time, whoever asks."""
+
+    status, type, code = 503, "service_unavailable", "server_overloaded"
+    retryable = True
 
 
 class DeadlineExceeded(TurretError):
@@ -221,9 +236,11 @@ _CLASSES: tuple[type[TurretError], ...] = (
     HeaderTooLarge,
     Overloaded,
     QuotaExceeded,
+    QueueFull,
     FetchFailed,
     EngineUnavailable,
     UsageNotRecorded,
+    ServerOverloaded,
     DeadlineExceeded,
 )
 _BY_CODE = {cls.code: cls for cls in _CLASSES}

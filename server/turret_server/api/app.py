@@ -18,8 +18,10 @@ from turret_server.api import (
     completions,
     health,
     layout,
+    lifecycle,
     models,
     profile,
+    rerank,
     tenants,
     tokens,
 )
@@ -39,6 +41,7 @@ from turret_server.pipeline.constraints import Constraints
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.scorer import Scorer
 from turret_server.sources.adapter import AdapterSources
 from turret_server.sources.cached import FetchLimits
 from turret_server.telemetry.document_metrics import DocumentMetrics
@@ -57,6 +60,7 @@ def create_app(
     *,
     chat_template: str | None = None,
     auxiliaries: Mapping[str, AuxiliaryTokens] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
     catalog: Catalog | None = None,
     tracing: Tracing | None = None,
     lifespan: Lifespan | None = None,
@@ -69,6 +73,7 @@ def create_app(
         settings: of the HTTP side.
         chat_template: Jinja source in place of the model's own.
         auxiliaries: what makes the prompts of the engine's auxiliary models.
+        scorers: that rerank answers, by name; running.
         catalog: of served adapters; a new one by default. An engine supervisor that shares it
             knows what to load again after a restart.
         tracing: gets a span of every request; closed by whoever made it.
@@ -89,6 +94,7 @@ def create_app(
         settings.fusions,
         settings.max_fusion_members,
         tuple(auxiliaries or ()),
+        settings.reranks,
     )
     metrics = Metrics(engine, catalog, recipes, settings.tenancy, settings.metrics_labels)
     service = Service(
@@ -100,7 +106,7 @@ def create_app(
         catalog=catalog,
         recipes=recipes,
         metrics=metrics,
-        admission=Admission(engine, settings.max_waiting),
+        admission=Admission(engine, settings.max_waiting, settings.max_wait_s),
         adapters=AdapterLoader(
             engine,
             catalog,
@@ -116,6 +122,7 @@ def create_app(
         documents=DocumentReader(settings.documents, DocumentMetrics(metrics.registry)),
         longest_token=_longest_token(tokenizer),
         auxiliaries=dict(auxiliaries or {}),
+        scorers=dict(scorers or {}),
     )
 
     @asynccontextmanager
@@ -145,7 +152,11 @@ def create_app(
         },
     )
     app.state.service = service
-    for module in (chat, completions, layout, models, adapters, tokens, tenants, profile, health):
+    app.state.reload = None  # set by a server that has a configuration to read again
+    for module in (
+        *(chat, completions, rerank, layout, models, adapters, tokens),
+        *(tenants, lifecycle, profile, health),
+    ):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)

@@ -36,8 +36,8 @@ def error_body(error: TurretError) -> dict[str, Any]:
     }
 
 
-def error_response(error: TurretError) -> Response:
-    """The HTTP response of an error."""
+def error_response(error: TurretError, **beside: Any) -> Response:
+    """The HTTP response of an error; `beside` it other fields of the body."""
     headers = {}
     if error.retry_after_s is not None:
         # HTTP counts in whole seconds; OpenAI's clients prefer the finer header.
@@ -48,7 +48,7 @@ def error_response(error: TurretError) -> Response:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(
-        msgspec.json.encode(error_body(error)),
+        msgspec.json.encode({**beside, **error_body(error)}),
         status_code=error.status,
         headers=headers,
         media_type="application/json",

@@ -16,7 +16,12 @@ from typing import Any, cast
 from turret_server.api.admission import Ticket
 from turret_server.engine.client import EngineClient
 from turret_server.engine.messages import EngineRequest, Member, TokenEvent, TokenLogprob
-from turret_server.errors import DeadlineExceeded, EngineUnavailable, TurretError
+from turret_server.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    ServerOverloaded,
+    TurretError,
+)
 from turret_server.pipeline.text_stream import TextStream
 from turret_server.telemetry.metrics import Metrics
 from turret_server.telemetry.record import RequestRecord
@@ -33,6 +38,7 @@ class Choice:
         text: turns its tokens into text.
         keep_stop_token: the text of the token that ended it belongs to the answer.
         reported_stops: stop tokens that the client named; ends of sequence are not reported.
+        hides_cached: the cache is shared, and what of the prompt others have asked is not told.
         discard: the engine must generate a token, but the client asked for none.
         num_tokens: generated so far.
         logprob_sum: over the generated tokens, when the engine sends logprobs.
@@ -48,6 +54,7 @@ class Choice:
     keep_stop_token: bool = False
     reported_stops: frozenset[int] = frozenset()
     discard: bool = False
+    hides_cached: bool = False
     num_tokens: int = 0
     logprob_sum: float = 0.0
     finish_reason: str | None = None
@@ -61,7 +68,8 @@ class Choice:
 
     def accept(self, event: TokenEvent) -> Delta:
         """Take what one step gave, and say what it adds to the answer."""
-        self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
+        if not self.hides_cached:
+            self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
         if self.discard:
             self.finish_reason = "length" if event.finish_reason else None
             return Delta(self, "", None, event.prompt_logprobs, self.finish_reason)
@@ -185,8 +193,10 @@ class Generation:
                 raise EngineUnavailable(
                     "the answer was cut off", "the engine stopped sending", "Try again."
                 )
-            except TurretError:
+            except TurretError as error:
                 outcome = "error"
+                if isinstance(error, ServerOverloaded):
+                    error.retry_after_s = self.ticket.retry_after_s
                 raise
             finally:
                 end = last_at or time.perf_counter()

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from turret_server.cache import state_root
-from turret_server.config import ServeConfig, parse_pairs, read_config
+from turret_server.cli.config_file import ARGUMENTS, load_config, reread
+from turret_server.config import ServeConfig, parse_pairs
 
 _MODEL, _ADAPTERS, _HTTP, _ENGINE = "Model", "Adapters", "HTTP", "Engine"
 _DOCUMENTS = "Documents"
-# Tables of turret.toml, and the flags that say the same.
-_TABLES = {
-    "adapters": "adapter",
-    "recipes": "recipe",
-    "auxiliaries": "auxiliary",
-    "tasks": "task",
-}
-
-
-def _load_config(context: typer.Context, path: Path | None) -> Path | None:
-    if path is not None:
-        known = {f.name for f in fields(ServeConfig)} | {"config"}
-        values = read_config(path, known)
-        for table, flag in _TABLES.items():
-            pairs = values.pop(table, {})
-            values[flag] = [f"{name}={_as_flag(value)}" for name, value in pairs.items()]
-        values["adapter_root"] = values.pop("adapter_roots", [])
-        values["adapter_dir"] = values.pop("adapter_dirs", [])
-        values["adapter_remote"] = values.pop("adapter_remotes", [])
-        values["document_remote"] = values.pop("document_remotes", [])
-        values["served_name"] = values.pop("served_names", [])
-        values["api_key"] = values.pop("api_keys", [])
-        values["admin_key"] = values.pop("admin_keys", [])
-        values["metrics_key"] = values.pop("metrics_keys", [])
-        context.default_map = {name: value for name, value in values.items() if value != []}
-    return path
-
-
-def _as_flag(value: Any) -> str:
-    """A setting as a flag says it: text, or JSON for tables."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A folder, a Hugging Face id, or [bold]demo[/].")
     ] = "demo",
@@ -60,6 +30,14 @@ def serve(
         typer.Option(
             help="NAME=MODEL: a model, best of the same vocabulary, that requests may fuse with "
             "this one. May be repeated.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=MODEL: a sequence-classification model that reranks answers, such as Cappy; "
+            "or a table of turret.toml's scorers, as JSON. May be repeated.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -126,6 +104,16 @@ def serve(
             rich_help_panel=_ADAPTERS,
         ),
     ] = 1024,
+    adapter_ternary_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="More ranks, for compressed adapters (ComPEFT), which then take two bits a value; "
+            "0 unpacks them. Default: on a GPU as many as --adapter-rank-rows, on a CPU 0.",
+            show_default=False,
+            rich_help_panel=_ADAPTERS,
+        ),
+    ] = None,
     host_adapter_gib: Annotated[
         float,
         typer.Option(
@@ -154,7 +142,7 @@ def serve(
     config: Annotated[
         Path | None,
         typer.Option(
-            callback=_load_config, is_eager=True, help="A turret.toml; flags and TURRET_* go first."
+            callback=load_config, is_eager=True, help="A turret.toml; flags and TURRET_* go first."
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_HTTP)] = (
@@ -170,6 +158,14 @@ def serve(
     admin_key: Annotated[
         list[str] | None,
         typer.Option(help="Key that may also load and unload adapters.", rich_help_panel=_HTTP),
+    ] = None,
+    gateway_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that may ask, and say for whom (x-gateway-inference-fairness-id). May be "
+            "repeated.",
+            rich_help_panel=_HTTP,
+        ),
     ] = None,
     metrics_key: Annotated[
         list[str] | None,
@@ -205,6 +201,14 @@ def serve(
             rich_help_panel=_HTTP,
         ),
     ] = "",
+    share_prefixes: Annotated[
+        bool,
+        typer.Option(
+            "--share-prefixes",
+            help="Tenants share cached prompts; each can then tell from the time what others ask.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = False,
     state_dir: Annotated[
         Path,
         typer.Option(
@@ -331,8 +335,21 @@ def serve(
         ),
     ] = 256,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Waiting requests before 429.", rich_help_panel=_ENGINE)
+        int,
+        typer.Option(
+            min=1,
+            help="Answers that may wait; with --database, one tenant's as many as are left free.",
+            rich_help_panel=_ENGINE,
+        ),
     ] = 1024,
+    max_wait_s: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Seconds for the first token: who would wait longer is refused at once.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = 300.0,
     max_fusion_members: Annotated[
         int,
         typer.Option(
@@ -360,56 +377,64 @@ def serve(
     Without keys the server is open; that is fine on 127.0.0.1. Every flag can be set in the
     environment (TURRET_PORT, TURRET_API_KEY, …) or in a file given with --config.
     """
+    served = ServeConfig(
+        model=model,
+        served_names=tuple(served_name or ()),
+        adapters=parse_pairs(adapter or (), "--adapter"),
+        adapter_roots=tuple(adapter_root or (Path.cwd(),)),
+        adapter_remotes=tuple(adapter_remote or ()),
+        adapter_dirs=tuple(adapter_dir or ()),
+        adapter_cache_gib=adapter_cache_gib,
+        recipes=parse_pairs(recipe or (), "--recipe"),
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        admin_keys=tuple(admin_key or ()),
+        gateway_keys=tuple(gateway_key or ()),
+        metrics_keys=tuple(metrics_key or ()),
+        metrics_labels=metrics_labels,
+        otlp_endpoint=otlp_endpoint,
+        database=database,
+        share_prefixes=share_prefixes,
+        state_dir=state_dir,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        max_model_len=max_model_len,
+        kv_cache_gib=kv_cache_gib,
+        max_running=max_running,
+        max_step_tokens=max_step_tokens,
+        max_waiting=max_waiting,
+        max_wait_s=max_wait_s,
+        max_fusion_members=max_fusion_members,
+        auxiliaries=parse_pairs(auxiliary or (), "--auxiliary"),
+        auxiliary_kv_gib=auxiliary_kv_gib,
+        scorers=parse_pairs(scorer or (), "--scorer"),
+        max_resident_adapters=max_resident_adapters,
+        adapter_rank_rows=adapter_rank_rows,
+        adapter_ternary_rows=adapter_ternary_rows,
+        host_adapter_gib=host_adapter_gib,
+        adapter_delta_mib=adapter_delta_mib,
+        sparse_mlp_mib=sparse_mlp_mib,
+        threads=threads,
+        tensor_parallel=tensor_parallel,
+        max_body_bytes=max_body_bytes,
+        max_document_mib=max_document_mib,
+        document_remotes=tuple(document_remote or ()),
+        document_workers=document_workers,
+        document_pages=document_pages,
+        document_megapixels=document_megapixels,
+        document_timeout_s=document_timeout_s,
+        ocr=ocr,
+        ocr_language=ocr_language,
+        tasks=parse_pairs(task or (), "--task"),
+        drain_s=drain_s,
+        log_level=log_level,
+    )
+    if context.obj is not None:  # the configuration is read again
+        context.obj.append(served)
+        return
     from turret_server.server import run_server
 
-    run_server(
-        ServeConfig(
-            model=model,
-            served_names=tuple(served_name or ()),
-            adapters=parse_pairs(adapter or (), "--adapter"),
-            adapter_roots=tuple(adapter_root or (Path.cwd(),)),
-            adapter_remotes=tuple(adapter_remote or ()),
-            adapter_dirs=tuple(adapter_dir or ()),
-            adapter_cache_gib=adapter_cache_gib,
-            recipes=parse_pairs(recipe or (), "--recipe"),
-            host=host,
-            port=port,
-            api_keys=tuple(api_key or ()),
-            admin_keys=tuple(admin_key or ()),
-            metrics_keys=tuple(metrics_key or ()),
-            metrics_labels=metrics_labels,
-            otlp_endpoint=otlp_endpoint,
-            database=database,
-            state_dir=state_dir,
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            max_model_len=max_model_len,
-            kv_cache_gib=kv_cache_gib,
-            max_running=max_running,
-            max_step_tokens=max_step_tokens,
-            max_waiting=max_waiting,
-            max_fusion_members=max_fusion_members,
-            auxiliaries=parse_pairs(auxiliary or (), "--auxiliary"),
-            auxiliary_kv_gib=auxiliary_kv_gib,
-            max_resident_adapters=max_resident_adapters,
-            adapter_rank_rows=adapter_rank_rows,
-            host_adapter_gib=host_adapter_gib,
-            adapter_delta_mib=adapter_delta_mib,
-            sparse_mlp_mib=sparse_mlp_mib,
-            threads=threads,
-            tensor_parallel=tensor_parallel,
-            max_body_bytes=max_body_bytes,
-            max_document_mib=max_document_mib,
-            document_remotes=tuple(document_remote or ()),
-            document_workers=document_workers,
-            document_pages=document_pages,
-            document_megapixels=document_megapixels,
-            document_timeout_s=document_timeout_s,
-            ocr=ocr,
-            ocr_language=ocr_language,
-            tasks=parse_pairs(task or (), "--task"),
-            drain_s=drain_s,
-            log_level=log_level,
-        )
-    )
+    again = partial(reread, context.command, context.meta[ARGUMENTS])
+    run_server(served, None if config is None else again)

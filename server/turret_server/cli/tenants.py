@@ -68,6 +68,8 @@ def create_tenant(
     concurrent_requests: QuotaOption = None,
     resident_adapters: QuotaOption = None,
     pages_per_minute: QuotaOption = None,
+    queued_requests: QuotaOption = None,
+    queued_tokens: QuotaOption = None,
 ) -> None:
     """Make a tenant. Without grants it may use the base model alone."""
     quotas = _given(
@@ -76,6 +78,8 @@ def create_tenant(
         concurrent_requests=concurrent_requests,
         resident_adapters=resident_adapters,
         pages_per_minute=pages_per_minute,
+        queued_requests=queued_requests,
+        queued_tokens=queued_tokens,
     )
     with _administration(database) as admin:
         admin.create_tenant(name, weight=1.0 if weight is None else weight, quotas=Quotas(**quotas))
@@ -92,6 +96,8 @@ def change_tenant(
     concurrent_requests: QuotaOption = None,
     resident_adapters: QuotaOption = None,
     pages_per_minute: QuotaOption = None,
+    queued_requests: QuotaOption = None,
+    queued_tokens: QuotaOption = None,
 ) -> None:
     """Change a tenant's weight or quotas; what is not named stays."""
     quotas = _given(
@@ -100,6 +106,8 @@ def change_tenant(
         concurrent_requests=concurrent_requests,
         resident_adapters=resident_adapters,
         pages_per_minute=pages_per_minute,
+        queued_requests=queued_requests,
+        queued_tokens=queued_tokens,
     )
     with _administration(database) as admin:
         admin.change_tenant(name, weight=weight, quotas=quotas)

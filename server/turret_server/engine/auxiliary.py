@@ -12,6 +12,7 @@ from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.store import AdapterStore, StoreLimits
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
+from turret_server.engine.device import ternary_rows
 from turret_server.engine.id_map import IdMap
 from turret_server.engine.messages import AuxiliaryInfo
 from turret_server.engine.rooms import Room
@@ -70,6 +71,7 @@ class Auxiliary:
             StoreLimits(
                 max_resident=settings.max_resident_adapters,
                 max_rank_rows=settings.adapter_rank_rows,
+                max_ternary_rows=ternary_rows(settings, device),
                 max_delta_bytes=settings.adapter_delta_bytes,
                 max_neuron_bytes=settings.sparse_mlp_bytes,
                 max_host_bytes=settings.host_adapter_bytes // 4,
@@ -123,7 +125,7 @@ class Auxiliary:
         batch = self._builder.build(shares)
         if self.ids is not None:
             batch.token_ids = self.ids.own(batch.token_ids)
-        if uses := row_uses(shares):
+        if uses := row_uses(shares, len(batch.token_ids)):
             batch.adapters = StepPlan(self.store.banks, uses, batch.logit_rows) or BASE
         logits = self._runner.forward(batch)
         if batch.logit_rows is None:

@@ -175,8 +175,14 @@ def _logit_rows(shares: list[Share], starts: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def row_uses(shares: list[Share]) -> list[RowUse]:
-    """Which adapters act on which token rows; one use per run of one recipe."""
+def row_uses(shares: list[Share], num_rows: int = 0) -> list[RowUse]:
+    """Which adapters act on which token rows; one use per run of one recipe.
+
+    Args:
+        shares: the step's.
+        num_rows: of the batch. Those that pad it run what the last of the shares' runs, so that
+            where all rows have a threshold, they still do (CATS then skips neurons).
+    """
     runs: list[list[Any]] = []  # [first row, rows, slots, weights, virtual token]
     row = 0
     for share in shares:
@@ -196,6 +202,8 @@ def row_uses(shares: list[Share]) -> list[RowUse]:
                         piece.start if piece.start < reach.num_virtual else -1,
                     )
         row += share.count
+    if runs and runs[-1][0] + runs[-1][1] == row and runs[-1][4] < 0:
+        runs[-1][1] += max(0, num_rows - row)
     return [RowUse(*run) for run in runs]
 
 

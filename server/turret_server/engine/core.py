@@ -26,6 +26,7 @@ from turret_server.engine.device import (
     resolve_device,
     resolve_dtype,
     resolve_quantization,
+    ternary_rows,
 )
 from turret_server.engine.followers import Followers
 from turret_server.engine.fusion import member_requests
@@ -119,6 +120,7 @@ class Engine:
                 dtype,
                 self.decoder.bias,
                 settings.adapter_delta_bytes,
+                max_ternary_rows=ternary_rows(settings, device),
                 whole=shape,
                 peers=self.followers,
             )
@@ -127,6 +129,7 @@ class Engine:
             StoreLimits(
                 max_resident=settings.max_resident_adapters,
                 max_rank_rows=settings.adapter_rank_rows,
+                max_ternary_rows=ternary_rows(settings, device),
                 max_delta_bytes=settings.adapter_delta_bytes,
                 max_neuron_bytes=settings.sparse_mlp_bytes,
                 max_host_bytes=settings.host_adapter_bytes,
@@ -227,7 +230,7 @@ class Engine:
     def _forward(self, shares: list[Share]) -> Tensor:
         """The main model's logits of its shares: float32 [L, V]."""
         batch = self._builder.build(shares)
-        uses = row_uses(shares)
+        uses = row_uses(shares, len(batch.token_ids))
         if self.followers is not None:
             self.followers.step(self._builder.arrays(batch), batch.logit_rows, uses)
         if uses:

@@ -66,6 +66,17 @@ def rank_device(name: str, rank: int) -> torch.device:
     return first if first.type == "cpu" else resolve_device(f"cuda:{first.index + rank}")
 
 
+def ternary_rows(settings: EngineSettings, device: torch.device) -> int:
+    """Rank rows of two bits a value.
+
+    On a GPU as many as there are others. On a CPU none: no native kernel reads them, and what torch
+    computes from them takes several times as long (docs/decisions/0016-ternary-and-fused.md).
+    """
+    if settings.adapter_ternary_rows is not None:
+        return settings.adapter_ternary_rows
+    return settings.adapter_rank_rows if device.type == "cuda" else 0
+
+
 def use_threads(settings: EngineSettings) -> None:
     """Let this process use its part of the CPU."""
     threads = settings.threads

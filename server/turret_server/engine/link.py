@@ -65,6 +65,7 @@ class EngineLink:
         self._welcoming: asyncio.Task[None] | None = None
         self._refusal: m.ErrorInfo | None = None
         self._up = asyncio.Event()
+        self._is_ending = False
         self._last_message = time.monotonic()
 
     # ------------------------------------------------------------ life cycle
@@ -89,6 +90,14 @@ class EngineLink:
         if self._supervision:
             self._supervision.cancel()
             await asyncio.wait({self._supervision})
+
+    def abort(self) -> None:
+        """End every open request as it is, with finish_reason "abort", and accept no more."""
+        self._is_ending = True
+        for request_id, stream in self._streams.items():
+            if self.ready is not None:
+                self._cancel(request_id)
+            stream.put_nowait(m.TokenEvent(id=request_id, tokens=[], finish_reason="abort"))
 
     async def _supervise(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="turret-"))  # mode 0700
@@ -253,6 +262,8 @@ class EngineLink:
     async def generate(self, request: m.EngineRequest) -> AsyncIterator[m.TokenEvent]:
         """See EngineClient.generate."""
         self._check_ready()
+        if self._is_ending:
+            raise _unavailable("the server is shutting down")
         stream: _Stream = asyncio.Queue()
         if not self._streams:
             self._last_message = time.monotonic()  # silence counts while there is work

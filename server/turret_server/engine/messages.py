@@ -78,9 +78,13 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     sampling: Sampling
     adapters: tuple[AdapterUse, ...] = ()
     cache_namespace: str = ""  # tenant and salt: prefixes are shared within one namespace only
+    cache_owner: str = ""  # tenant: its prefixes take its share of the cache
     fairness_key: str = ""  # tenant; requests of different keys take turns
     fairness_weight: float = 1.0  # its share beside other keys, above 0
+    lane: str = ""  # model; within a key, requests of different lanes take turns
+    lane_weight: float = 1.0  # its share beside the key's other lanes, above 0
     deadline_s: float | None = None  # budget from arrival in the engine
+    queue_s: float | None = None  # how long it may wait there to start
     fusion: Fusion | None = None
     model: str = ""  # of a member alone: see Member
 

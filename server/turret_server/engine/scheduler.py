@@ -14,11 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import closing
 from dataclasses import dataclass
 
 from turret_server.engine import rooms
-from turret_server.engine.blocks import BlockPool, next_key, root_key
-from turret_server.engine.fairness import FairQueue
+from turret_server.engine.blocks import BlockPool
+from turret_server.engine.deadlines import Deadlines, queued_too_long
+from turret_server.engine.fairness import FairQueue, yields_to
 from turret_server.engine.messages import ErrorInfo, TokenEvent, TokenLogprob
 from turret_server.engine.rooms import AdapterGate, Room
 from turret_server.engine.sequence import Sequence
@@ -82,6 +84,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
         self._table_rows = list(range(limits.max_running))
+        self._deadlines = Deadlines()
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     def obstacle(self, sequence: Sequence) -> ErrorInfo | None:
@@ -114,6 +117,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a request that nothing stands in the way of."""
         self._by_id[sequence.request.id] = sequence
+        self._deadlines.add(sequence)
         self.waiting.push(sequence)
 
     def cancel(self, request_id: str) -> None:
@@ -133,19 +137,19 @@ class Scheduler:
             portion = _portion(sequence, budget)
             if portion and self._reserve(sequence, portion):
                 shares += portion
-                budget -= sum([share.count for share in portion])
+                budget -= self._charge(portion)
             else:
                 has_room = False
         has_room &= self.preemptions == preemptions
-        for sequence in self.waiting if has_room else ():
-            if budget == 0 or len(self._table_rows) < len(sequence.members):
-                break
-            if failure := rooms.failure(self._rooms, sequence):
-                ended.append(self._end(sequence, "error", error=failure))
-            else:
-                portion = self._try_start(sequence, budget)
-                shares += portion
-                budget -= sum([share.count for share in portion])
+        with closing(self.waiting.turns()) as turns:
+            for sequence in turns if has_room else ():
+                if budget == 0 or not self._find_rows(sequence, shares):
+                    break
+                if failure := rooms.failure(self._rooms, sequence):
+                    ended.append(self._end(sequence, "error", error=failure))
+                elif portion := self._try_start(sequence, budget):
+                    shares += portion
+                    budget -= self._charge(portion)
         # Rows of one model lie together, the main one's first; and those of one recipe: one entry
         # per adapter and step.
         live = [share for share in shares if share.sequence.table_row >= 0]
@@ -157,8 +161,6 @@ class Scheduler:
         events, now = [], self._clock()
         for share in shares:
             share.sequence.num_computed += share.count
-            request = share.sequence.request
-            self.waiting.charge(request.fairness_key, share.count, request.fairness_weight)
             self._register_blocks(share.sequence)
         for share, result in zip(shares, results, strict=True):
             sequence = share.sequence
@@ -230,7 +232,7 @@ class Scheduler:
         if sequence.request.sampling.prompt_logprobs is not None and not sequence.num_output:
             return  # every prompt position must be computed
         # At least one token is computed, for its logits.
-        self._extend_keys(sequence, (len(tokens) - 1) // size)
+        sequence.extend_keys((len(tokens) - 1) // size, size)
         blocks = self._room(sequence).blocks
         found = blocks.match(sequence.block_keys[: (len(tokens) - 1) // size])
         blocks.hold(found)
@@ -248,27 +250,11 @@ class Scheduler:
             for other in lead.members
         )
 
-    def _extend_keys(self, sequence: Sequence, count: int) -> None:
-        size, keys = self.blocks.block_tokens, sequence.block_keys
-        if len(keys) >= count:
-            return
-        request, reach = sequence.request, sequence.reach
-        names = [f"{use.digest}:{use.weight!r}" for use in request.adapters]
-        for first in range(len(keys) * size, count * size, size):
-            if not keys:
-                every = [n for i, n in enumerate(names) if reach is None or i in reach.everywhere]
-                every += [request.model] if request.model else []
-                parent = root_key(request.cache_namespace, "|".join(every))
-            else:
-                parent = keys[-1]
-            acting = "" if reach is None else reach.key(first, first + size, names)
-            keys.append(next_key(parent, sequence.tokens[first : first + size], acting))
-
     def _register_blocks(self, sequence: Sequence) -> None:
         full = sequence.num_computed // self.blocks.block_tokens
         if full == sequence.num_registered:
             return
-        self._extend_keys(sequence, full)
+        sequence.extend_keys(full, self.blocks.block_tokens)
         for i in range(sequence.num_registered, full):
             self._room(sequence).blocks.register(sequence.blocks[i], sequence.block_keys[i])
         sequence.num_registered = full
@@ -309,6 +295,28 @@ class Scheduler:
     def _room(self, sequence: Sequence) -> Room:
         return self._rooms[sequence.request.model]
 
+    def _charge(self, portion: list[Share]) -> int:
+        count = sum([share.count for share in portion])
+        self.waiting.charge(portion[0].sequence.request, count)
+        return count
+
+    def _find_rows(self, sequence: Sequence, shares: list[Share]) -> bool:
+        """Rows to start; once, those of sequences whose tenants have more than their share."""
+        if len(self._table_rows) >= len(sequence.members):
+            return True
+        if sequence.was_given_way or not rooms.try_pin(self._rooms, sequence):
+            return False
+        rooms.unpin(self._rooms, sequence)
+        sequence.was_given_way = True
+        while len(self._table_rows) < len(sequence.members):
+            victim = yields_to(sequence, self.running, self.limits.max_running)
+            if victim is None:
+                return False
+            self._preempt(victim)
+            # It may start again in this very step, from elsewhere.
+            shares[:] = [share for share in shares if share.sequence.table_row >= 0]
+        return True
+
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
         self.running.remove(sequence)
@@ -316,13 +324,15 @@ class Scheduler:
         self.waiting.push(sequence, front=True)
 
     def _expire(self) -> list[TokenEvent]:
-        now = self._clock()
-        late = [
-            s
-            for s in self._by_id.values()
-            if s.request.deadline_s is not None and now - s.arrival > s.request.deadline_s
-        ]
-        return [self._end(sequence, "deadline") for sequence in late]
+        ended = []
+        for request_id, to_start in self._deadlines.passed(self._clock()):
+            sequence = self._by_id.get(request_id)
+            if sequence is not None and not to_start:
+                ended.append(self._end(sequence, "deadline"))
+            elif sequence is not None and sequence.started is None:
+                error = queued_too_long(sequence.request)
+                ended.append(self._end(sequence, "error", error=error))
+        return ended
 
     def _end(self, sequence: Sequence, reason: str, error: ErrorInfo | None = None) -> TokenEvent:
         self._release(sequence)
@@ -342,7 +352,7 @@ class Scheduler:
         if sequence.slots is not None:
             rooms.unpin(self._rooms, sequence)
         for member in sequence.members:
-            self._room(member).blocks.release(member.blocks)
+            self._room(member).blocks.release(member.blocks, member.request.cache_owner)
             member.blocks, member.num_computed, member.num_registered = [], 0, 0
             if member.table_row >= 0:
                 self._table_rows.append(member.table_row)

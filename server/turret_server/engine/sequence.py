@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from turret_adapters.positions import Reach
+from turret_server.engine.blocks import next_key, root_key
 from turret_server.engine.messages import EngineRequest, TokenLogprob
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Sequence:
         weights: of the recipe's adapters, as steps take them.
         banned: tokens that its model lacks, an auxiliary with an id map: an int64 tensor [N].
         others: the members that follow this sequence, if it leads a fused request.
+        was_given_way: one that ran was put back for its sake; it happens once.
     """
 
     request: EngineRequest
@@ -57,6 +59,7 @@ class Sequence:
     weights: tuple[float | SiteWeights, ...] = ()
     banned: Any = None
     others: tuple[Sequence, ...] = ()
+    was_given_way: bool = False
 
     @classmethod
     def of(
@@ -109,3 +112,21 @@ class Sequence:
             model = member.request.model
             found[model] = tuple(dict.fromkeys((*found.get(model, ()), *member.recipe)))
         return found
+
+    def extend_keys(self, count: int, block_tokens: int) -> None:
+        """Know the content keys of the first `count` blocks, whose tokens are known."""
+        keys = self.block_keys
+        if len(keys) >= count:
+            return
+        names = [f"{use.digest}:{use.weight!r}" for use in self.request.adapters]
+        for first in range(len(keys) * block_tokens, count * block_tokens, block_tokens):
+            stop = first + block_tokens
+            parent = keys[-1] if keys else self._root_key(names)
+            acting = "" if self.reach is None else self.reach.key(first, stop, names)
+            keys.append(next_key(parent, self.tokens[first:stop], acting))
+
+    def _root_key(self, names: list[str]) -> bytes:
+        reach, request = self.reach, self.request
+        every = [n for i, n in enumerate(names) if reach is None or i in reach.everywhere]
+        every += [request.model] if request.model else []
+        return root_key(request.cache_namespace, "|".join(every))

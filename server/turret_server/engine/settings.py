@@ -20,6 +20,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 1024
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024  # per linear, all resident adapters together
+    adapter_ternary_rows: int | None = None  # more, for ternary ones; None = what suits the device
     adapter_delta_bytes: int = 1 << 30  # sparse deltas; as much again for changed token rows
     sparse_mlp_bytes: int = 1 << 30  # second copies of MLP weights, for CATS
     host_adapter_bytes: int = 256 << 20

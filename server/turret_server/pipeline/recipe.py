@@ -26,6 +26,7 @@ from turret_server.errors import BadRequest, NotFound, TurretError, Unprocessabl
 from turret_server.pipeline.adapter_weight import Weight, spell_out
 from turret_server.pipeline.fusion import FusedRecipe, FusionSpec, MemberSpec, check, term_weights
 from turret_server.pipeline.names import Names
+from turret_server.pipeline.rerank import RerankSpec
 from turret_server.tenancy.principal import Tenant
 
 MAX_ADAPTERS = 16  # of one recipe
@@ -78,6 +79,7 @@ class RecipeBook:
         fusions: those of named recipes that are fused; their stacks are the first members.
         max_members: of one fusion.
         auxiliaries: names of models that are members of fusions alone.
+        reranks: those of named recipes that rerank.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class RecipeBook:
         fusions: Mapping[str, FusionSpec] | None = None,
         max_members: int = 8,
         auxiliaries: Sequence[str] = (),
+        reranks: Mapping[str, RerankSpec] | None = None,
     ) -> None:
         self.catalog: Catalog | Names = catalog
         self.base_names = tuple(base_names)
@@ -96,8 +99,17 @@ class RecipeBook:
             for name, stack in (recipes or {}).items()
         }
         self.fusions = dict(fusions or {})
+        self.reranks = dict(reranks or {})
         self._max_members = max_members
         self.auxiliaries = tuple(auxiliaries)
+
+    def over(
+        self, catalog: Catalog, recipes: Mapping[str, Stack], fusions: Mapping[str, FusionSpec]
+    ) -> RecipeBook:
+        """The book as it would be with another catalog and other named recipes."""
+        book = copy(self)
+        book.catalog, book.recipes, book.fusions = catalog, dict(recipes), dict(fusions)
+        return book
 
     def granted(self, tenant: Tenant) -> Tenant:
         """The tenant with what its grants include: a recipe's adapters come with the recipe."""
@@ -111,6 +123,7 @@ class RecipeBook:
         book.catalog = names
         book.recipes = {n: stack for n, stack in self.recipes.items() if tenant.may_use(n)}
         book.fusions = {n: fusion for n, fusion in self.fusions.items() if n in book.recipes}
+        book.reranks = {n: rerank for n, rerank in self.reranks.items() if n in book.recipes}
         return book
 
     def resolve(

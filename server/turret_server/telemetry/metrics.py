@@ -127,6 +127,16 @@ class Metrics:
             _TOKENS,
         )
         self._success = counter("request_success", "Finished answers.", "finished_reason")
+        self._scored = Counter(
+            "turret_scored_texts", "Texts that scorers judged.", ["scorer"], registry=self.registry
+        )
+        self._score_s = Histogram(
+            "turret_score_time_seconds",
+            "Time to score the answers to a prompt, waiting included.",
+            ["scorer"],
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
         self._errors = Counter(
             "turret_errors", "Errors told to clients.", ["code"], registry=self.registry
         )
@@ -168,6 +178,11 @@ class Metrics:
         models(self._open, is_open)
         models(self._whole, lambda name: True)
         self._whole.register(TenantMetrics(self._tenants, tenancy.meters.running, tenancy.knows))
+
+    def scored(self, scorer: str, count: int, seconds: float) -> None:
+        """Texts were scored."""
+        self._scored.labels(scorer).inc(count)
+        self._score_s.labels(scorer).observe(seconds)
 
     def answer(self, label: str, finish_reason: str, tokens: int) -> None:
         """Count an answer that has ended, for whatever reason."""

@@ -53,11 +53,6 @@ class RequestRecord:
     started: float = field(default_factory=time.perf_counter)
 
     @property
-    def weight(self) -> float:
-        """The share of the tenant that called, 1 without keys."""
-        return 1.0 if self.principal is None else self.principal.tenant.weight
-
-    @property
     def tenant(self) -> str:
         """The name of the tenant that called; "" without keys."""
         return "" if self.principal is None else self.principal.tenant.name

@@ -21,7 +21,7 @@ class TenancyMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Everything, as of now."""
         if self._tenancy.database is not None:
-            up = float(not self._tenancy.is_stale)
+            up = float(not self._tenancy.is_database_down)
             yield gauge("database_up", "1 while the tenants can be read.", (), [((), up)])
         if (ledger := self._tenancy.ledger) is None:
             return

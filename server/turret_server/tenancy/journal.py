@@ -33,7 +33,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         request: its id, drawn by the server.
-        event: "begin" when it is accepted, "end" when it is over, for whatever reason.
+        event: "begin" when it is accepted, "end" when it is over, for whatever reason; "probe" is
+            of no request: does the disk take it?
         at: when it was accepted, Unix seconds.
         tenant: whose it is.
         key: the prefix of the key.

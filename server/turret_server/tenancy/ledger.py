@@ -12,7 +12,7 @@ import asyncio
 import fcntl
 import logging
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _MAX_LINES = 200_000  # then a new journal begins
 _ROWS_AT_ONCE = 500
+_PROBE = Entry(request="", event="probe", at=0, tenant="", key="", model="")
 
 
 class UsageNotRecorded(EngineUnavailable):
@@ -58,6 +59,7 @@ class Ledger:
         self._ended: list[Entry] = []  # not in the database yet
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._problem: str | None = None  # of the disk, when it was last written
 
     @property
     def waiting(self) -> int:
@@ -75,7 +77,7 @@ class Ledger:
             UsageNotRecorded: it cannot be written.
         """
         try:
-            await self._journal.append(entry)
+            await self._append(entry)
         except OSError as error:
             self.journal_errors += 1
             raise UsageNotRecorded(
@@ -88,7 +90,7 @@ class Ledger:
     async def end(self, entry: Entry) -> None:
         """It is over. What the disk does not take counts as long as the process lives."""
         try:
-            await self._journal.append(entry)
+            await self._append(entry)
         except OSError as error:
             self.journal_errors += 1
             log.error("the end of request %s is not in the journal: %s", entry.request, error)
@@ -100,6 +102,24 @@ class Ledger:
         task = asyncio.get_running_loop().create_task(self.end(entry))
         self._ending.add(task)  # the loop itself keeps weak references only
         task.add_done_callback(self._ending.discard)
+
+    async def problem(self) -> str | None:
+        """Why requests are refused; None if they are not, or would not be any more.
+
+        Where the disk took nothing it is asked again, because refused requests write nothing.
+        """
+        if self._problem is not None:
+            with suppress(OSError):
+                await self._append(_PROBE)
+        return self._problem
+
+    async def _append(self, entry: Entry) -> None:
+        try:
+            await self._journal.append(entry)
+        except OSError as error:
+            self._problem = f"usage cannot be recorded ({error.strerror})"
+            raise
+        self._problem = None
 
     async def close(self) -> None:
         """Carry over what is left; what still runs is for the next process to count."""

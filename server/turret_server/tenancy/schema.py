@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 2
+VERSION = 3
 NAME_CHARS = 64
 MODEL_CHARS = 256
 
@@ -42,6 +42,8 @@ tenants = Table(
     Column("concurrent_requests", BigInteger),
     Column("resident_adapters", BigInteger),
     Column("pages_per_minute", BigInteger),
+    Column("queued_requests", BigInteger),
+    Column("queued_tokens", BigInteger),
     Column("created_at", BigInteger, nullable=False),
 )
 # A key itself is never stored: what it hashes to, and the beginning by which people know it.

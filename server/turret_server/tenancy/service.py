@@ -39,8 +39,8 @@ class Tenancy:
     Attributes:
         database: as given.
         meters: the quotas.
-        is_stale: the tables could not be read when that was last tried.
         ledger: None without a database.
+        is_database_down: it could not be read the last time, a second ago.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Tenancy:
         self.database = database
         self._directory = None if database is None else Directory(database)
         self.meters = Meters()
-        self.is_stale = False
         self.ledger: Ledger | None = None
+        self.is_database_down = False
         if database is not None and folder is not None:
             self.ledger = Ledger(database, folder)
 
@@ -63,6 +63,10 @@ class Tenancy:
     def is_open(self) -> bool:
         """Nobody needs a key."""
         return not self._keys and self._directory is None
+
+    def use_keys(self, keys: Mapping[str, Principal]) -> None:
+        """Take these in the place of the command line's; those of the database stay."""
+        self._keys = dict(keys)
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
@@ -89,8 +93,14 @@ class Tenancy:
         Raises:
             DatabaseDown: they cannot be read; what was read before stays.
         """
-        if self._directory is not None:
+        if self._directory is None:
+            return
+        try:
             await asyncio.to_thread(self._directory.refresh)
+        except TurretError:
+            self.is_database_down = True
+            raise
+        self.is_database_down = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -111,26 +121,29 @@ class Tenancy:
     async def _follow(self) -> None:
         while self._directory is not None:
             await asyncio.sleep(_REFRESH_S)
+            was_down = self.is_database_down
             try:
                 await self.refresh()
-                self.is_stale = False
             except TurretError as error:
-                if not self.is_stale:
+                if not was_down:
                     log.warning("tenants are served as they were read last: %s", error)
-                self.is_stale = True
 
 
 def static_keys(
-    keys: Iterable[str], admin_keys: Iterable[str] = (), metrics_keys: Iterable[str] = ()
+    keys: Iterable[str],
+    admin_keys: Iterable[str] = (),
+    gateway_keys: Iterable[str] = (),
+    metrics_keys: Iterable[str] = (),
 ) -> dict[str, Principal]:
     """Keys of the command line, by their hash; of a key itself nothing is kept."""
     found = {}
-    for key, scope in (
-        *((key, Scope.INFER) for key in keys),
-        *((key, Scope.METRICS) for key in metrics_keys),
-        *((key, Scope.ADMIN) for key in admin_keys),
+    for key, scopes in (
+        *((key, {Scope.INFER}) for key in keys),
+        *((key, {Scope.METRICS}) for key in metrics_keys),
+        *((key, {Scope.ADMIN}) for key in admin_keys),
+        *((key, {Scope.INFER, Scope.GATEWAY}) for key in gateway_keys),
     ):
         digest = key_digest(key)
         tenant = Tenant(name=f"key-{digest[:12]}", grants=frozenset({EVERYTHING}))
-        found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=frozenset({scope}))
+        found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=frozenset(scopes))
     return found

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from turret_server.engine.messages import (
 )
 from turret_server.errors import NotFound, TurretError, Unprocessable
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.scorer import Scorer
 
 CANDIDATES = 24
 
@@ -349,8 +350,8 @@ def make_app(
 ) -> Callable[..., FastAPI]:
     """Build an app with changed settings."""
 
-    def make(**changes: Any) -> FastAPI:
-        return create_app(engine, tokenizer, replace(settings, **changes))
+    def make(scorers: Mapping[str, Scorer] | None = None, **changes: Any) -> FastAPI:
+        return create_app(engine, tokenizer, replace(settings, **changes), scorers=scorers)
 
     return make
 

@@ -71,7 +71,7 @@ async def test_what_it_may_cost_is_bounded(client, profiled, body):
 
 
 async def test_it_is_for_admins(make_client, profiled):
-    client = make_client(tenancy=Tenancy(static_keys(["tk-a"], ["tk-root"], ["tk-m"])))
+    client = make_client(tenancy=Tenancy(static_keys(["tk-a"], ["tk-root"], metrics_keys=["tk-m"])))
     for key, status in (("tk-a", 403), ("tk-m", 403), ("tk-root", 200)):
         headers = {"authorization": f"Bearer {key}"}
         assert (await client.post("/v1/admin/profile", {}, headers)).status == status

@@ -34,7 +34,7 @@ async def call(make_client, admin, tmp_path):
     (tmp_path / "root/acme/support").mkdir(parents=True)
     (tmp_path / "root/acme/support/adapter_config.json").write_text(json.dumps({}))
     tenancy = Tenancy(
-        static_keys(["tk-asker"], ["tk-root"], ["tk-metrics"]),
+        static_keys(["tk-asker"], ["tk-root"], metrics_keys=["tk-metrics"]),
         Database(str(tmp_path / "turret.db")),
         tmp_path / "usage",
     )

@@ -55,6 +55,14 @@ def test_a_share_behind_the_last_border_joins_its_neighbours():
     assert row_uses(shares) == [RowUse(0, 2, (1,), (1.0,))]
 
 
+def test_rows_that_pad_a_step_run_what_its_last_row_runs():
+    adapted, bare = share(0, 1, [1]), share(0, 1)
+    assert row_uses([adapted] * 3, num_rows=4) == [RowUse(0, 4, (1,), (1.0,))]
+    assert row_uses([bare, share(0, 1, [2])], num_rows=4) == [RowUse(1, 3, (2,), (1.0,))]
+    assert row_uses([adapted, bare], num_rows=4) == [RowUse(0, 1, (1,), (1.0,))]
+    assert row_uses([bare], num_rows=4) == []
+
+
 def test_virtual_tokens_take_positions_and_places_and_token_0():
     batch = BatchBuilder(16, 2, 4, 4).build([share(1, 6, [1], [(None, 3)])])
     assert batch.token_ids.tolist() == [0, 0, 10, 11, 12, 13]
