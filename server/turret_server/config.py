@@ -20,7 +20,8 @@ from turret_server.errors import StartupError
 class ServeConfig:
     """Everything `turret serve` was asked for. Lengths are tokens.
 
-    `auxiliaries` are models by name, each as `model` is. `adapters` are sources or tables
+    `auxiliaries` are models by name, each as `model` is, `scorers` such models or tables
+    (`sources.scorer`). `adapters` are sources or tables
     (`sources.settings`), `recipes` expressions or tables (`pipeline.recipe_config`), `tasks` tables
     (`pipeline.documents.tasks`); tables are JSON.
     """
@@ -38,6 +39,9 @@ class ServeConfig:
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()
     gateway_keys: tuple[str, ...] = ()
+    metrics_keys: tuple[str, ...] = ()
+    metrics_labels: int = 100
+    otlp_endpoint: str = ""
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"
@@ -50,6 +54,7 @@ class ServeConfig:
     max_fusion_members: int = 8
     auxiliaries: dict[str, str] = field(default_factory=dict)
     auxiliary_kv_gib: float = 0.25
+    scorers: dict[str, str] = field(default_factory=dict)
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
     adapter_ternary_rows: int | None = None

@@ -51,6 +51,7 @@ class HttpServer(uvicorn.Server):
                 http=BoundedProtocol,
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
                 log_level="warning",
+                log_config=None,  # see configure_logging
                 access_log=False,
                 timeout_graceful_shutdown=1,  # what is open then has had its time
                 server_header=False,

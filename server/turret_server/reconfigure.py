@@ -20,8 +20,9 @@ LIVE = frozenset(
         "adapter_remotes",
         "adapter_roots",
         "admin_keys",
-        "gateway_keys",
         "api_keys",
+        "gateway_keys",
+        "metrics_keys",
         "recipes",
     }
 )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import json
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 from rich.console import Console
 
 import turret_adapters
@@ -18,8 +20,10 @@ from turret_server.api.app import create_app
 from turret_server.api.documents.settings import DocumentSettings
 from turret_server.api.reload import Reloader, Served
 from turret_server.api.schema.fusion import parse_fusion
+from turret_server.api.schema.rerank import parse_rerank
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
+from turret_server.api.threads import in_thread
 from turret_server.cache import cache_root
 from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
@@ -32,16 +36,21 @@ from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.reconfigure import Reconfigure
+from turret_server.scorer.messages import ScorerSettings
+from turret_server.scorer.start import running_scorers
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
 from turret_server.sources.cached import FetchLimits, shrink
+from turret_server.sources.scorer import find_scorers
 from turret_server.sources.settings import check_remotes, parse_adapters
 from turret_server.sources.web import check_prefixes
 from turret_server.telemetry.logging import configure_logging
+from turret_server.telemetry.spans import make_tracing
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.service import Tenancy, static_keys
 
+_TRACES_S = 3.0  # to send the last spans
 _OCR_ENGINES = ("rapidocr", "tesseract")
 
 
@@ -95,14 +104,21 @@ async def _serve(
     auxiliaries = find_auxiliaries(
         config.auxiliaries, tokenizer, taken, progress=console.is_terminal
     )
+    scorers = _scorers(config, served.recipes, (*taken, *auxiliaries), progress=console.is_terminal)
     # Before the model is loaded: a port in use should not be found out minutes later.
     listener = bind(config.host, config.port)
+    tracing = make_tracing(config.otlp_endpoint)
     link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
+    stack = contextlib.AsyncExitStack()
     try:
         with console.status(f"loading {config.model}"):
+            # Before the engine, which takes most of what is free on a GPU.
+            running = await stack.enter_async_context(running_scorers(scorers, config.max_waiting))
             ready = await link.start()
         tokens = {name: model.tokens for name, model in auxiliaries.items()}
-        app = create_app(link, tokenizer, settings, auxiliaries=tokens)
+        app = create_app(
+            link, tokenizer, settings, auxiliaries=tokens, scorers=running, tracing=tracing
+        )
         service: Service = app.state.service
         for name, adapter in served.adapters.items():
             await service.adapters.load(name, local[name], digest=adapter.digest, pin=adapter.pin)
@@ -130,6 +146,10 @@ async def _serve(
     finally:
         listener.close()
         await link.close()
+        await stack.aclose()
+        if tracing is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(in_thread(tracing.close), _TRACES_S)
 
 
 async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Console) -> None:
@@ -202,6 +222,20 @@ def _engine_settings(
     )
 
 
+def _scorers(
+    config: ServeConfig, recipes: NamedRecipes, taken: Collection[str], *, progress: bool
+) -> dict[str, ScorerSettings]:
+    for name, rerank in recipes.reranks.items():
+        if rerank.scorer is not None and rerank.scorer not in config.scorers:
+            raise recipe_error(name, f"there is no scorer {rerank.scorer!r}", "Name one: --scorer.")
+    return {
+        name: msgspec.structs.replace(
+            one, device=config.device, dtype=config.dtype, threads=config.threads
+        )
+        for name, one in find_scorers(config.scorers, taken, progress=progress).items()
+    }
+
+
 def _api_settings(
     config: ServeConfig, documents: DocumentSettings, folder: Path, served: Served
 ) -> ApiSettings:
@@ -214,6 +248,7 @@ def _api_settings(
         adapter_dirs=served.dirs,
         recipes=served.recipes.stacks,
         fusions=served.recipes.fusions,
+        reranks=served.recipes.reranks,
         # All members of a request are rows of one step.
         max_fusion_members=min(
             config.max_fusion_members, config.max_running, config.max_step_tokens
@@ -269,16 +304,24 @@ def _served(config: ServeConfig) -> Served:
     """What can change while serving.
 
     Raises:
-        StartupError: an adapter, a recipe or a remote is not understood.
+        StartupError: an adapter, a recipe or a remote is not understood, or keys make no sense.
     """
     check_remotes(config.adapter_remotes)
+    if config.metrics_keys and config.is_open:
+        raise StartupError(
+            "--metrics-key does nothing on a server without other keys",
+            "anybody may ask it anything, its metrics too",
+            "Set --api-key, --admin-key or --database, or leave it out.",
+        )
     return Served(
         adapters=parse_adapters({**_demo_adapters(config.model), **config.adapters}),
-        recipes=parse_recipes(config.recipes, parse_fusion),
+        recipes=parse_recipes(config.recipes, parse_fusion, parse_rerank),
         roots=(*config.adapter_roots, cache_root()),
         remotes=config.adapter_remotes,
         dirs=config.adapter_dirs,
-        keys=static_keys(config.api_keys, config.admin_keys, config.gateway_keys),
+        keys=static_keys(
+            config.api_keys, config.admin_keys, config.gateway_keys, config.metrics_keys
+        ),
     )
 
 

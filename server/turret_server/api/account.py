@@ -52,7 +52,27 @@ class Account:
             self._reservation.take(pages=pages)
 
     async def accept(self, generation: Generation) -> None:
-        """Reserve what a generation can use, and write it down; it is accepted from here on.
+        """Accept a generation; see `accept_tokens`.
+
+        Raises:
+            QuotaExceeded, BadRequest, UsageNotRecorded: as `accept_tokens`.
+        """
+        # Every member of a fusion computes its prompt, and the answer.
+        longest = sum(
+            choice.request.sampling.max_tokens * (1 + len(choice.members))
+            for choice in generation.choices
+        )
+        await self.accept_tokens(sum(generation.prompt_tokens), longest, generation.member_tokens)
+
+    async def accept_tokens(
+        self, prompt_tokens: int, most_tokens: int = 0, member_tokens: int = 0
+    ) -> None:
+        """Reserve what a request can use, and write it down; it is accepted from here on.
+
+        Args:
+            prompt_tokens: that it brings.
+            most_tokens: that may be generated, of all answers.
+            member_tokens: of the prompts of a fusion's members.
 
         Raises:
             QuotaExceeded, BadRequest: it is more than the tenant may use now, or ever.
@@ -61,14 +81,8 @@ class Account:
         record, principal = self._record, self._record.principal
         if self._reservation is None or principal is None:
             return
-        prompt_tokens = sum(generation.prompt_tokens)
-        # Every member of a fusion computes its prompt, and the answer.
-        longest = sum(
-            choice.request.sampling.max_tokens * (1 + len(choice.members))
-            for choice in generation.choices
-        )
-        record.member_tokens = generation.member_tokens
-        self._reservation.take(tokens=prompt_tokens + record.member_tokens + longest)
+        record.member_tokens = member_tokens
+        self._reservation.take(tokens=prompt_tokens + member_tokens + most_tokens)
         self._accepted = True
         if self._tenancy.ledger is None:
             return

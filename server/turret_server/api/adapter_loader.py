@@ -99,15 +99,16 @@ class AdapterLoader:
         name = owned_name(owner, name) if owner else name
         self._check_free(name, replace)
         digest = checked_digest(digest)
-        if isinstance(source, str):
-            located = self._sources.locate(source, confined=confined, below=owner)
-            # What takes long is done here, in a thread: nobody else's load waits for a download.
-            work = partial(self._sources.fetch, located)
-            source = work() if located.kind == "folder" else await in_thread(work)
-        try:
-            return await self._load(name, source, replace=replace, digest=digest, pin=pin)
-        finally:
-            release(source.folder)
+        with self._metrics.loading():
+            if isinstance(source, str):
+                located = self._sources.locate(source, confined=confined, below=owner)
+                # What takes long is done here, in a thread: no other load waits for a download.
+                work = partial(self._sources.fetch, located)
+                source = work() if located.kind == "folder" else await in_thread(work)
+            try:
+                return await self._load(name, source, replace=replace, digest=digest, pin=pin)
+            finally:
+                release(source.folder)
 
     async def pin(self, name: str, pinned: bool) -> AdapterRecord:
         """Keep a served adapter on the device whatever else is asked for, or no longer.
@@ -146,7 +147,8 @@ class AdapterLoader:
         await self._shelved.sweep()
 
     async def _load_shelved(self, name: str, local: LocalAdapter) -> None:
-        await self._load(name, local, replace=True, keep=False)
+        with self._metrics.loading():
+            await self._load(name, local, replace=True, keep=False)
 
     async def _load(
         self,
@@ -222,7 +224,8 @@ class AdapterLoader:
             if self._catalog.get(name) is not None and not replace:
                 raise Conflict(f"the name {name!r} is taken", "an adapter has it")
             derive = self._recipes.resolve_sources(derivation)
-            info = await self._engine.load_adapter(name, "", None, derive)
+            with self._metrics.loading():
+                info = await self._engine.load_adapter(name, "", None, derive)
             for made_of in derive.sources:  # an engine that restarts makes it again
                 self._folders.add(info.digest, made_of.path)
             source = str(derivation)
@@ -302,6 +305,7 @@ class AdapterLoader:
                 left.append(old.digest)
         self._recipes.recipes = dict(changes.recipes.stacks)
         self._recipes.fusions = dict(changes.recipes.fusions)
+        self._recipes.reranks = dict(changes.recipes.reranks)
         return left
 
     async def unload(self, name: str) -> None:

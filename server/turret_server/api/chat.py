@@ -24,6 +24,7 @@ from turret_server.api.fusion import MemberPrompts, member_messages, member_prom
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.logprobs import chat_logprobs, prompt_logprobs
 from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
+from turret_server.api.ranking import Ranking, check_documents, ranking_of
 from turret_server.api.respond import Answer, respond
 from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
 from turret_server.api.schema.chat import ChatBody, num_chars, plain_messages
@@ -33,6 +34,7 @@ from turret_server.errors import PromptTooLong, TurretError
 from turret_server.pipeline.fusion import MemberSpec
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import Recipe
+from turret_server.scorer.text import Instruction
 from turret_server.telemetry.record import RequestRecord, record_of
 
 Messages = list[dict[str, Any]]
@@ -62,8 +64,11 @@ async def create_chat_completion(
 async def _prepare(
     body: ChatBody, request: Request, service: Service, record: RequestRecord, held: ExitStack
 ) -> Answer:
-    per_prompt = body.n or 1
+    ranking = ranking_of(service, body, record.started)
+    per_prompt = ranking.candidates
     documents = document_use(service, body)
+    if documents is not None:
+        check_documents(ranking, documents)
     ticket, recipe, charged = await admit(service, body, request, per_prompt, held)
     limits = service.limits
     tools = tool_use(service, body)
@@ -73,7 +78,7 @@ async def _prepare(
     sampling = base_sampling(
         body,
         limits,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        logprobs=(body.top_logprobs or 0) if body.logprobs or ranking.needs_logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         grammar=grammar,
     )
@@ -120,8 +125,9 @@ async def _prepare(
         fused = await members_of(messages, messages)
         prompt = await _render(service, body, tools, messages, chars, "messages")
         generation = generation_of([prompt], [fused])
+        await ranking.prepare([Instruction.of_chat(messages)], held)
         await charged.accept(generation)
-        return _Chat(service, body, generation, tools)
+        return _Chat(service, body, generation, tools, ranking)
 
     # What can be refused is, before anything is read.
     charged.check(tokens=fitting(1), pages=1)
@@ -148,7 +154,7 @@ async def _prepare(
         await charged.accept(generation)
         if documents.by_page:
             return PageByPage(service.engine, generation, notes, include_usage=_wants_usage(body))
-        return _Chat(service, body, generation, tools, notes)
+        return _Chat(service, body, generation, tools, ranking, notes)
 
     return Deferred(with_documents)
 
@@ -228,12 +234,14 @@ class _Chat:
         body: ChatBody,
         generation: Generation,
         tools: ToolUse,
+        ranking: Ranking,
         notes: DocumentNotes | None = None,
     ) -> None:
         self._service = service
         self._body = body
         self._generation = generation
         self._tools = tools
+        self._ranking = ranking
         self._notes = notes
 
     async def collect(self) -> dict[str, Any]:
@@ -247,22 +255,31 @@ class _Chat:
                 texts[delta.choice.index].append(delta.text)
                 logprobs[delta.choice.index] += self._logprobs(delta)
                 scored = scored or self._prompt_logprobs(delta)
+        answers = ["".join(parts) for parts in texts]
+        ranked = await self._ranking.choose(generation.choices, answers)
+        choices = [
+            {
+                "index": index,
+                **await self._choice(choice, answers[choice.index], logprobs[choice.index]),
+                **ranked.beside(choice),
+            }
+            for index, choice in enumerate(ranked.choices)
+        ]
         answer = {
             "id": generation.id,
             "object": "chat.completion",
             "created": generation.created,
             "model": generation.model,
             "system_fingerprint": generation.fingerprint,
-            "choices": [
-                await self._choice(choice, "".join(texts[choice.index]), logprobs[choice.index])
-                for choice in generation.choices
-            ],
+            "choices": choices,
             "usage": generation.usage(),
         }
         if body.prompt_logprobs is not None:
             answer["prompt_logprobs"] = scored
         if self._notes is not None:
             answer["layout"] = self._notes.summary()
+        if ranked.summary is not None:
+            answer["rerank"] = ranked.summary
         return answer
 
     async def stream(self) -> AsyncGenerator[bytes]:
@@ -327,7 +344,6 @@ class _Chat:
         if self._notes is not None:
             message |= await self._notes.fields(text)
         return {
-            "index": choice.index,
             "message": {"role": "assistant", "refusal": None, **message},
             "logprobs": {"content": logprobs} if self._body.logprobs else None,
             "finish_reason": finish_reason,

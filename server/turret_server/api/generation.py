@@ -204,6 +204,8 @@ class Generation:
                 if first_at:
                     metrics.decode_s.observe(end - first_at)
                     metrics.inference_s.observe(end - first_at + prefill_s)
+                if choice.num_tokens > 1:
+                    metrics.token_s.observe((end - first_at) / (choice.num_tokens - 1))
                 metrics.answer(record.label, outcome, choice.num_tokens)
 
     def _first_token(self, event: TokenEvent, now: float) -> None:
@@ -212,6 +214,7 @@ class Generation:
         elapsed = now - record.started
         if record.first_token_s is None:
             record.first_token_s, record.queued_s = elapsed, event.queued_s
+            record.prefill_s = event.prefill_s
         metrics.first_token_s.observe(elapsed)
         metrics.queued_s.observe(event.queued_s)
         metrics.prefill_s.observe(event.prefill_s)
@@ -225,6 +228,8 @@ class Generation:
         record = self.record
         record.completion_tokens = sum(choice.num_tokens for choice in self.choices)
         record.cached_tokens = self._cached_tokens()
+        self.metrics.longest_answer.observe(max(c.num_tokens for c in self.choices))
+        self.metrics.computed_size.observe(sum(self.prompt_tokens) - record.cached_tokens)
         record.member_tokens = self.member_tokens
         record.finish_reasons = [choice.finish_reason or "abort" for choice in self.choices]
 

@@ -13,6 +13,7 @@ from turret_server.api.schema.responses import Health, NotReady, Readiness, Vers
 from turret_server.api.service import Service, service_of
 from turret_server.errors import EngineUnavailable
 from turret_server.telemetry.record import record_of
+from turret_server.tenancy.principal import Scope
 
 router = APIRouter(tags=["Operations"])
 
@@ -68,6 +69,9 @@ async def version() -> Version:
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-async def metrics(service: ServiceDep) -> Response:
-    """All metrics in the text format of Prometheus."""
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+async def metrics(request: Request, service: ServiceDep) -> Response:
+    """All metrics in the text format of Prometheus; tenants for keys with the scope `metrics`."""
+    caller = record_of(request.scope).principal
+    with_tenants = caller is not None and caller.has(Scope.METRICS)
+    page = service.metrics.text(with_tenants=with_tenants)
+    return Response(page, media_type=CONTENT_TYPE_LATEST)

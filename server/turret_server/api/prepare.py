@@ -23,6 +23,7 @@ from turret_server.engine.messages import EngineRequest, Sampling
 from turret_server.errors import BadRequest
 from turret_server.pipeline.recipe import Recipe
 from turret_server.pipeline.text_stream import TextStream
+from turret_server.telemetry import genai
 from turret_server.telemetry.record import RequestRecord, record_of
 
 T = TypeVar("T")
@@ -184,6 +185,16 @@ def build_generation(
             )
     prompt_tokens = [len(prompt) for prompt in prompts]
     record.prompt_tokens = sum(prompt_tokens)
+    if record.span is not None:
+        record.span |= genai.asked(
+            "chat" if id_prefix == "chatcmpl-" else "text_completion",
+            id_prefix + generation_id,
+            recipe,
+            service.recipes.base_names[0],
+            sampling,
+            max_tokens,
+            per_prompt,
+        )
     ticket.weigh(record.prompt_tokens)
     metrics = service.metrics
     metrics.asked_n.observe(per_prompt)

@@ -13,7 +13,7 @@ from turret_server.api.adapter_loader import AdapterLoader
 from turret_server.api.changes import Changes, blame
 from turret_server.api.service import Service
 from turret_server.api.threads import in_thread
-from turret_server.errors import Conflict
+from turret_server.errors import Conflict, NotFound
 from turret_server.pipeline.recipe_config import NamedRecipes
 from turret_server.sources.adapter import LocalAdapter
 from turret_server.sources.cached import release
@@ -102,6 +102,14 @@ class Reloader:
             return changed
 
     def _check_names(self, served: Served) -> None:
+        for name, rerank in served.recipes.reranks.items():
+            if rerank.scorer is not None and rerank.scorer not in self._service.scorers:
+                raise NotFound(
+                    f"no scorer {rerank.scorer!r} is running",
+                    "scorers are started with the server",
+                    "Restart it to use another.",
+                    param=f"recipes.{name}",
+                )
         reserved = {*self._service.recipes.base_names, *self._service.recipes.auxiliaries}
         for name in _names(served):
             if name in reserved or name in served.recipes.stacks:
@@ -161,5 +169,8 @@ def _difference(old: Served, new: Served, loaded: set[str]) -> list[str]:
 
 def _recipes(served: Served) -> dict[str, object]:
     recipes = served.recipes
-    stacks = {name: (stack, recipes.fusions.get(name)) for name, stack in recipes.stacks.items()}
+    stacks = {
+        name: (stack, recipes.fusions.get(name), recipes.reranks.get(name))
+        for name, stack in recipes.stacks.items()
+    }
     return {**stacks, **recipes.derived}

@@ -24,6 +24,7 @@ from turret_server.pipeline.names import Names
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.scorer import Scorer
 from turret_server.telemetry.metrics import Metrics
 from turret_server.telemetry.record import record_of
 from turret_server.tenancy.principal import Principal, Scope
@@ -50,6 +51,7 @@ class Service:
     documents: DocumentReader
     longest_token: int
     auxiliaries: Mapping[str, AuxiliaryTokens] = field(default_factory=dict)
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
 
     def seen_by(self, caller: Principal | None) -> Service:
         """The service for one caller: all of it where nobody is asked, and for admins.

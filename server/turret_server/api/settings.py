@@ -10,6 +10,7 @@ from turret_server.api.documents.settings import DocumentSettings
 from turret_server.pipeline.fusion import FusionSpec
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe import Stack
+from turret_server.pipeline.rerank import RerankSpec
 from turret_server.tenancy.service import Tenancy
 
 
@@ -27,6 +28,7 @@ class ApiSettings:
         recipes: named recipes: name -> expression such as "formal:0.7+sql", or pairs.
         fusions: of named recipes, which `recipes` lists too.
         max_fusion_members: of one request.
+        reranks: of named recipes, which `recipes` lists too.
         tenancy: who may call; by default anybody.
         max_body_bytes: longest request body. Parsing 4 MiB of nothing but tokens or brackets takes
             up to a quarter of a second, in which no other stream gets a token.
@@ -42,6 +44,7 @@ class ApiSettings:
         default_max_tokens: for completions that name none, as OpenAI's 16. Chat answers may fill
             the context.
         max_timeout_s: largest `timeout_s` a request may ask for.
+        metrics_labels: models, and tenants, that metrics tell apart at a time.
         ping_s: a silent stream gets a comment this often, so that proxies keep it open.
         enable_docs: serve /docs and /redoc beside /openapi.json.
     """
@@ -55,6 +58,7 @@ class ApiSettings:
     recipes: Mapping[str, str | Stack] = field(default_factory=dict)
     fusions: Mapping[str, FusionSpec] = field(default_factory=dict)
     max_fusion_members: int = 8
+    reranks: Mapping[str, RerankSpec] = field(default_factory=dict)
     tenancy: Tenancy = field(default_factory=Tenancy)
     max_body_bytes: int = 4 * 2**20
     documents: DocumentSettings = field(default_factory=DocumentSettings)
@@ -67,5 +71,6 @@ class ApiSettings:
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     default_max_tokens: int = 16
     max_timeout_s: float = 3600.0
+    metrics_labels: int = 100
     ping_s: float = 15.0
     enable_docs: bool = True

@@ -22,6 +22,7 @@ _TABLES = {
     "adapters": "adapter",
     "recipes": "recipe",
     "auxiliaries": "auxiliary",
+    "scorers": "scorer",
     "tasks": "task",
 }
 
@@ -78,6 +79,7 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         values["api_key"] = values.pop("api_keys", [])
         values["admin_key"] = values.pop("admin_keys", [])
         values["gateway_key"] = values.pop("gateway_keys", [])
+        values["metrics_key"] = values.pop("metrics_keys", [])
         context.default_map = {name: value for name, value in values.items() if value != []}
     return path
 

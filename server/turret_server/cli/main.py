@@ -8,7 +8,18 @@ import typer
 from rich.console import Console
 
 from turret_server import __version__
-from turret_server.cli import adapters, ask, bench, chat, fit, layout, reload, serve, tenants
+from turret_server.cli import (
+    adapters,
+    ask,
+    bench,
+    chat,
+    fit,
+    layout,
+    profile,
+    reload,
+    serve,
+    tenants,
+)
 from turret_server.cli.config_file import ENVIRONMENT, ServeCommand
 from turret_server.cli.terminal import print_problem
 from turret_server.errors import TurretError
@@ -31,6 +42,7 @@ _typer.add_typer(fit.app, name="fit")
 _typer.add_typer(tenants.tenants, name="tenants")
 _typer.add_typer(tenants.keys, name="keys")
 _typer.command()(tenants.usage)
+_typer.command()(profile.profile)
 _typer.add_typer(bench.app, name="bench")
 
 

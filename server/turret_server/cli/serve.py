@@ -33,6 +33,14 @@ def serve(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=MODEL: a sequence-classification model that reranks answers, such as Cappy; "
+            "or a table of turret.toml's scorers, as JSON. May be repeated.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -159,6 +167,32 @@ def serve(
             rich_help_panel=_HTTP,
         ),
     ] = None,
+    metrics_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that sees tenants in /metrics, as --admin-key does. May be repeated.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = None,
+    metrics_labels: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=10_000,
+            help="Models, and tenants, with series of their own in /metrics; more are counted as "
+            "'other'.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = 100,
+    otlp_endpoint: Annotated[
+        str,
+        typer.Option(
+            help="Collector of OpenTelemetry traces, such as http://127.0.0.1:4318. Needs "
+            "turret\\[otel]. \\[default: OTEL_EXPORTER_OTLP_ENDPOINT]",
+            rich_help_panel=_HTTP,
+            show_default=False,
+        ),
+    ] = "",
     database: Annotated[
         str,
         typer.Option(
@@ -364,6 +398,9 @@ def serve(
         api_keys=tuple(api_key or ()),
         admin_keys=tuple(admin_key or ()),
         gateway_keys=tuple(gateway_key or ()),
+        metrics_keys=tuple(metrics_key or ()),
+        metrics_labels=metrics_labels,
+        otlp_endpoint=otlp_endpoint,
         database=database,
         share_prefixes=share_prefixes,
         state_dir=state_dir,
@@ -379,6 +416,7 @@ def serve(
         max_fusion_members=max_fusion_members,
         auxiliaries=parse_pairs(auxiliary or (), "--auxiliary"),
         auxiliary_kv_gib=auxiliary_kv_gib,
+        scorers=parse_pairs(scorer or (), "--scorer"),
         max_resident_adapters=max_resident_adapters,
         adapter_rank_rows=adapter_rank_rows,
         adapter_ternary_rows=adapter_ternary_rows,

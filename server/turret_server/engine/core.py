@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +35,7 @@ from turret_server.engine.fusion import member_requests
 from turret_server.engine.grammar import GrammarCompiler
 from turret_server.engine.grammar_queue import GrammarQueue
 from turret_server.engine.messages import (
+    STEP_TOKENS,
     EngineReady,
     EngineRequest,
     EngineStats,
@@ -170,6 +172,7 @@ class Engine:
         self._grammars = GrammarQueue(self._grammar_compiler, wake)
         self._in_flight: tuple[list[Share], Draw] | None = None
         self._steps = self._step_tokens = 0
+        self._step_sizes = [0] * (len(STEP_TOKENS) + 1)
         self._step_seconds = 0.0
 
     def submit(self, request: EngineRequest) -> TokenEvent | None:
@@ -223,7 +226,9 @@ class Engine:
             self.scheduler.advance(shares, draw.rows)
             self._in_flight = shares, draw
             self._steps += 1
-            self._step_tokens += sum(share.count for share in shares)
+            tokens = sum(share.count for share in shares)
+            self._step_tokens += tokens
+            self._step_sizes[bisect_left(STEP_TOKENS, tokens)] += 1
             if not self._overlaps or not self.scheduler.running:
                 events += self._finish()
         self._step_seconds += time.perf_counter() - began
@@ -301,6 +306,7 @@ class Engine:
             preemptions=scheduler.preemptions,
             steps=self._steps,
             step_tokens=self._step_tokens,
+            step_sizes=list(self._step_sizes),
             step_seconds=self._step_seconds,
             resident_adapters=self.stores.resident(),
             host_adapters=self.stores.on_host(),
@@ -308,6 +314,16 @@ class Engine:
             waiting_adapters=_distinct(scheduler.waiting),
             host_adapter_bytes=self.stores.host_bytes,
         )
+
+    @property
+    def phases(self) -> list[tuple[object, str]]:
+        """What a step consists of: objects, and the methods of theirs that it calls."""
+        return [
+            (self.scheduler, "schedule"),
+            (self._builder, "build"),
+            (self._runner, "forward"),
+            (self.scheduler, "update"),
+        ]
 
     def close(self) -> None:
         """End its threads and processes; a process that ends need not."""

@@ -31,6 +31,7 @@ from turret_server.engine.settings import EngineSettings
 
 log = logging.getLogger("turret.link")
 
+_Result = m.AdapterInfo | m.Profiled | None
 _Stream = asyncio.Queue[m.TokenEvent | None]
 
 
@@ -52,7 +53,8 @@ class EngineLink:
         self._decode = msgspec.msgpack.Decoder(m.Outbound).decode
         self._decode_result = msgspec.msgpack.Decoder(m.OperationResult).decode
         self._streams: dict[str, _Stream] = {}
-        self._open: dict[str, asyncio.Future[m.AdapterInfo | None]] = {}  # operations
+        self._open: dict[str, asyncio.Future[_Result]] = {}  # operations
+        self._profile: asyncio.Future[_Result] | None = None  # the last one
         self._adapters: dict[str, m.LoadAdapter] = {}  # by digest: how each was loaded
         self._held: tuple[str, ...] = ()  # digests
         self._numbers = itertools.count()
@@ -189,6 +191,8 @@ class EngineLink:
                             stream.put_nowait(event)
                 case m.EngineStats():
                     self.stats = message
+                case m.Profiled():
+                    self._settle(message.operation, message)
                 case m.EngineReady():
                     self._welcoming = asyncio.create_task(self._welcome(message))
                 case m.EngineRefused():
@@ -225,7 +229,7 @@ class EngineLink:
         self.ready = ready
         self._up.set()
 
-    def _settle(self, operation: str, result: m.AdapterInfo | errors.TurretError | None) -> None:
+    def _settle(self, operation: str, result: _Result | errors.TurretError) -> None:
         future = self._open.pop(operation, None)
         if future is None or future.done():
             return
@@ -330,6 +334,24 @@ class EngineLink:
     async def _hold(self, digests: Seq[str]) -> None:
         await self._operate(m.HoldAdapters(operation=self._operation("hold"), digests=digests))
 
+    async def profile(self, steps: int, wait_s: float, *, trace: bool = False) -> m.Profiled:
+        """See EngineClient.profile."""
+        self._check_ready()
+        if self._profile is not None and not self._profile.done():
+            raise errors.Conflict(
+                "the engine is being profiled",
+                "one profile is taken at a time",
+                "Try again when it is done.",
+            )
+        operation = self._operation("profile")
+        self._profile = self._open[operation] = asyncio.get_running_loop().create_future()
+        request = m.ProfileSteps(operation=operation, steps=steps, wait_s=wait_s, trace=trace)
+        await self._send(request, self._socket)
+        # Shielded: when the caller leaves, the profiler goes on until it is done.
+        result = await asyncio.shield(self._profile)
+        assert isinstance(result, m.Profiled)
+        return result
+
     def _operation(self, what: str) -> str:
         return f"{what}-{next(self._numbers)}"
 
@@ -338,10 +360,12 @@ class EngineLink:
         await self._send(m.InjectFault(kind), self._socket)
 
     async def _operate(self, message: m.Operation) -> m.AdapterInfo | None:
-        future: asyncio.Future[m.AdapterInfo | None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         self._open[message.operation] = future
         await self._send(message, self._operations)
-        return await future
+        result = await future
+        assert not isinstance(result, m.Profiled)
+        return result
 
 
 def _bind(context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:

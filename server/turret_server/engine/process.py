@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import queue
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from turret_server.engine import messages as m
 from turret_server.engine.core import Engine
 from turret_server.engine.device import use_threads
 from turret_server.engine.lifetime import die_with_parent
+from turret_server.engine.profiler import StepProfiler
 from turret_server.engine.settings import EngineSettings
 from turret_server.engine.stores import Loaded, adapter_error
 from turret_server.errors import StartupError
@@ -64,6 +66,9 @@ class EngineProcess:
             self._send(m.EngineRefused(info))
             self._context.destroy(linger=5000)  # not before it is on its way
             sys.exit(m.REFUSED)
+        self._folder = folder
+        self._profiler: StepProfiler | None = None
+        self._profiled: queue.SimpleQueue[m.Profiled] = queue.SimpleQueue()
         self._last_stats: m.EngineStats | None = None
         self._stats_due = 0.0
 
@@ -87,6 +92,8 @@ class EngineProcess:
                 poller.poll(250 if self._engine.idle else 5)
             events = self._drain()
             events += self._engine.step()
+            if self._profiler is not None and self._profiler.after_step(self._engine.stats.steps):
+                self._profiler = None
             if events:
                 self._send(m.StepEvents(events))
             blocked = not events and not self._engine.scheduler.running
@@ -98,6 +105,8 @@ class EngineProcess:
         refused: list[m.TokenEvent] = []
         while self._wake_in.poll(0):
             self._wake_in.recv(zmq.NOBLOCK)
+        while not self._profiled.empty():
+            self._send(self._profiled.get())
         while True:
             try:
                 message = self._decode(self._socket.recv(zmq.NOBLOCK))
@@ -109,6 +118,8 @@ class EngineProcess:
                         refused.append(event)
                 case m.CancelRequest():
                     self._engine.cancel(message.id)
+                case m.ProfileSteps():
+                    self._profile(message)
                 case m.InjectFault():
                     self._fault(message.kind)
 
@@ -176,6 +187,21 @@ class EngineProcess:
         if stats != self._last_stats:
             self._last_stats = stats
             self._send(stats)
+
+    def _profile(self, request: m.ProfileSteps) -> None:
+        def done(result: m.Profiled) -> None:
+            self._profiled.put(result)
+            self._wake()
+
+        engine = self._engine
+        self._profiler = StepProfiler(
+            request,
+            engine.stats.steps,
+            engine.decoder.device.type,
+            engine.phases,
+            self._folder,
+            done,
+        )
 
     def _fault(self, kind: str) -> None:
         if not self._engine.settings.faults:

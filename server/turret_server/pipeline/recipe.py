@@ -26,9 +26,11 @@ from turret_server.errors import BadRequest, NotFound, TurretError, Unprocessabl
 from turret_server.pipeline.adapter_weight import Weight, spell_out
 from turret_server.pipeline.fusion import FusedRecipe, FusionSpec, MemberSpec, check, term_weights
 from turret_server.pipeline.names import Names
+from turret_server.pipeline.rerank import RerankSpec
 from turret_server.tenancy.principal import Tenant
 
 MAX_ADAPTERS = 16  # of one recipe
+COMPOSED = "composed"  # the label of stacks that have no name
 _MAX_COMPARED = 100  # names that an unknown one is compared with
 
 Stack = tuple[tuple[str, Weight], ...]  # adapters with their weights
@@ -44,7 +46,7 @@ class Recipe:
             weight 0 is not there.
         digest: identity of the adapted model; equal recipes give equal digests.
         label: a name of bounded variety for metrics: a base, adapter or recipe name, else
-            "composed".
+            COMPOSED.
         num_virtual_tokens: positions that the adapters put before the prompt.
         fusion: with further members, whose logits are combined with this one's.
         auxiliary: of a member, the name of the auxiliary model; "" for the main one.
@@ -77,6 +79,7 @@ class RecipeBook:
         fusions: those of named recipes that are fused; their stacks are the first members.
         max_members: of one fusion.
         auxiliaries: names of models that are members of fusions alone.
+        reranks: those of named recipes that rerank.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class RecipeBook:
         fusions: Mapping[str, FusionSpec] | None = None,
         max_members: int = 8,
         auxiliaries: Sequence[str] = (),
+        reranks: Mapping[str, RerankSpec] | None = None,
     ) -> None:
         self.catalog: Catalog | Names = catalog
         self.base_names = tuple(base_names)
@@ -95,6 +99,7 @@ class RecipeBook:
             for name, stack in (recipes or {}).items()
         }
         self.fusions = dict(fusions or {})
+        self.reranks = dict(reranks or {})
         self._max_members = max_members
         self.auxiliaries = tuple(auxiliaries)
 
@@ -118,6 +123,7 @@ class RecipeBook:
         book.catalog = names
         book.recipes = {n: stack for n, stack in self.recipes.items() if tenant.may_use(n)}
         book.fusions = {n: fusion for n, fusion in self.fusions.items() if n in book.recipes}
+        book.reranks = {n: rerank for n, rerank in self.reranks.items() if n in book.recipes}
         return book
 
     def resolve(
@@ -220,7 +226,7 @@ class RecipeBook:
             model=model,
             adapters=uses,
             digest=_digest(uses, auxiliary),
-            label="composed" if adapters else label,
+            label=COMPOSED if adapters else label,
             num_virtual_tokens=num_virtual_tokens,
             auxiliary=auxiliary,
         )
@@ -286,7 +292,7 @@ class RecipeBook:
             named = self.catalog.called(model) if isinstance(self.catalog, Names) else model
             return named, [(model, 1.0)]
         if "+" in model or ":" in model:
-            return "composed", list(parse_stack(model))
+            return COMPOSED, list(parse_stack(model))
         raise self._unknown(model, "model")
 
     def _record(self, name: str, param: str) -> AdapterRecord:

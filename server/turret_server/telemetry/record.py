@@ -10,6 +10,8 @@ from typing import Any
 from turret_server.errors import TurretError
 from turret_server.tenancy.principal import Principal
 
+Attributes = dict[str, str | bool | int | float | list[str]]
+
 
 @dataclass(slots=True)
 class RequestRecord:
@@ -23,6 +25,8 @@ class RequestRecord:
         started: `time.perf_counter()` at arrival.
         member_tokens: prompts and answers of a fusion's members beside the request's own model.
         first_token_s: arrival to first token; None before.
+        span: attributes for its span, beside what is told here; None where nothing traces.
+        trace_id: of its span, in hexadecimal; "" without one.
         error: what the client was told went wrong, also in the middle of a stream.
     """
 
@@ -40,9 +44,12 @@ class RequestRecord:
     member_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
     queued_s: float = 0.0
+    prefill_s: float = 0.0
     first_token_s: float | None = None
     error: TurretError | None = None
     disconnected: bool = False
+    span: Attributes | None = None
+    trace_id: str = ""
     started: float = field(default_factory=time.perf_counter)
 
     @property

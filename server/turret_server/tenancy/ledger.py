@@ -44,16 +44,27 @@ class Ledger:
         database: where usage ends up.
         folder: of the journals.
         interval_s: how often it is carried over.
+
+    Attributes:
+        folder: as given.
+        journal_errors: requests whose beginning or end the disk did not take.
+        database_errors: attempts to carry over that failed.
     """
 
     def __init__(self, database: Database, folder: Path, interval_s: float = 2.0) -> None:
-        self._database, self._folder, self._interval_s = database, folder, interval_s
+        self._database, self.folder, self._interval_s = database, folder, interval_s
+        self.journal_errors = self.database_errors = 0
         self._journal = Journal(folder)
         self._open: dict[str, Entry] = {}
         self._ended: list[Entry] = []  # not in the database yet
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._problem: str | None = None  # of the disk, when it was last written
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have ended and are not in the database yet."""
+        return len(self._ended)
 
     def start(self) -> None:
         """Begin to carry over, first what processes that died have left."""
@@ -68,6 +79,7 @@ class Ledger:
         try:
             await self._append(entry)
         except OSError as error:
+            self.journal_errors += 1
             raise UsageNotRecorded(
                 "the request was not accepted",
                 f"its usage cannot be recorded ({error.strerror})",
@@ -80,6 +92,7 @@ class Ledger:
         try:
             await self._append(entry)
         except OSError as error:
+            self.journal_errors += 1
             log.error("the end of request %s is not in the journal: %s", entry.request, error)
         self._ended.append(entry)
         self._open.pop(entry.request, None)
@@ -121,7 +134,7 @@ class Ledger:
 
     async def _run(self) -> None:
         try:
-            await asyncio.to_thread(recover, self._database, self._folder)
+            await asyncio.to_thread(recover, self._database, self.folder)
         except TurretError as error:
             log.warning("journals of earlier processes wait for the next start: %s", error)
         while True:
@@ -136,6 +149,7 @@ class Ledger:
             if ended:
                 await asyncio.to_thread(post, self._database, ended)
         except TurretError as error:
+            self.database_errors += 1
             log.warning("usage of %d requests waits for the database: %s", len(ended), error)
             self._ended = ended + self._ended
             return False
@@ -143,7 +157,7 @@ class Ledger:
 
     async def _turn_over(self) -> None:
         """Begin a new journal with what is open; the old one is in the database."""
-        old, new = self._journal, Journal(self._folder)
+        old, new = self._journal, Journal(self.folder)
         try:
             await new.append(*self._open.values())
         except OSError as error:

@@ -16,6 +16,7 @@ class Scope(StrEnum):
 
     INFER = "infer"  # ask for answers, list models
     ADAPTERS = "adapters"  # load and unload its tenant's adapters
+    METRICS = "metrics"  # read metrics that tell tenants apart
     ADMIN = "admin"  # everything, for every tenant
     GATEWAY = "gateway"  # say whose turn a request takes; of its own, not a part of ADMIN
 

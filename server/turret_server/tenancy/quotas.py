@@ -204,3 +204,7 @@ class Meters:
         if tenant.name not in self._meters:
             self._meters[tenant.name] = Meter(self._clock)
         return self._meters[tenant.name]
+
+    def running(self) -> dict[str, int]:
+        """Requests in flight, by the names of tenants that have any."""
+        return {name: meter.running for name, meter in self._meters.items() if meter.running}

@@ -50,6 +50,7 @@ class Tenancy:
         folder: Path | None = None,
     ) -> None:
         self._keys = dict(keys or {})
+        self._names = {principal.tenant.name for principal in self._keys.values()}
         self.database = database
         self._directory = None if database is None else Directory(database)
         self.meters = Meters()
@@ -71,6 +72,10 @@ class Tenancy:
     def tenants(self) -> Mapping[str, Tenant]:
         """Those of the database, by name."""
         return {} if self._directory is None else self._directory.tenants
+
+    def knows(self, name: str) -> bool:
+        """Is there a tenant of this name, in the database or on the command line?"""
+        return name in self.tenants or name in self._names
 
     def find(self, key: str) -> Principal | None:
         """Who calls with this key; None if nobody has it, or has it no longer.
@@ -125,12 +130,16 @@ class Tenancy:
 
 
 def static_keys(
-    keys: Iterable[str], admin_keys: Iterable[str] = (), gateway_keys: Iterable[str] = ()
+    keys: Iterable[str],
+    admin_keys: Iterable[str] = (),
+    gateway_keys: Iterable[str] = (),
+    metrics_keys: Iterable[str] = (),
 ) -> dict[str, Principal]:
     """Keys of the command line, by their hash; of a key itself nothing is kept."""
     found = {}
     for key, scopes in (
         *((key, {Scope.INFER}) for key in keys),
+        *((key, {Scope.METRICS}) for key in metrics_keys),
         *((key, {Scope.ADMIN}) for key in admin_keys),
         *((key, {Scope.INFER, Scope.GATEWAY}) for key in gateway_keys),
     ):

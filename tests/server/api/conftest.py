@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from turret_server.engine.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    Profiled,
     TokenEvent,
     TokenLogprob,
 )
 from turret_server.errors import NotFound, TurretError, Unprocessable
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.scorer import Scorer
 
 CANDIDATES = 24
 
@@ -213,6 +215,9 @@ class FakeEngine:
             raise Unprocessable("they cannot be pinned", f"there are {self.num_slots} slots")
         self.held = list(digests)
 
+    async def profile(self, steps: int, wait_s: float, *, trace: bool = False) -> Profiled:
+        return Profiled("profile-0", 0, 0.0, [])
+
     async def unload_adapter(self, digest: str) -> None:
         del self.loaded[digest]
 
@@ -345,8 +350,8 @@ def make_app(
 ) -> Callable[..., FastAPI]:
     """Build an app with changed settings."""
 
-    def make(**changes: Any) -> FastAPI:
-        return create_app(engine, tokenizer, replace(settings, **changes))
+    def make(scorers: Mapping[str, Scorer] | None = None, **changes: Any) -> FastAPI:
+        return create_app(engine, tokenizer, replace(settings, **changes), scorers=scorers)
 
     return make
 

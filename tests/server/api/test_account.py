@@ -9,6 +9,8 @@ import os
 import pytest
 
 from turret_server.errors import EngineUnavailable
+from turret_server.scorer.scorer import Scorer
+from turret_server.scorer.text import Row
 from turret_server.tenancy import journal as journal_module
 from turret_server.tenancy.administration import Administration
 from turret_server.tenancy.database import Database
@@ -34,11 +36,11 @@ def admin(database):
 def serve(make_client, database, admin, tmp_path):
     """Make a server with one tenant of these quotas; the client and its headers."""
 
-    def serve(**quotas):
+    def serve(scorers=None, **quotas):
         admin.create_tenant("acme", quotas=Quotas(**quotas))
         headers = {"authorization": f"Bearer {admin.create_key('acme')}"}
         tenancy = Tenancy({}, database, tmp_path / "usage")
-        return make_client(tenancy=tenancy), headers, tenancy
+        return make_client(tenancy=tenancy, scorers=scorers), headers, tenancy
 
     return serve
 
@@ -71,6 +73,33 @@ async def test_every_route_is_counted_streamed_or_not(serve, admin, path, stream
     await client.post(path, {**body, "stream": stream, "n": 2}, headers)
     (row,) = await rows(tenancy, admin)
     assert (row["requests"], row["completion_tokens"]) == (1, 10)
+
+
+class Scorable:
+    """A scorer that finds all equal: three tokens each."""
+
+    def rows(self, instruction, answers):
+        return [Row([1, 2, 3]) for _ in answers]
+
+    async def score(self, rows):
+        return [0.0] * len(rows)
+
+
+async def test_reranking_costs_what_was_drawn_and_scoring_what_was_read(serve, admin):
+    scorer = Scorer("judge", Scorable(), Scorable(), 1, 16)
+    client, headers, tenancy = serve(scorers={"judge": scorer}, tokens_per_minute=40)
+    rerank = {"scorer": "judge", "candidates": 4}
+    answer = await client.post("/v1/completions", {**BODY, "rerank": rerank}, headers)
+    assert answer.json["usage"]["completion_tokens"] == 20
+    documents = {"model": "judge", "query": "x", "documents": ["a", "b"]}
+    assert (await client.post("/v1/rerank", documents, headers)).status == 200
+    refused = await client.post("/v1/rerank", {**documents, "documents": ["a"] * 14}, headers)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "documents")
+    refused = await client.post("/v1/rerank", {**documents, "documents": ["a"] * 12}, headers)
+    assert refused.status == 429
+    counted = {row["model"]: row for row in await rows(tenancy, admin)}
+    assert counted["demo"]["completion_tokens"] == 20
+    assert counted["judge"]["prompt_tokens"] == 6
 
 
 async def test_a_request_is_on_the_disk_before_its_first_byte(serve, engine):

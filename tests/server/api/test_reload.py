@@ -9,6 +9,7 @@ import pytest
 
 from turret_server.api.reload import Reloader, Served
 from turret_server.api.schema.fusion import parse_fusion
+from turret_server.api.schema.rerank import parse_rerank
 from turret_server.config import ServeConfig
 from turret_server.errors import EngineUnavailable
 from turret_server.pipeline.recipe_config import parse_recipes
@@ -22,7 +23,7 @@ OPEN = ServeConfig(model="demo")
 def served(config: ServeConfig) -> Served:
     return Served(
         adapters=parse_adapters(config.adapters),
-        recipes=parse_recipes(config.recipes, parse_fusion),
+        recipes=parse_recipes(config.recipes, parse_fusion, parse_rerank),
         roots=config.adapter_roots,
         remotes=config.adapter_remotes,
         dirs=config.adapter_dirs,
@@ -109,6 +110,20 @@ async def test_an_adapters_share_changes(start, engine, root):
     assert (await reload(adapters={"a": table})).json["changed"] == ["adapters.a"]
     await client.complete(model="a", max_tokens=1)
     assert engine.requests[-1].lane_weight == 2.5
+
+
+async def test_recipes_that_rerank(start, root):
+    client, reload = await start(adapters={"a": str(root / "sql")})
+    best = {"best": '{"adapters": ["a"], "rerank": {"candidates": 3}}'}
+    answer = await reload(recipes=best)
+    assert answer.json.get("changed") == ["recipes.best"], answer.json
+    assert client.app.state.service.recipes.reranks["best"].candidates == 3
+    other = {"best": '{"adapters": ["a"], "rerank": {"candidates": 2}}'}
+    assert (await reload(recipes=other)).json["changed"] == ["recipes.best"]
+    refused = await reload(recipes={"best": '{"adapters": ["a"], "rerank": {"scorer": "none"}}'})
+    assert refused.status == 422
+    assert refused.json["error"]["param"] == "recipes.best"
+    assert client.app.state.service.recipes.reranks["best"].candidates == 2
 
 
 async def test_what_was_loaded_at_run_time_stays(start, root):

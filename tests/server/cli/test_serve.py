@@ -71,3 +71,9 @@ def test_the_file_is_read_again_below_the_same_flags(
         Path(file).write_text(text)
         with pytest.raises(StartupError, match=told):
             reread()
+
+
+def test_a_key_for_metrics_alone_is_refused() -> None:
+    config = ServeConfig(model="demo", metrics_keys=("tk-m",))
+    with pytest.raises(StartupError, match="--metrics-key"):
+        turret_server.server._served(config)

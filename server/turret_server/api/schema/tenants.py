@@ -42,8 +42,8 @@ class CreateKeyBody(RequestBody):
 
     tenant: str = Field(max_length=64)
     label: str = Field("", max_length=64)
-    scopes: list[Literal["infer", "adapters", "admin", "gateway"]] = Field(
-        ["infer"], min_length=1, max_length=4, description="What it may do; admin is everything."
+    scopes: list[Literal["infer", "adapters", "metrics", "admin", "gateway"]] = Field(
+        ["infer"], min_length=1, max_length=5, description="What it may do; admin is everything."
     )
     lifetime_s: int | None = Field(None, ge=1, lt=1 << 40, description="null is for ever.")
 
