@@ -26,12 +26,14 @@ def message(
 ) -> Fusion:
     """What the engine is told; members name their models, and bring token ids as prompts.
 
-    A name that is not in `uses` is an auxiliary model's.
+    A name that is not in `uses` is an auxiliary model's, alone or "with+an adapter".
     """
 
     def recipe(name: str) -> Recipe:
-        auxiliary = "" if name in uses else name
-        return Recipe(name, uses.get(name, ()), name, name, auxiliary=auxiliary)
+        model, _, adapter = name.partition("+")
+        if name in uses:
+            return Recipe(name, uses[name], name, name)
+        return Recipe(name, uses.get(adapter, ()), name, name, auxiliary=model)
 
     members = tuple(recipe(member.model or model) for member in spec.members)
     prompts = [member.prompt or prompt for member in spec.members]
@@ -75,7 +77,10 @@ def combine(
         anchor: likewise.
         experts: likewise.
         found: dynamic weights of the experts, as the server found them.
+
+    A token that a member lacks (-inf) is banned.
     """
+    banned = np.any([x == -np.inf for x in (own, anchor, *experts) if x is not None], axis=0)
     own = own / spec.temperature
     anchor = None if anchor is None or spec.anchor is None else anchor / spec.anchor.temperature
     experts = [x / m.temperature for x, m in zip(experts, spec.experts, strict=True)]
@@ -104,6 +109,7 @@ def combine(
             z = np.log(
                 sum(a * np.exp(log_softmax(x)) for a, x in zip(w, [own, *experts], strict=True))
             )
+    z = np.where(banned, -np.inf, z)
     p = np.exp(log_softmax(own))
     if spec.plausible is not None:
         z = np.where(p < spec.plausible * p.max(), -np.inf, z)

@@ -60,7 +60,8 @@ class AdapterRecord:
         kind: the front end that compiled it, such as "lora".
         rank: the largest rank, 0 for kinds without one.
         targets: module names it touches.
-        num_layers: of the base that it was compiled for.
+        num_layers: of the models that it fits, by name; "" is the main one.
+        unfit: why it does not fit the other models.
         num_parameters: of the published tensors.
         num_bytes: in the served dtype.
         base_model: as the adapter's own config names it.
@@ -79,7 +80,7 @@ class AdapterRecord:
     kind: str
     rank: int
     targets: tuple[str, ...]
-    num_layers: int
+    num_layers: Mapping[str, int]
     num_parameters: int
     num_bytes: int
     base_model: str | None
@@ -90,7 +91,13 @@ class AdapterRecord:
     sites: Mapping[str, str] = field(default_factory=dict)
     pinned: bool = False
     notes: tuple[str, ...] = ()
+    unfit: Mapping[str, str] = field(default_factory=dict)
     roots: tuple[str, ...] | None = None
+
+    @property
+    def is_model(self) -> bool:
+        """Can it be named as `model`? Others take part in fusions, on an auxiliary model."""
+        return "" in self.num_layers
 
 
 class Catalog:
@@ -104,6 +111,12 @@ class Catalog:
         self._records: dict[str, AdapterRecord] = {}
         self._uses: Counter[str] = Counter()  # digest -> requests in flight
         self._last_used: dict[str, float] = {}  # digest -> Unix time
+
+    def copy(self) -> Catalog:
+        """The same names, to look ahead; whoever uses what is not known to it."""
+        other = Catalog()
+        other._records = dict(self._records)
+        return other
 
     def get(self, name: str) -> AdapterRecord | None:
         """The record of a name."""

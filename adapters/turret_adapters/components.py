@@ -88,6 +88,35 @@ class LowRank(Component):
 
 
 @dataclass(frozen=True, slots=True)
+class TernaryLowRank(Component):
+    """A low-rank branch of a linear whose factors are -1, 0 or 1 times a scale, in two bits each.
+
+    Attributes:
+        site: a linear of a layer, or the head.
+        a: int16 [rank, words], `pack_ternary` of [rank, in_features].
+        b: int16 [rank, words], likewise of [rank, out_features].
+        scale: float32 [rank], what 1 stands for in `a`, times what it stands for in `b`.
+        in_features, out_features: values of a row.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor
+    in_features: int
+    out_features: int
+
+    @property
+    def rank(self) -> int:
+        """Number of rank rows."""
+        return self.a.shape[0]
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of both factors."""
+        return self.rank * (self.in_features + self.out_features)
+
+
+@dataclass(frozen=True, slots=True)
 class Offset(Component):
     """`y += weight * vector`, after the bias of a linear, or at an activation.
 

@@ -57,6 +57,7 @@ class Loader:
         banks: what the slots hold.
         read: reads adapters.
         on_resident: called from this thread when an adapter became resident or failed.
+        warm: what is loaded becomes resident where there is room to spare.
     """
 
     def __init__(
@@ -67,7 +68,10 @@ class Loader:
         banks: DeviceBanks,
         read: Reader,
         on_resident: Callable[[], None],
+        *,
+        warm: bool = True,
     ):
+        self._warms = warm
         self._lock, self._wake = lock, threading.Condition(lock)
         self._residency, self._host, self._banks = residency, host, banks
         self._read, self._on_resident = read, on_resident
@@ -226,7 +230,8 @@ class Loader:
             job.future.set_exception(error)
             return
         job.future.set_result(loaded)
-        self._warm(digest)
+        if self._warms:
+            self._warm(digest)
 
     def _is_new(self, digest: str) -> bool:
         with self._lock:

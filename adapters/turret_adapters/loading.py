@@ -18,6 +18,7 @@ from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.registry import detect
 from turret_adapters.spec import ModelShape, Positions, Program
 from turret_adapters.tensor_file import is_finite
+from turret_adapters.ternary import as_ternary
 
 StrPath = str | PathLike[str]
 Origin = StrPath | Derivation  # where an adapter comes from: a folder, or several and a method
@@ -65,6 +66,7 @@ def read_adapter(
     limits: FileLimits | None = None,
     is_wanted: Callable[[str], bool] = lambda digest: True,
     pin: bool = False,
+    keep_ternary: bool = False,
 ) -> tuple[str, Program | None]:
     """Read, validate and compile an adapter.
 
@@ -76,6 +78,7 @@ def read_adapter(
         limits: bounds on the files.
         is_wanted: asked with the digest; what is not wanted is not compiled.
         pin: keep the program where a GPU copies from without a stop in between.
+        keep_ternary: keep low-rank branches in two bits a value where that is what they are.
 
     Returns:
         The digest and the program in the served dtype, None if it is not wanted.
@@ -94,6 +97,8 @@ def read_adapter(
             files.check_unchanged()
     if program is None:
         return digest, None
+    if keep_ternary:
+        program = replace(program, components=tuple(map(as_ternary, program.components)))
     program = _cast(program, dtype)
     return digest, _pinned(program) if pin else program
 

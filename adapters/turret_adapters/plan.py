@@ -105,11 +105,15 @@ class BasePlan:
         """`act(gate) * up` [T, I] of [T, 2 I], adapted."""
         return act_mul(gate_up, activation)
 
+    def gated(self, layer: int, x: Tensor, weights: MlpWeights) -> Tensor:
+        """`act(gate) * up` [T, I] of the rows `x` [T, H] that both read, adapted."""
+        gate_up = self.linear(layer, Group.GATE_UP, x, weights.gate_up, weights.gate_up_bias)
+        return self.gate(layer, gate_up, weights.activation)
+
     def mlp(self, layer: int, x: Tensor, weights: MlpWeights) -> Tensor:
         """A whole gated MLP [T, H] of the normed rows `x` [T, H], adapted."""
         self.touch(layer, Group.MLP_IN, x)
-        gate_up = self.linear(layer, Group.GATE_UP, x, weights.gate_up, weights.gate_up_bias)
-        x = self.gate(layer, gate_up, weights.activation)
+        x = self.gated(layer, x, weights)
         self.touch(layer, Group.INNER, x)
         return self.linear(layer, Group.DOWN, x, weights.down, weights.down_bias)
 
@@ -143,6 +147,7 @@ class StepPlan(BasePlan):
         "_gated",
         "_head",
         "_logit_rows",
+        "_low_rank",
         "_num_rows",
         "_rotation",
         "_shape",
@@ -177,7 +182,7 @@ class StepPlan(BasePlan):
             for slot in use.slots
             if banks.virtual.touched[slot]
         ]
-        self._threshold = banks.threshold
+        self._threshold, self._low_rank = banks.threshold, banks.low_rank
         self._sparse = _touched(banks.threshold.touched, slots)  # where thresholds act
         self._shape, self._rotation = banks.shape, banks.rotation
         self._turned = _touched(banks.rotation.touched, slots)  # where inputs are rotated
@@ -243,17 +248,34 @@ class StepPlan(BasePlan):
     def linear(  # noqa: D102
         self, layer: int, group: Group, x: Tensor, weight: LinearWeight, bias: Tensor | None
     ) -> Tensor:
+        y = self._base_linear(layer, group, x, weight, bias)
+        self.apply(layer, group, y, x)
+        return y
+
+    def _base_linear(
+        self, layer: int, group: Group, x: Tensor, weight: LinearWeight, bias: Tensor | None
+    ) -> Tensor:
+        """The base's products, of inputs that adapters may have changed."""
         at = point(layer, group)
         if (self._sparse | self._turned) >> at & 1:
             inputs: dict[Module, Tensor] = {}
             for bank, mask in ((self._threshold, self._sparse), (self._rotation, self._turned)):
                 if mask >> at & 1:
                     bank.change_inputs(layer, group, x, inputs, self._entries)
-            y = split_linear(self._shape, group, x, inputs, weight, bias)
-        else:
-            y = linear(x, weight, bias)
-        self.apply(layer, group, y, x)
-        return y
+            return split_linear(self._shape, group, x, inputs, weight, bias)
+        return linear(x, weight, bias)
+
+    def gated(self, layer: int, x: Tensor, weights: MlpWeights) -> Tensor:  # noqa: D102
+        at = point(layer, Group.GATE_UP)
+        acting = [bank for bank, mask in self._active if mask >> at & 1]
+        cuts = self._sparse >> point(layer, Group.ACT) & 1
+        if cuts or not acting or acting[-1] is not self._low_rank:
+            return super().gated(layer, x, weights)
+        gate_up = self._base_linear(layer, Group.GATE_UP, x, weights.gate_up, weights.gate_up_bias)
+        for bank in acting[:-1]:
+            bank.apply(layer, Group.GATE_UP, gate_up, x, self._entries)
+        # Nothing acts between the branches and the product: one pass over both.
+        return self._low_rank.gated(layer, gate_up, x, self._entries, weights.activation)
 
     def gate(self, layer: int, gate_up: Tensor, activation: Activation) -> Tensor:  # noqa: D102
         if self._sparse >> point(layer, Group.ACT) & 1:

@@ -28,10 +28,12 @@ from turret_adapters.components import (
     Scale,
     SoftPrompt,
     SparseDelta,
+    TernaryLowRank,
     Threshold,
 )
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.spec import ModelShape, Module, Site
+from turret_kernels.ternary_low_rank import pack_ternary, unpack_ternary
 
 _BY_OUTPUTS = frozenset({Module.Q, Module.K, Module.V, Module.GATE, Module.UP})
 _BY_INPUTS = frozenset({Module.O, Module.DOWN})
@@ -85,6 +87,12 @@ def _shard(component: Component, shard: Shard, shape: ModelShape) -> Component |
         case LowRank():
             _check_low_rank(component)
             return replace(component, a=component.a[:, inputs], b=component.b[:, outputs])
+        case TernaryLowRank():
+            a = unpack_ternary(component.a, fan_in)[:, inputs]
+            b = unpack_ternary(component.b, fan_out)[:, outputs]
+            return TernaryLowRank(
+                site, pack_ternary(a), pack_ternary(b), component.scale, a.shape[1], b.shape[1]
+            )
         case SparseDelta():
             return _cut_sparse(component, inputs, outputs)
         case Offset():

@@ -20,8 +20,12 @@ class AdapterShelf:
     """
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
-        self._folders = [folder.expanduser().resolve() for folder in folders]
+        self.use(folders)
         self._listed: dict[Path, tuple[int, list[str]]] = {}  # by folder: time of change, names
+
+    def use(self, folders: Sequence[Path]) -> None:
+        """Offer what lies in these folders from now on."""
+        self._folders = [folder.expanduser().resolve() for folder in folders]
 
     def find(self, name: str) -> tuple[Path, Path] | None:
         """The folder of an adapter and the shelf it lies on; None if no shelf offers the name."""

@@ -37,19 +37,24 @@ class StoreLimits:
         max_resident: adapters on the device at once (slots).
         max_rank_rows: rank rows per site, shared by the resident adapters. A row that was never
             used takes address space, not memory.
+        max_ternary_rows: rank rows per site for adapters whose factors are -1, 0 or 1 times a scale
+            (ComPEFT), an eighth of the bytes of the others; with 0 they are adapters like others.
         max_delta_bytes: sparse deltas on the device, and again as much for changed rows of the
             embedding and the head.
         max_neuron_bytes: second copies of MLP weights, with which CATS skips neurons. Layers beyond
             it are computed whole and masked.
         max_host_bytes: compiled adapters kept on the host; others are read from disk again.
+        warm: what is loaded becomes resident where there is room; else when it is asked for.
         files: bounds on what a folder may hold.
     """
 
     max_resident: int = 64
     max_rank_rows: int = 1024
+    max_ternary_rows: int = 0
     max_delta_bytes: int = 1 << 30
     max_neuron_bytes: int = 1 << 30
     max_host_bytes: int = 256 << 20
+    warm: bool = True
     files: FileLimits = field(default_factory=FileLimits)
 
 
@@ -89,7 +94,9 @@ class AdapterStore:
             base_bias,
             limits.max_delta_bytes,
             limits.max_neuron_bytes,
+            limits.max_ternary_rows,
         )
+        self._keep_ternary = limits.max_ternary_rows > 0
         self._shape = replace(shape, max_rank=limits.max_rank_rows)
         self._files, self._dtype, self._pin = limits.files, dtype, device.type == "cuda"
         self._lock = threading.Lock()
@@ -97,7 +104,13 @@ class AdapterStore:
         self._residency = Residency(limits.max_resident, self.banks.check_fits)
         self._host = HostCache(limits.max_host_bytes)
         self._loader = Loader(
-            self._lock, self._residency, self._host, self.banks, self._read, on_resident
+            self._lock,
+            self._residency,
+            self._host,
+            self.banks,
+            self._read,
+            on_resident,
+            warm=limits.warm,
         )
 
     def load(
@@ -221,6 +234,11 @@ class AdapterStore:
             return self._host.digests()
 
     @property
+    def num_layers(self) -> int:
+        """Of the base model."""
+        return self._shape.num_layers
+
+    @property
     def num_pins(self) -> int:
         """Pins held over all adapters; zero when nothing runs."""
         with self._lock:
@@ -255,4 +273,5 @@ class AdapterStore:
             limits=self._files,
             is_wanted=is_wanted,
             pin=self._pin,
+            keep_ternary=self._keep_ternary,
         )

@@ -32,7 +32,7 @@ def case(rows: int, adapters: int, rank: int, width: int, vocab: int) -> Case:
         slots = sets * adapters
         a = random(slots * rank, vocab, device=device)
         b = random(slots * rank, width, device=device)
-        pool = RankPool(a, b, torch.zeros(3, slots, dtype=torch.int32, device=device))
+        pool = RankPool(a, b, slots=torch.zeros(3, slots, dtype=torch.int32, device=device))
         for slot in range(slots):
             pool.assign(slot, slot * rank, rank)
         tokens = torch.randint(0, vocab, (rows,), device=device)

@@ -42,8 +42,8 @@ def case(site: str, k: int, widths: tuple[int, ...], rows: int, adapters: int, r
         steps = [torch.arange(s, s + adapters) for s in range(0, slots, adapters)]
         columns = [sum(widths[:i]) for i in range(len(widths))]
         calls = {
-            "turret": _turret(y, x, a, b, columns, adapters, sets),
-            "torch.bmm": _bmm(y, x, a, b, columns, steps),
+            "turret": turret_calls(y, x, a, b, columns, adapters, sets),
+            "torch.bmm": bmm_calls(y, x, a, b, columns, steps),
             "vllm": _vllm(y, x, a, b, steps),
         }
         return {who: found for who, found in calls.items() if found}
@@ -58,7 +58,7 @@ def case(site: str, k: int, widths: tuple[int, ...], rows: int, adapters: int, r
     )
 
 
-def _turret(
+def turret_calls(
     y: Tensor,
     x: Tensor,
     a: list[Tensor],
@@ -67,12 +67,13 @@ def _turret(
     adapters: int,
     sets: int,
 ) -> Calls:
+    """Through `low_rank`, on one pool per slice; a step has slots of its own."""
     pools = []
     for a_of_slice, b_of_slice in zip(a, b, strict=True):
         slots, rank = a_of_slice.shape[:2]
         empty = torch.zeros(3, slots, dtype=torch.int32, device=x.device)
         rows = torch.empty_like(a_of_slice), torch.empty_like(b_of_slice)
-        pool = RankPool(*(part.flatten(0, 1) for part in rows), empty)
+        pool = RankPool(*(part.flatten(0, 1) for part in rows), slots=empty)
         for slot in range(slots):
             write_rank_rows(pool, slot * rank, a_of_slice[slot], b_of_slice[slot])
             pool.assign(slot, slot * rank, rank)
@@ -82,7 +83,7 @@ def _turret(
     return bind(changed(y, lambda entries: low_rank(y, x, slices, entries)), steps)
 
 
-def _bmm(
+def bmm_calls(
     y: Tensor,
     x: Tensor,
     a: list[Tensor],

@@ -131,15 +131,11 @@ def _of_one(logits: Tensor, fusion: Fusion, search: _Search) -> list[float]:
         logits[row] / t if t != 1 else logits[row]
         for row, t in zip(fusion.rows, temperatures, strict=True)
     )
-    kls = [_Curve(large, base, expert).kl for expert in experts[1:]]
-    found, target = [], (0.0, 0.0)
+    curves = [_Curve(large, base, expert, place) for place, expert in enumerate(experts)]
+    forward, back = zip(*(curve.kl for curve in curves), strict=True)
+    target = sum(forward) / len(curves), sum(back) / len(curves)
     find = _search_grid if fusion.grid else search
-    for expert in experts:
-        curve = _Curve(large, base, expert)
-        if not found:
-            kls = [curve.kl, *kls]
-            target = sum(kl[0] for kl in kls) / len(kls), sum(kl[1] for kl in kls) / len(kls)
-        found.append(find(curve, target, fusion.limit))
+    found = [find(curve, target, fusion.limit) for curve in curves]
     acts = min(range(len(found)), key=lambda i: found[i][1])
     each = [found[i][0] if i == acts else 0.0 for i in range(len(experts))]
     if fusion.joint and len(experts) > 1:
@@ -152,7 +148,7 @@ def _of_one(logits: Tensor, fusion: Fusion, search: _Search) -> list[float]:
 
 
 class _Curve:
-    """phi for one expert. One lives at a time in a thread: they share their memory.
+    """phi for one expert. One lives at a time in a thread and place: they share their memory.
 
     Attributes:
         log_p, d: [V'], of the tokens that none of the three bans; E_P[d] is taken off d.
@@ -160,13 +156,13 @@ class _Curve:
         curvature: phi''(0).
     """
 
-    def __init__(self, large: Tensor, base: Tensor, expert: Tensor) -> None:
+    def __init__(self, large: Tensor, base: Tensor, expert: Tensor, place: int = 0) -> None:
         if min(x.amin() for x in (large, base, expert)) == float("-inf"):
             rows = torch.stack([large, base, expert])
             large, base, expert = rows[:, (rows > float("-inf")).all(0)]
         self._native = lib is not None and large.dtype == torch.float32 and large.is_cpu
         self._out = (ctypes.c_double * 4)()
-        self._moments, (self.log_p, self._buffer) = _scratch.of(large).split([3, 2])
+        self._moments, (self.log_p, self._buffer) = _scratch.of(large, place).split([3, 2])
         _, self.d, square = self._moments
         torch.sub(expert, base, out=self.d).sub_(expert.amax() - base.amax())
         # Both are off by their maximum, as d is: log Q_t - log Q = d - offset.
@@ -206,14 +202,16 @@ class _Curve:
 class _Scratch(threading.local):
     """Memory that stays: fresh pages would cost more than the sums."""
 
-    rows: Tensor | None = None
+    def __init__(self) -> None:
+        self._rows: dict[int, Tensor] = {}
 
-    def of(self, x: Tensor) -> Tensor:
+    def of(self, x: Tensor, place: int) -> Tensor:
         """[5, V] for x [V]; the first row is 1."""
-        if self.rows is None or self.rows.shape[1] != len(x) or self.rows.dtype != x.dtype:
-            self.rows = torch.zeros(5, len(x), dtype=x.dtype, device=x.device)
-            self.rows[0] = 1
-        return self.rows
+        rows = self._rows.get(place)
+        if rows is None or rows.shape[1] != len(x) or rows.dtype != x.dtype:
+            rows = self._rows[place] = torch.zeros(5, len(x), dtype=x.dtype, device=x.device)
+            rows[0] = 1
+        return rows
 
 
 _scratch = _Scratch()

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from turret_kernels import gpu
+
 
 @dataclass(slots=True)
 class Entries:
@@ -40,6 +42,7 @@ class Entries:
     _all_sites: Tensor | None = field(init=False, default=None)
     _depth: int | None = field(init=False, default=None)
     _tiles: dict[int, Tensor] = field(init=False, default_factory=dict)
+    _covers: dict[int, tuple[int, Tensor]] = field(init=False, default_factory=dict)
     _of_rows: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -70,17 +73,23 @@ class Entries:
             self.by_site = self._all_sites
             self.by_site[:, :count].copy_(other.by_site, non_blocking=True)
         for block, tiles in self._tiles.items():
-            tiles.copy_(torch.from_numpy(self._cut(block)), non_blocking=True)
+            gpu.fill(tiles, torch.from_numpy(self._cut(block)))
+        for block, (num_rows, tiles) in self._covers.items():
+            gpu.fill(tiles, torch.from_numpy(self._cover(block, num_rows)))
         if self._of_rows is not None:
-            pairs = torch.from_numpy(self._by_row(len(self._of_rows)))
-            self._of_rows.copy_(pairs, non_blocking=True)
+            gpu.fill(self._of_rows, torch.from_numpy(self._by_row(len(self._of_rows))))
 
     def to(self, device: torch.device) -> Entries:
-        """The same for kernels on another device."""
+        """The same for kernels on another device; the host does not wait."""
         if device == self.slot.device:
             return self
-        by_site = None if self.by_site is None else self.by_site.to(device)
-        slot, weight = self.slot.to(device), self.weight.to(device)
+        count = len(self)
+        # In one transfer; both begin at a multiple of 16 bytes: kernels are compiled once for that.
+        both = torch.zeros(2, -(-count // 4) * 4, dtype=torch.int32)
+        both[0, :count], both[1, :count] = self.slot, self.weight.view(torch.int32)
+        slot, weight = gpu.to_device(both, device)[:, :count]
+        by_site = None if self.by_site is None else gpu.to_device(self.by_site, device)
+        weight = weight.view(torch.float32)
         return Entries(slot, weight, self.row_start, self.row_count, by_site)
 
     def each(self, weight: Tensor | None = None) -> Iterator[tuple[int, float, slice]]:
@@ -120,8 +129,22 @@ class Entries:
         """
         if block not in self._tiles:
             tiles = torch.from_numpy(self._cut(block))
-            self._tiles[block] = tiles.to(self.slot.device, non_blocking=True)
+            self._tiles[block] = gpu.to_device(tiles, self.slot.device)
         return self._tiles[block]
+
+    def cover(self, block: int, num_rows: int) -> Tensor:
+        """As `tiles`, by first row, for programs that write all rows of a batch.
+
+        Returns:
+            int32 [N, 4] beside `slot`; a tile of rows on which nothing acts has no entries. Of
+            buffers, which hold steps of more rows too, the last tiles may reach beyond `num_rows`.
+        """
+        room = max(num_rows, self._max_tiles)
+        found = self._covers.get(block)
+        if found is None or found[0] != room:
+            tiles = torch.from_numpy(self._cover(block, room))
+            found = self._covers[block] = room, gpu.to_device(tiles, self.slot.device)
+        return found[1][:num_rows]  # a row is the least that a tile has
 
     def of_rows(self, num_rows: int) -> Tensor:
         """What acts on every row, for GPU programs that write all rows of a batch.
@@ -131,13 +154,20 @@ class Entries:
         """
         if self._of_rows is None or len(self._of_rows) < num_rows:
             pairs = torch.from_numpy(self._by_row(max(num_rows, self._max_tiles)))
-            self._of_rows = pairs.to(self.slot.device, non_blocking=True)
+            self._of_rows = gpu.to_device(pairs, self.slot.device)
         return self._of_rows[:num_rows]
 
     def _cut(self, block: int) -> np.ndarray:
         count = len(self)
         tiles = cut_tiles(self.row_start.numpy()[:count], self.row_count.numpy()[:count], block)
         missing = max(0, self._max_tiles - len(tiles))
+        return np.pad(tiles, ((0, missing), (0, 0))) if missing else tiles
+
+    def _cover(self, block: int, num_rows: int) -> np.ndarray:
+        count = len(self)
+        start, rows = self.row_start.numpy()[:count], self.row_count.numpy()[:count]
+        tiles = cover_rows(start, rows, block, num_rows)
+        missing = num_rows - len(tiles) if self._max_tiles else 0
         return np.pad(tiles, ((0, missing), (0, 0))) if missing else tiles
 
     def _by_row(self, num_rows: int) -> np.ndarray:
@@ -166,3 +196,19 @@ def cut_tiles(row_start: np.ndarray, row_count: np.ndarray, block: int) -> np.nd
     offset = (np.arange(len(run)) - (np.cumsum(pieces) - pieces)[run]) * block
     left = np.minimum(rows[run] - offset, block)
     return np.stack([start[run] + offset, left, first[run], entries[run]], axis=1).astype(np.int32)
+
+
+def cover_rows(
+    row_start: np.ndarray, row_count: np.ndarray, block: int, num_rows: int
+) -> np.ndarray:
+    """See `Entries.cover`; the rows of the entries are among the first `num_rows`."""
+    tiles = cut_tiles(row_start, row_count, block)
+    edges = np.zeros(num_rows + 1, dtype=np.int64)  # +1 where a run begins, -1 behind its end
+    np.add.at(edges, tiles[:, 0], 1)
+    np.add.at(edges, tiles[:, 0] + tiles[:, 1], -1)
+    bare = np.flatnonzero(np.diff(np.cumsum(edges)[:-1] == 0, prepend=False, append=False))
+    begin, end = bare[::2], bare[1::2]
+    gaps = cut_tiles(begin, end - begin, block)
+    gaps[:, 2:] = 0
+    every = np.concatenate([tiles, gaps])
+    return every[np.argsort(every[:, 0])]

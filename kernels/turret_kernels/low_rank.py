@@ -20,17 +20,17 @@ from turret_kernels import gpu
 from turret_kernels.entries import Entries
 from turret_kernels.native import TILES, lib
 
+# Native products take ranks in pairs.
+ROW_ALIGNMENT = 2
 
-@dataclass(slots=True)
-class RankPool:
-    """The rank rows of one linear, on the device.
 
-    The order of the numbers inside an adapter's rows is private to this file: write them with
-    `write_rank_rows`. An adapter takes `round_up(rank, ROW_ALIGNMENT)` rows from an aligned start.
+@dataclass(slots=True, kw_only=True)
+class RankSlots:
+    """Who owns which rows of a pool.
+
+    An adapter takes `round_up(rank, ROW_ALIGNMENT)` rows from an aligned start.
 
     Attributes:
-        a: [R, in_features], served dtype.
-        b: [R, out_features], served dtype; the adapter's scale is folded in.
         slots: int32 [3, S], beside the rows: the three below.
         start: int32 [S], first rank row of each slot.
         count: int32 [S], rank of each slot here; 0 = the adapter does not act here.
@@ -39,28 +39,17 @@ class RankPool:
             and the last N rows of `b` are zero.
         max_rank: most ranks that a slot has had, gates included: GPU kernels are launched for it.
         has_mixtures: whether a slot has had experts: only then does a GPU look for them.
-        native: laid out for (and served by) the native kernel.
     """
 
-    a: Tensor
-    b: Tensor
     slots: Tensor
     start: Tensor = field(init=False)
     count: Tensor = field(init=False)
     experts: Tensor = field(init=False)
     max_rank: int = field(init=False, default=0)
     has_mixtures: bool = field(init=False, default=False)
-    native: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.start, self.count, self.experts = self.slots
-        self.native = (
-            lib is not None
-            and self.a.dtype == torch.bfloat16
-            and self.a.device.type == "cpu"
-            and self.a.shape[1] % 2 == 0
-            and self.b.shape[1] % 16 == 0
-        )
 
     def expect(self, count: int, experts: int = 0) -> None:
         """A slot is about to own `count` ranks; who writes `slots` says so first."""
@@ -74,8 +63,32 @@ class RankPool:
             row[slot] = value
 
 
-# Native products take ranks in pairs.
-ROW_ALIGNMENT = 2
+@dataclass(slots=True)
+class RankPool(RankSlots):
+    """The rank rows of one linear, on the device.
+
+    The order of the numbers inside an adapter's rows is private to this file: write them with
+    `write_rank_rows`.
+
+    Attributes:
+        a: [R, in_features], served dtype.
+        b: [R, out_features], served dtype; the adapter's scale is folded in.
+        native: laid out for (and served by) the native kernel.
+    """
+
+    a: Tensor
+    b: Tensor
+    native: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        RankSlots.__post_init__(self)
+        self.native = (
+            lib is not None
+            and self.a.dtype == torch.bfloat16
+            and self.a.device.type == "cpu"
+            and self.a.shape[1] % 2 == 0
+            and self.b.shape[1] % 16 == 0
+        )
 
 
 def write_rank_rows(pool: RankPool, start: int, a: Tensor, b: Tensor) -> None:

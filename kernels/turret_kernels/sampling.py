@@ -7,7 +7,9 @@ draws the same tokens whatever batch it runs in.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from turret_kernels import gpu
@@ -95,13 +97,14 @@ def sample_reference(
 
 def uniforms(seeds: list[int], positions: list[int]) -> Tensor:
     """A float64 in [0, 1) per (seed, position): SplitMix64, two rounds."""
-    mask = (1 << 64) - 1
+    z = _mix(np.array([seed % 2**64 for seed in seeds], dtype=np.uint64))
+    z = _mix(z ^ np.array(positions, dtype=np.uint64))
+    return torch.from_numpy((z >> np.uint64(11)) * 2.0**-53)
 
-    def mix(z: int) -> int:
-        z = (z + 0x9E3779B97F4A7C15) & mask
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        return z ^ (z >> 31)
 
-    draws = [mix(mix(s & mask) ^ p) >> 11 for s, p in zip(seeds, positions, strict=True)]
-    return torch.tensor(draws, dtype=torch.float64) / 2**53
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A round of SplitMix64, modulo 2^64."""
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

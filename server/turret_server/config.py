@@ -20,7 +20,8 @@ from turret_server.errors import StartupError
 class ServeConfig:
     """Everything `turret serve` was asked for. Lengths are tokens.
 
-    `auxiliaries` are models by name, each as `model` is. `adapters` are sources or tables
+    `auxiliaries` are models by name, each as `model` is, `scorers` such models or tables
+    (`sources.scorer`). `adapters` are sources or tables
     (`sources.settings`), `recipes` expressions or tables (`pipeline.recipe_config`), `tasks` tables
     (`pipeline.documents.tasks`); tables are JSON.
     """
@@ -37,6 +38,10 @@ class ServeConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()
+    gateway_keys: tuple[str, ...] = ()
+    metrics_keys: tuple[str, ...] = ()
+    metrics_labels: int = 100
+    otlp_endpoint: str = ""
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"
@@ -45,17 +50,22 @@ class ServeConfig:
     max_running: int = 64
     max_step_tokens: int = 256
     max_waiting: int = 1024
+    max_wait_s: float = 300.0
     max_fusion_members: int = 8
     auxiliaries: dict[str, str] = field(default_factory=dict)
     auxiliary_kv_gib: float = 0.25
+    scorers: dict[str, str] = field(default_factory=dict)
     max_resident_adapters: int = 64
     adapter_rank_rows: int = 1024
+    adapter_ternary_rows: int | None = None
     host_adapter_gib: float = 1.0
     adapter_delta_mib: int = 1024
     sparse_mlp_mib: int = 1024
+    overlap: str = "auto"
     threads: int = 0
     tensor_parallel: int = 1
     database: str = ""
+    share_prefixes: bool = False
     state_dir: Path = field(default_factory=state_root)
     max_body_bytes: int = 4 << 20
     max_document_mib: int = 16
@@ -73,7 +83,7 @@ class ServeConfig:
     @property
     def is_open(self) -> bool:
         """No key is needed."""
-        return not (self.api_keys or self.admin_keys or self.database)
+        return not (self.api_keys or self.admin_keys or self.gateway_keys or self.database)
 
 
 def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:

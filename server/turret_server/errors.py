@@ -10,11 +10,14 @@ TurretError
 ├── NotFound              404  unknown model or adapter
 │   └── RouteNotFound     404
 ├── MethodNotAllowed      405  the route knows other methods
+├── RequestTimeout        408  the request itself does not come
 ├── Conflict              409
 ├── PayloadTooLarge       413
-├── Overloaded            429  the queue is full (Retry-After)
+├── HeaderTooLarge        431
+├── Overloaded            429  too much at once, of this caller or of its kind (Retry-After)
 ├── FetchFailed           502  a remote source cannot be read
 ├── EngineUnavailable     503  the engine is starting, restarting or draining (Retry-After)
+├── ServerOverloaded      503  more waits than can be answered in time (Retry-After)
 ├── DeadlineExceeded      504  the request's own deadline passed
 └── StartupError          --   a setting, model or device that cannot be served
 """
@@ -103,6 +106,12 @@ class MethodNotAllowed(TurretError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
+class RequestTimeout(TurretError):
+    """The client has not sent its request in time."""
+
+    status, type, code = 408, "timeout_error", "request_timeout"
+
+
 class Conflict(TurretError):
     """The name is taken, or the object is in use."""
 
@@ -115,8 +124,14 @@ class PayloadTooLarge(TurretError):
     status, type, code = 413, "invalid_request_error", "payload_too_large"
 
 
+class HeaderTooLarge(TurretError):
+    """The header exceeds the limit."""
+
+    status, type, code = 431, "invalid_request_error", "header_too_large"
+
+
 class Overloaded(TurretError):
-    """The queue is full."""
+    """Too much at once, of this caller or of this kind."""
 
     status, type, code = 429, "rate_limit_error", "overloaded"
     retry_after_s = 1.0
@@ -133,6 +148,13 @@ class EngineUnavailable(TurretError):
 
     status, type, code = 503, "service_unavailable", "engine_unavailable"
     retry_after_s = 2.0
+
+
+class ServerOverloaded(TurretError):
+    """More waits than can be answered in time, whoever asks."""
+
+    status, type, code = 503, "service_unavailable", "server_overloaded"
+    retry_after_s = 1.0
 
 
 class DeadlineExceeded(TurretError):

@@ -12,17 +12,21 @@ from rich.console import Console
 
 import turret_adapters
 from turret_server.api.documents.settings import DocumentSettings
+from turret_server.api.reload import Served
 from turret_server.api.schema.fusion import parse_fusion
+from turret_server.api.schema.rerank import parse_rerank
+from turret_server.cache import cache_root
 from turret_server.config import ServeConfig
 from turret_server.errors import StartupError
 from turret_server.pipeline.documents.ocr import PictureSettings
 from turret_server.pipeline.documents.tasks import load_tasks
-from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes
+from turret_server.pipeline.recipe_config import parse_recipes
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
 from turret_server.sources.cached import FetchLimits
-from turret_server.sources.settings import AdapterSetting, check_remotes, parse_adapters
+from turret_server.sources.settings import check_remotes, parse_adapters
 from turret_server.sources.web import check_prefixes
+from turret_server.tenancy.service import static_keys
 
 _OCR_ENGINES = ("rapidocr", "tesseract")
 
@@ -35,17 +39,15 @@ class Plan:
         config: as given.
         documents: how documents are read.
         folder: of the base model.
-        adapters: what was asked for, by name.
-        local: where each of them lies.
-        recipes: the named ones.
+        served: adapters, recipes and keys, which can change while serving.
+        local: where each of the adapters lies.
     """
 
     config: ServeConfig
     documents: DocumentSettings
     folder: Path
-    adapters: Mapping[str, AdapterSetting]
+    served: Served
     local: Mapping[str, LocalAdapter]
-    recipes: NamedRecipes
 
     @property
     def base_names(self) -> tuple[str, ...]:
@@ -66,26 +68,48 @@ def make_plan(config: ServeConfig, console: Console) -> Plan:
     Raises:
         StartupError: what was asked for cannot be served.
     """
-    recipes = parse_recipes(config.recipes, parse_fusion)
+    served = what_is_served(config)
     folder = resolve_model(config.model, progress=console.is_terminal)
-    check_remotes(config.adapter_remotes)
     documents = document_settings(config)
-    adapters = parse_adapters({**_demo_adapters(config.model), **config.adapters})
     cache_bytes = int(config.adapter_cache_gib * 2**30)
     sources = AdapterSources(limits=FetchLimits(cache_bytes=cache_bytes))
     local = {
         name: sources.fetch(
             sources.locate(adapter.source, confined=False), progress=console.is_terminal
         )
-        for name, adapter in adapters.items()
+        for name, adapter in served.adapters.items()
     }
     return Plan(
         config=config,
         documents=documents,
         folder=folder,
-        adapters=adapters,
+        served=served,
         local=local,
-        recipes=recipes,
+    )
+
+
+def what_is_served(config: ServeConfig) -> Served:
+    """What can change while serving.
+
+    Raises:
+        StartupError: an adapter, a recipe or a remote is not understood, or keys make no sense.
+    """
+    check_remotes(config.adapter_remotes)
+    if config.metrics_keys and config.is_open:
+        raise StartupError(
+            "--metrics-key does nothing on a server without other keys",
+            "anybody may ask it anything, its metrics too",
+            "Set --api-key, --admin-key or --database, or leave it out.",
+        )
+    return Served(
+        adapters=parse_adapters({**_demo_adapters(config.model), **config.adapters}),
+        recipes=parse_recipes(config.recipes, parse_fusion, parse_rerank),
+        roots=(*config.adapter_roots, cache_root()),
+        remotes=config.adapter_remotes,
+        dirs=config.adapter_dirs,
+        keys=static_keys(
+            config.api_keys, config.admin_keys, config.gateway_keys, config.metrics_keys
+        ),
     )
 
 

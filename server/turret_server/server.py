@@ -7,36 +7,59 @@ import contextlib
 import gc
 import ipaddress
 import signal
-import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
+import msgspec
 from fastapi import FastAPI
 from rich.console import Console
 
 from turret_server.api.app import create_app
+from turret_server.api.reload import Reloader, Served
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
-from turret_server.cache import cache_root
+from turret_server.api.threads import in_thread
 from turret_server.config import ServeConfig
 from turret_server.engine.link import EngineLink
-from turret_server.engine.messages import EngineReady
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError, TurretError
+from turret_server.http_server import HttpServer, bind
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe_config import NamedRecipes, recipe_error
 from turret_server.pipeline.tokenizer import Tokenizer
-from turret_server.plan import Plan, make_plan
+from turret_server.plan import Plan, make_plan, what_is_served
+from turret_server.reconfigure import Reconfigure
+from turret_server.scorer.messages import ScorerSettings
+from turret_server.scorer.start import running_scorers
 from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
 from turret_server.sources.cached import shrink
+from turret_server.sources.scorer import find_scorers
 from turret_server.telemetry.logging import configure_logging
+from turret_server.telemetry.spans import make_tracing
 from turret_server.tenancy.database import Database
-from turret_server.tenancy.service import Tenancy, static_keys
+from turret_server.tenancy.service import Tenancy
 
-_MAX_HEADER_BYTES = 64 << 10
+_TRACES_S = 3.0  # to send the last spans
+
+
+def run_server(config: ServeConfig, reread: Callable[[], ServeConfig] | None = None) -> None:
+    """Serve until a signal.
+
+    Args:
+        config: what to serve.
+        reread: the same from the file as it is then; None where there is no file.
+
+    Raises:
+        StartupError: what was asked for cannot be served.
+    """
+    console = Console(stderr=True)
+    plan = make_plan(config, console)
+    configure_logging(config.log_level)
+    shrink(plan.adapter_cache_bytes)  # the last server may have had more room
+    warn_if_open(config, console)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(plan, reread, console))
 
 
 def warn_if_open(config: ServeConfig, console: Console) -> None:
@@ -49,83 +72,80 @@ def warn_if_open(config: ServeConfig, console: Console) -> None:
         )
 
 
-def run_server(config: ServeConfig) -> None:
-    """Serve until a signal.
-
-    Raises:
-        StartupError: what was asked for cannot be served.
-    """
-    console = Console(stderr=True)
-    plan = make_plan(config, console)
-    configure_logging(config.log_level)
-    shrink(plan.adapter_cache_bytes)  # the last server may have had more room
-    warn_if_open(config, console)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(plan, console))
-
-
 @asynccontextmanager
-async def open_app(plan: Plan, console: Console) -> AsyncIterator[tuple[FastAPI, EngineReady]]:
+async def open_app(plan: Plan, console: Console) -> AsyncIterator[tuple[FastAPI, EngineLink]]:
     """Start the engine, load what the plan names, and end the engine on leaving.
 
     Yields:
-        The app, whose lifespan is the caller's to run, and what the engine said of the model.
+        The app, whose lifespan is the caller's to run, and its engine.
 
     Raises:
         StartupError: the plan cannot be served.
     """
-    config, folder, recipes = plan.config, plan.folder, plan.recipes
+    config, folder, served = plan.config, plan.folder, plan.served
     tokenizer = Tokenizer.load(folder)
     settings = _api_settings(plan)
     taken = (*settings.base_names, *settings.recipes)
     auxiliaries = find_auxiliaries(
         config.auxiliaries, tokenizer, taken, progress=console.is_terminal
     )
+    scorers = _scorers(config, served.recipes, (*taken, *auxiliaries), progress=console.is_terminal)
+    tracing = make_tracing(config.otlp_endpoint)
     link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
+    stack = contextlib.AsyncExitStack()
     try:
         with console.status(f"loading {config.model}"):
-            ready = await link.start()
-        tokenizers = {name: model.tokenizer for name, model in auxiliaries.items()}
-        app = create_app(link, tokenizer, settings, auxiliaries=tokenizers)
+            # Before the engine, which takes most of what is free on a GPU.
+            running = await stack.enter_async_context(running_scorers(scorers, config.max_waiting))
+            await link.start()
+        tokens = {name: model.tokens for name, model in auxiliaries.items()}
+        app = create_app(
+            link, tokenizer, settings, auxiliaries=tokens, scorers=running, tracing=tracing
+        )
         service: Service = app.state.service
-        for name, adapter in plan.adapters.items():
+        for name, adapter in served.adapters.items():
             local = plan.local[name]
             await service.adapters.load(name, local, digest=adapter.digest, pin=adapter.pin)
-        await _prepare_recipes(service, recipes, console)
+        await _prepare_recipes(service, served.recipes, console)
         # What is here stays: a full collection would look at all of it, a third of a second in
         # which nobody gets a token. Large documents bring collections about.
         gc.collect()
         gc.freeze()
-        yield app, ready
+        yield app, link
     finally:
         await link.close()
+        await stack.aclose()
+        if tracing is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(in_thread(tracing.close), _TRACES_S)
 
 
-async def _serve(plan: Plan, console: Console) -> None:
+async def _serve(plan: Plan, reread: Callable[[], ServeConfig] | None, console: Console) -> None:
+    config = plan.config
+    if reread is not None:  # what it would read again has just been read
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
     # Before the model is loaded: a port in use should not be found out minutes later.
-    listener = _bind(plan.config.host, plan.config.port)
-    with contextlib.closing(listener):
-        async with open_app(plan, console) as (app, ready):
-            server = _Server(
-                uvicorn.Config(
-                    app,
-                    # h11 bounds the header; the faster parser takes any length.
-                    http="h11",
-                    h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-                    ws="none",  # there is none, whatever else is installed
-                    log_level="warning",
-                    access_log=False,
-                    timeout_graceful_shutdown=int(plan.config.drain_s),
-                    server_header=False,
-                )
+    with contextlib.closing(bind(config.host, config.port)) as listener:
+        async with open_app(plan, console) as (app, link):
+            service: Service = app.state.service
+            if reread is not None:
+                reloader = Reloader(service, plan.served)
+                app.state.reload = Reconfigure(config, reread, what_is_served, reloader)
+            server = HttpServer(
+                app,
+                link,
+                drain_s=config.drain_s,
+                console=console,
+                announcement=announcement(service, link),
+                reload=app.state.reload,
             )
-            server.announcement = announcement(app.state.service, ready)
-            server.console, server.service = console, app.state.service
             await server.serve(sockets=[listener])
 
 
-def announcement(service: Service, ready: EngineReady) -> str:
+def announcement(service: Service, link: EngineLink) -> str:
     """What is served, in one line of Rich's markup."""
+    ready = link.ready
+    assert ready is not None
     names, weights = service.catalog.names(), ready.dtype
     if ready.quantization != "none":
         weights += f" with {ready.quantization} weights"
@@ -165,58 +185,6 @@ async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Con
             raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket with its address; it listens once the model can answer."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise StartupError(
-            f"the server cannot listen on {host} port {port}",
-            error.strerror or str(error),
-            "Choose another --host or --port; --port 0 takes a free one.",
-        ) from error
-    return listener
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that says where it listens (port 0 is resolved then) and drains at the end."""
-
-    announcement = ""
-    console: Console
-    service: Service
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop; what is in flight may finish, what comes now is turned away."""
-        self.service.admission.draining = True
-        super().handle_exit(sig, frame)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises the signal again at the end, before the engine could be closed."""
-        loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    async def startup(self, sockets: list | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            self.console.print(
-                f"{self.announcement}\nlistening on http://{shown}:{port}", soft_wrap=True
-            )
-
-
 def _engine_settings(
     config: ServeConfig,
     folder: Path,
@@ -240,45 +208,69 @@ def _engine_settings(
         max_step_tokens=config.max_step_tokens,
         max_resident_adapters=config.max_resident_adapters,
         adapter_rank_rows=config.adapter_rank_rows,
+        adapter_ternary_rows=config.adapter_ternary_rows,
         host_adapter_bytes=int(config.host_adapter_gib * 2**30),
         adapter_delta_bytes=config.adapter_delta_mib << 20,
         sparse_mlp_bytes=config.sparse_mlp_mib << 20,
+        overlap=config.overlap,
         threads=config.threads,
         tensor_parallel=config.tensor_parallel,
         eos_token_ids=tokenizer.eos_token_ids,
         auxiliaries={name: str(model.folder) for name, model in auxiliaries.items()},
+        auxiliary_ids={
+            name: tuple(model.tokens.ids)
+            for name, model in auxiliaries.items()
+            if model.tokens.ids is not None
+        },
         auxiliary_kv_bytes=int(config.auxiliary_kv_gib * 2**30),
     )
 
 
+def _scorers(
+    config: ServeConfig, recipes: NamedRecipes, taken: Collection[str], *, progress: bool
+) -> dict[str, ScorerSettings]:
+    for name, rerank in recipes.reranks.items():
+        if rerank.scorer is not None and rerank.scorer not in config.scorers:
+            raise recipe_error(name, f"there is no scorer {rerank.scorer!r}", "Name one: --scorer.")
+    return {
+        name: msgspec.structs.replace(
+            one, device=config.device, dtype=config.dtype, threads=config.threads
+        )
+        for name, one in find_scorers(config.scorers, taken, progress=progress).items()
+    }
+
+
 def _api_settings(plan: Plan) -> ApiSettings:
-    config, recipes = plan.config, plan.recipes
+    config, served = plan.config, plan.served
     return ApiSettings(
         base_names=plan.base_names,
         model_root=config.model,
-        adapter_roots=(*config.adapter_roots, cache_root()),
-        adapter_remotes=config.adapter_remotes,
-        adapter_dirs=config.adapter_dirs,
-        recipes=recipes.stacks,
-        fusions=recipes.fusions,
+        adapter_roots=served.roots,
+        adapter_remotes=served.remotes,
+        adapter_dirs=served.dirs,
+        recipes=served.recipes.stacks,
+        fusions=served.recipes.fusions,
+        reranks=served.recipes.reranks,
         # All members of a request are rows of one step.
         max_fusion_members=min(
             config.max_fusion_members, config.max_running, config.max_step_tokens
         ),
         adapter_cache_bytes=plan.adapter_cache_bytes,
-        tenancy=_tenancy(config),
+        adapter_shares={name: adapter.share for name, adapter in served.adapters.items()},
+        tenancy=_tenancy(config, served),
+        share_prefixes=config.share_prefixes,
         generation_defaults=GenerationDefaults.from_folder(plan.folder),
         max_waiting=config.max_waiting,
+        max_wait_s=config.max_wait_s,
         max_body_bytes=config.max_body_bytes,
         documents=plan.documents,
     )
 
 
-def _tenancy(config: ServeConfig) -> Tenancy:
-    keys = static_keys(config.api_keys, config.admin_keys)
+def _tenancy(config: ServeConfig, served: Served) -> Tenancy:
     if not config.database:
-        return Tenancy(keys)
-    return Tenancy(keys, Database(config.database), config.state_dir / "usage")
+        return Tenancy(served.keys)
+    return Tenancy(served.keys, Database(config.database), config.state_dir / "usage")
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ def record(name: str, digest: str) -> AdapterRecord:
         kind="lora",
         rank=8,
         targets=("q_proj",),
-        num_layers=2,
+        num_layers={"": 2},
         num_parameters=1,
         num_bytes=2,
         base_model=None,

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from turret_adapters.banks.device import DeviceBanks
+from turret_adapters.components import Offset, Scale, Threshold
 from turret_adapters.plan import Group, RowUse, StepPlan
 from turret_adapters.site_weights import SiteWeights
-from turret_adapters.spec import LINEARS, Site
+from turret_adapters.spec import LINEARS, Module, Site
+from turret_kernels.linear import pack_linear
+from turret_kernels.sparse_mlp import MlpWeights
 
 CPU = torch.device("cpu")
 ALL = [str(module) for module in LINEARS]
@@ -33,7 +36,7 @@ def programs(lab, shape, tmp_path_factory):
 
 @pytest.fixture
 def banks(programs, shape):
-    banks = DeviceBanks(shape, 6, 32, CPU, torch.float32, lambda site: None)
+    banks = DeviceBanks(shape, 7, 32, CPU, torch.float32, lambda site: None)
     for slot, program in enumerate(programs):
         assert banks.put(slot, program.components)
     return banks
@@ -90,6 +93,38 @@ def test_linears(lab, shape, programs, banks, uses, layer, group):
     want = expected(lab, shape, programs, uses, layer, group, y, x)
     plan.apply(layer, group, y, x)
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("uses", "fuses"),
+    [
+        (MIXED, True),
+        (PER_SITE, True),
+        ([RowUse(2, 3, (0,), (1.0,)), RowUse(5, 1, (4,), (1.0,))], True),  # a scale comes before
+        ([RowUse(2, 3, (0,), (1.0,)), RowUse(5, 1, (5,), (1.0,))], False),  # an offset behind
+        ([RowUse(2, 3, (0, 6), (1.0, 1.0))], False),  # a threshold
+        ([RowUse(2, 3, (5,), (1.0,))], False),
+    ],
+    ids=["mixed", "per site", "scaled", "offset", "thresholded", "without branches"],
+)
+def test_branches_of_gate_and_up_end_in_their_product_where_nothing_follows(
+    shape, banks, uses, fuses, monkeypatch
+):
+    gate = Site(0, Module.GATE)
+    inner = shape.dims[Module.GATE][1]
+    scale = Scale(gate, torch.rand(inner), before_deltas=True)
+    others = [scale], [Offset(gate, torch.randn(inner))], [Threshold(Site(0, Module.ACT), 0.3)]
+    for slot, components in enumerate(others, start=4):
+        assert banks.put(slot, components)
+    calls, fused = [], banks.low_rank.gated
+    monkeypatch.setattr(banks.low_rank, "gated", lambda *args: calls.append(1) or fused(*args))
+    gate_up = pack_linear(torch.randn(2 * inner, shape.dims[Module.GATE][0]))
+    weights = MlpWeights(gate_up, None, pack_linear(torch.randn(8, inner)), None, "silu")
+    plan, x = StepPlan(banks, uses), torch.randn(13, gate_up.in_features)
+    want = plan.gate(0, plan.linear(0, Group.GATE_UP, x, gate_up, None), "silu")
+    assert not calls
+    torch.testing.assert_close(plan.gated(0, x, weights), want)
+    assert bool(calls) is fuses
 
 
 @pytest.mark.parametrize("uses", [MIXED, PER_SITE], ids=["mixed", "per site"])

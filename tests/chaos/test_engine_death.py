@@ -80,6 +80,27 @@ async def test_killed_under_streams(
     assert len(server.engines()) == 1
 
 
+async def test_a_seed_means_the_same_tokens_after_a_restart(
+    server, http, names, completion, wait_until, is_quiet
+):
+    async def sampled():
+        bodies = [
+            completion(model, max_tokens=12, temperature=1.0, seed=seed, logprobs=1)
+            for model in [None, *names]
+            for seed in (1, 2)
+        ]
+        answers = await asyncio.gather(*(http.post("/v1/completions", json=b) for b in bodies))
+        return [answer.json()["choices"][0]["logprobs"]["tokens"] for answer in answers]
+
+    expected = await sampled()
+    assert len(set(map(tuple, expected))) > len(names)
+    (engine,) = server.engines()
+    engine.kill()
+    wait_until(lambda: not engine.is_running(), 10, "the engine is dead")
+    wait_until(is_quiet, 60, "another is up")
+    assert await sampled() == expected
+
+
 async def test_killed_while_it_comes_back(server, http, wait_until, is_quiet):
     """The supervisor survives an engine that never served."""
     (first,) = server.engines()

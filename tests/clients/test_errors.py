@@ -12,6 +12,7 @@ import turret_client
 from turret_client import Client, TurretError
 from turret_client.errors import class_of_status, error_from_body
 from turret_server import errors as server_errors
+from turret_server.api.admission import QueueFull
 from turret_server.api.error_responses import error_body, error_response
 from turret_server.tenancy.ledger import UsageNotRecorded
 from turret_server.tenancy.quotas import QuotaExceeded
@@ -53,6 +54,7 @@ def test_what_tenants_meet(script: Any) -> None:
     quota = QuotaExceeded("too many", "5 a minute", "Wait.", retry_after_s=90)
     for raised, cls in (
         (quota, turret_client.QuotaExceeded),
+        (QueueFull("the queue of 'acme' is full"), turret_client.QueueFull),
         (UsageNotRecorded("the disk is full"), turret_client.UsageNotRecorded),
     ):
         response = error_response(raised)

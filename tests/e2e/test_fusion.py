@@ -195,3 +195,57 @@ async def test_an_auxiliary_that_is_the_base_over_again_changes_nothing(chat, ba
     assert twice.choices[0].message.content == once.choices[0].message.content
     found = logprobs_of(twice.choices[0])
     assert found == pytest.approx(logprobs_of(once.choices[0]), abs=1e-4)
+
+
+ROWS = [["Item", "Quantity", "Amount"], ["Drill", "2", "298.00"], ["Total", "", "963.60"]]
+
+
+def invoice() -> dict[str, object]:
+    """An OCR result: a table."""
+    cells = [(x, y, text) for y, row in enumerate(ROWS) for x, text in enumerate(row) if text]
+    boxes = [[200 * x, 40 * y, 200 * x + 9 * len(t), 40 * y + 20] for x, y, t in cells]
+    return {"words": [text for *_, text in cells], "boxes": boxes}
+
+
+async def test_context_aware_decoding_of_a_document(openai, base):
+    """The document against none: as with the texts written out, and not as without fusion."""
+    question = "What is the total?"
+    data = {"type": "document", "document": {"data": invoice()}}
+    laid_out = await openai.post("/layout", body={"document": data["document"]}, cast_to=object)
+    text = f"Document:\n{laid_out['pages'][0]['text']}\n\nQuestion: {question}"
+    bare = [{"role": "user", "content": f"Question: {question}"}]
+
+    async def answer(content, **anchor):
+        fused = {"method": "guidance", "weights": 1.5, "anchor": anchor}
+        given = await openai.chat.completions.create(
+            model=base,
+            messages=[{"role": "user", "content": content}],
+            max_tokens=12,
+            temperature=0,
+            logprobs=True,
+            extra_body={"fusion": fused} if anchor else {},
+        )
+        return given.choices[0].message.content, logprobs_of(given.choices[0])
+
+    parts = [data, {"type": "text", "text": question}]
+    (said, found), (spelt, expected), (_, alone) = await asyncio.gather(
+        answer(parts, documents=False), answer(text, messages=bare), answer(parts)
+    )
+    assert said == spelt
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert found != pytest.approx(alone, abs=1e-2)
+
+
+async def test_adapters_act_on_an_auxiliary_as_on_the_base(chat, base):
+    """Proxy-tuning: the twin with an adapter and without, or the base with it and without."""
+    tuned = {"model": "twin", "adapters": [{"name": "sql"}]}
+    proxy = {"method": "proxy", "weights": 1.5}
+    outer, inner, alone = await asyncio.gather(
+        chat(base, extra_body={"fusion": {**proxy, "experts": [tuned], "anchor": "twin"}}),
+        chat(base, extra_body={"fusion": {**proxy, "experts": ["sql"], "anchor": base}}),
+        chat(base),
+    )
+    found, expected = (logprobs_of(answer.choices[0]) for answer in (outer, inner))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert outer.choices[0].message.content == inner.choices[0].message.content
+    assert found != pytest.approx(logprobs_of(alone.choices[0]), abs=1e-2)

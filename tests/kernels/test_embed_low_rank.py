@@ -17,7 +17,7 @@ def make(ranks, width, dtype):
     pool = RankPool(
         torch.full((capacity, VOCAB), float("nan"), dtype=dtype),
         torch.full((capacity, width), float("nan"), dtype=dtype),
-        torch.zeros(3, len(ranks), dtype=torch.int32),
+        slots=torch.zeros(3, len(ranks), dtype=torch.int32),
     )
     start = 2
     for slot, rank in enumerate(ranks):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from turret_kernels.entries import Entries, cut_tiles
+from turret_kernels.entries import Entries, cover_rows, cut_tiles
 
 
 def int32(*values: int) -> np.ndarray:
@@ -42,6 +42,20 @@ def test_every_row_meets_its_entries_once(block: int):
     for i, (start, count) in enumerate(zip(starts, counts, strict=True)):
         expected[start : start + count, i] = 1
     assert (met == expected).all()
+
+
+def test_a_cover_has_the_rows_between_too():
+    found = cover_rows(int32(19, 2, 2), int32(1, 16, 16), 16, 40)
+    assert found.tolist() == [
+        [0, 2, 0, 0],
+        [2, 16, 1, 2],
+        [18, 1, 0, 0],
+        [19, 1, 0, 1],
+        [20, 16, 0, 0],
+        [36, 4, 0, 0],
+    ]
+    assert cover_rows(int32(), int32(), 16, 3).tolist() == [[0, 3, 0, 0]]
+    assert cover_rows(int32(0), int32(5), 16, 5).tolist() == [[0, 5, 0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -111,3 +125,23 @@ def test_depth_is_the_longest_stack(starts: tuple[int, ...], depth: int):
     start = torch.tensor(starts, dtype=torch.int32)
     one = torch.ones_like(start)
     assert Entries(one, torch.ones(len(starts)), start, one).depth == depth
+
+
+def test_entries_are_sent_without_waiting(monkeypatch: pytest.MonkeyPatch):
+    """To a GPU, in one transfer from pinned memory; here each side can be seen."""
+    sent: list[torch.Tensor] = []
+
+    def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sent.append(x)
+        return x.to("meta")
+
+    monkeypatch.setattr("turret_kernels.gpu.to_device", send)
+    slot = torch.tensor([3, 1, 4, 1, 5], dtype=torch.int32)
+    weight = torch.tensor([0.5, -1.0, 2.0, 0.0, 3.0])
+    entries = Entries(slot, weight, slot, slot).to(torch.device("meta"))
+    (both,) = sent
+    assert both[0].tolist() == [3, 1, 4, 1, 5, 0, 0, 0]
+    assert both[1, :5].view(torch.float32).tolist() == weight.tolist()
+    assert (entries.slot.dtype, entries.slot.shape) == (torch.int32, (5,))
+    assert (entries.weight.dtype, entries.weight.shape) == (torch.float32, (5,))
+    assert entries.weight.storage_offset() * 4 % 16 == 0

@@ -28,7 +28,7 @@ def make(k, widths, ranks, dtype, experts=0):
         pool = RankPool(
             torch.full((capacity, k), float("nan"), dtype=dtype),
             torch.full((capacity, n), float("nan"), dtype=dtype),
-            torch.zeros(3, len(ranks), dtype=torch.int32),
+            slots=torch.zeros(3, len(ranks), dtype=torch.int32),
         )
         start, of_slots = ROW_ALIGNMENT, []
         for slot, rank in enumerate(ranks):
@@ -109,7 +109,7 @@ def test_a_program_takes_several_blocks_of_ranks(dtype, assert_parity, monkeypat
     x, y = torch.randn(9, 64).to(dtype), torch.zeros(9, 48).to(dtype)
     rows = [(0, 1.0, 0, 2), (1, 1.0, 2, 1)]
     if gpu.takes(x):
-        monkeypatch.setattr("turret_kernels.gpu.low_rank._PROGRAMS", 1)
+        monkeypatch.setattr("turret_kernels.gpu.low_rank.PROGRAMS", 1)
     want = expected(y, x, slices, factors, rows)
     low_rank(y, x, slices, entries(rows))
     assert_parity(y, want, steps=2, sums=True)

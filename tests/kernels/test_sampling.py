@@ -199,4 +199,16 @@ def test_uniforms_depend_on_seed_and_position_only_and_are_even():
     assert many.max() < 1
     counts = torch.histc(many.float(), 10, 0, 1)
     assert counts.min() > 400
-    uniforms([-1, 2**63], [0, 1])
+    # By hand, in Python's integers: a seed means the same tokens for ever.
+    seeds, positions = [0, 3, -1, 2**63, 2**64 + 3], [0, 17, 0, 1, 17]
+    draws = [
+        _splitmix(_splitmix(s % 2**64) ^ p) >> 11 for s, p in zip(seeds, positions, strict=True)
+    ]
+    assert uniforms(seeds, positions).tolist() == [draw / 2**53 for draw in draws]
+
+
+def _splitmix(z):
+    z = (z + 0x9E3779B97F4A7C15) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)

@@ -27,7 +27,7 @@ def test_the_defaults_are_those_of_the_settings_themselves():
 
 def test_flags_and_the_file_reach_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     given: list[ServeConfig] = []
-    monkeypatch.setattr("turret_server.server.run_server", given.append)
+    monkeypatch.setattr("turret_server.server.run_server", lambda c, again: given.append(c))
     file = tmp_path / "turret.toml"
     file.write_text(
         "max_document_mib = 3\n"

@@ -15,6 +15,7 @@ from turret_adapters.banks.rotation import RotationBank
 from turret_adapters.banks.row_delta import RowDeltaBank
 from turret_adapters.banks.scale import ScaleBank
 from turret_adapters.banks.sparse_delta import SparseDeltaBank
+from turret_adapters.banks.ternary import TernaryBank
 from turret_adapters.banks.threshold import ThresholdBank
 from turret_adapters.banks.virtual import VirtualBank
 from turret_adapters.components import Component
@@ -76,6 +77,7 @@ class DeviceBanks:
         max_delta_bytes: bytes of all sparse deltas, again as many of all changed rows, and of all
             input rotations.
         max_neuron_bytes: bytes of all second copies of MLP weights (CATS).
+        max_ternary_rows: rank rows per site for ternary adapters, beside the others.
 
     Attributes:
         acting: in the order in which they act at a site (composition: docs/adapters.md).
@@ -95,6 +97,7 @@ class DeviceBanks:
         base_bias: Callable[[Site], Tensor | None],
         max_delta_bytes: int = 1 << 30,
         max_neuron_bytes: int = 1 << 30,
+        max_ternary_rows: int = 0,
     ):
         self.shape, self.num_slots = shape, num_slots
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -105,6 +108,7 @@ class DeviceBanks:
         self.acting: tuple[ActingBank, ...] = (
             ScaleBank(shape, num_slots, device, before_deltas=True),
             self.low_rank,
+            TernaryBank(shape, num_slots, max_ternary_rows, device),
             SparseDeltaBank(shape, num_slots, max_delta_bytes, device, dtype),
             RowDeltaBank(shape, num_slots, max_delta_bytes, device, dtype),
             ScaleBank(shape, num_slots, device, before_deltas=False),

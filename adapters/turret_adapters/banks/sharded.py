@@ -45,7 +45,8 @@ class ShardedBanks(DeviceBanks):
 
     Args:
         shape: this process's shard of the base.
-        num_slots, max_rank_rows, device, dtype, base_bias, max_delta_bytes: see `DeviceBanks`.
+        num_slots, max_rank_rows, device, dtype, base_bias, max_delta_bytes, max_ternary_rows:
+            see `DeviceBanks`.
         whole: the base.
         peers: the other processes.
     """
@@ -60,10 +61,20 @@ class ShardedBanks(DeviceBanks):
         base_bias: Callable[[Site], Tensor | None],
         max_delta_bytes: int,
         *,
+        max_ternary_rows: int = 0,
         whole: ModelShape,
         peers: Peers,
     ):
-        super().__init__(shape, num_slots, max_rank_rows, device, dtype, base_bias, max_delta_bytes)
+        super().__init__(
+            shape,
+            num_slots,
+            max_rank_rows,
+            device,
+            dtype,
+            base_bias,
+            max_delta_bytes,
+            max_ternary_rows=max_ternary_rows,
+        )
         self._whole, self._peers = whole, peers
 
     def demand(self, components: Sequence[Component]) -> Demand:

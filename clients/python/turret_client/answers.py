@@ -132,6 +132,7 @@ class Adapter:
         num_virtual_tokens: positions that it puts before the prompt.
         served_base: the base model of the server.
         base_match: whether `base_model` and `served_base` are one name; None where it names none.
+        models: of the server, which it fits by its shapes: the base, auxiliaries.
         notes: what is worth knowing about it.
     """
 
@@ -156,6 +157,7 @@ class Adapter:
     num_virtual_tokens: int = 0
     served_base: str = ""
     base_match: bool | None = None
+    models: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -113,7 +113,8 @@ class AsyncClientKeys:
         Args:
             tenant: whose it is.
             label: what it is for.
-            scopes: "infer", "adapters" (loads the tenant's own), "admin".
+            scopes: "infer", "adapters" (loads the tenant's own), "gateway" (says for whom it
+                asks), "admin".
             lifetime_s: until it ends by itself; None is for ever.
 
         Raises:

@@ -12,13 +12,17 @@ TurretError
 ├── NotFound              404  unknown model or adapter
 │   └── RouteNotFound     404  the server is older than this client, or is not Turret
 ├── MethodNotAllowed      405
+├── RequestTimeout        408  the request did not reach the server in time
 ├── Conflict              409
 ├── PayloadTooLarge       413
+├── HeaderTooLarge        431
 ├── Overloaded            429  retried
-│   └── QuotaExceeded     429  a quota of the tenant; retried if it frees within a minute
+│   ├── QuotaExceeded     429  a quota of the tenant; retried if it frees within a minute
+│   └── QueueFull         429  the tenant's part of the queue is full; retried
 ├── FetchFailed           502  an adapter's remote source cannot be read
 ├── EngineUnavailable     503  retried
 │   └── UsageNotRecorded  503  the server's disk is full
+├── ServerOverloaded      503  retried
 ├── DeadlineExceeded      504  the request's own timeout_s passed
 └── ServerError           5xx  anything else that the server could not do
 """
@@ -135,6 +139,12 @@ class MethodNotAllowed(TurretError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
+class RequestTimeout(TurretError):
+    """The request did not reach the server in time."""
+
+    status, type, code = 408, "timeout_error", "request_timeout"
+
+
 class Conflict(TurretError):
     """The name is taken, or the object is in use."""
 
@@ -147,8 +157,14 @@ class PayloadTooLarge(TurretError):
     status, type, code = 413, "invalid_request_error", "payload_too_large"
 
 
+class HeaderTooLarge(TurretError):
+    """The header exceeds the limit."""
+
+    status, type, code = 431, "invalid_request_error", "header_too_large"
+
+
 class Overloaded(TurretError):
-    """The queue is full."""
+    """Too much at once, of this caller or of this kind."""
 
     status, type, code = 429, "rate_limit_error", "overloaded"
     retryable = True
@@ -158,6 +174,12 @@ class QuotaExceeded(Overloaded):
     """A quota of the tenant is used up for now."""
 
     code = "rate_limit_exceeded"
+
+
+class QueueFull(Overloaded):
+    """The caller's part of the queue is full."""
+
+    code = "queue_full"
 
 
 class FetchFailed(TurretError):
@@ -177,6 +199,13 @@ class UsageNotRecorded(EngineUnavailable):
     """The disk takes no more: what could not be accounted for is not served."""
 
     code = "usage_not_recorded"
+
+
+class ServerOverloaded(TurretError):
+    """More waits than can be answered in time, whoever asks."""
+
+    status, type, code = 503, "service_unavailable", "server_overloaded"
+    retryable = True
 
 
 class DeadlineExceeded(TurretError):
@@ -201,13 +230,17 @@ _CLASSES: tuple[type[TurretError], ...] = (
     NotFound,
     RouteNotFound,
     MethodNotAllowed,
+    RequestTimeout,
     Conflict,
     PayloadTooLarge,
+    HeaderTooLarge,
     Overloaded,
     QuotaExceeded,
+    QueueFull,
     FetchFailed,
     EngineUnavailable,
     UsageNotRecorded,
+    ServerOverloaded,
     DeadlineExceeded,
 )
 _BY_CODE = {cls.code: cls for cls in _CLASSES}

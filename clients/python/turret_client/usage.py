@@ -43,6 +43,7 @@ class UsageRow:
     """What a key used of a model in a day (UTC).
 
     Attributes:
+        member_tokens: prompts and answers of a fusion's members beside the request's own model.
         interrupted: requests that ended with the process that served them.
     """
 
@@ -54,6 +55,7 @@ class UsageRow:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    member_tokens: int = 0
     pages: int = 0
     interrupted: int = 0
 

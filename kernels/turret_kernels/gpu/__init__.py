@@ -39,7 +39,19 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     """The same tensor on a device. The host does not wait for the transfer."""
     if x.device == device:
         return x
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    return _pinned(x, device).to(device, non_blocking=True)
+
+
+def fill(out: Tensor, x: Tensor) -> None:
+    """Copy a tensor of the host into one of any device, without waiting for that either.
+
+    From memory that is not pinned the driver may wait for all that the device still has to do.
+    """
+    out.copy_(_pinned(x, out.device), non_blocking=True)
+
+
+def _pinned(x: Tensor, device: torch.device) -> Tensor:
+    return x.pin_memory() if device.type == "cuda" else x
 
 
 def _available() -> bool:

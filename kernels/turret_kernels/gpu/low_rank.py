@@ -23,6 +23,7 @@ in the shrink; 60% in the expand, where a tile of one row issues what 16 rows wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from turret_kernels.low_rank import RankSlices
 
 # What a launch should have if there is work for as many: two for every processor.
-_PROGRAMS = 264
+PROGRAMS = 264
 
 
 @triton.jit
@@ -140,7 +141,7 @@ def mix_kernel(
             for first in range(0, experts, BLOCK_R):
                 is_gate = (first + r < experts)[None, :]
                 gate = hidden + (ranks + first + r)[None, :]
-                logit = _sum_planes(gate, max_rank, is_row & is_gate, PLANES)
+                logit = sum_planes(gate, max_rank, is_row & is_gate, PLANES)
                 logit = tl.where(is_gate, logit, float("-inf"))
                 higher = tl.maximum(top, tl.max(logit, axis=1))
                 total = total * tl.exp(top - higher)
@@ -149,8 +150,8 @@ def mix_kernel(
             for first in range(0, ranks, BLOCK_R):
                 rank = (first + r)[None, :]
                 mask = is_row & (rank < ranks)
-                logit = _sum_planes(hidden + ranks + rank // group, max_rank, mask, PLANES)
-                value = _sum_planes(hidden + rank, max_rank, mask, PLANES)
+                logit = sum_planes(hidden + ranks + rank // group, max_rank, mask, PLANES)
+                value = sum_planes(hidden + rank, max_rank, mask, PLANES)
                 value *= tl.exp(logit - top[:, None]) / total[:, None]
                 tl.store(hidden + rank, value, mask=mask)
                 for plane in tl.static_range(1, PLANES):
@@ -214,7 +215,7 @@ def expand_kernel(
             for first in tl.range(0, count, BLOCK_R, num_stages=1):
                 rank = first + tl.arange(0, BLOCK_R)
                 # A block's values are all written, and a mask by ranks would make reads narrow.
-                h = _sum_planes(hidden + rank[None, :], max_rank, is_row, PLANES)
+                h = sum_planes(hidden + rank[None, :], max_rank, is_row, PLANES)
                 mask = (rank < count)[:, None] & is_column
                 b = tl.load(b_columns + start * n + rank[:, None] * n, mask=mask, other=0.0)
                 total = tl.dot((h * weight).to(b.dtype), b, total, input_precision="ieee")
@@ -227,7 +228,7 @@ def expand_kernel(
 
 
 @triton.jit
-def _sum_planes(ptr, stride, mask, PLANES: tl.constexpr):
+def sum_planes(ptr, stride, mask, PLANES: tl.constexpr):
     """The hidden values at `ptr`: partial sums, added in order."""
     total = tl.load(ptr, mask=mask, other=0.0)
     for plane in tl.static_range(1, PLANES):
@@ -240,10 +241,25 @@ def tile_rows(tokens: int) -> int:
     return 16 if tokens <= 256 else 64
 
 
-def low_rank(
-    y: Tensor, x: Tensor, slices: RankSlices, entries: Entries, weights: Sequence[Tensor]
-) -> None:
-    """As `turret_kernels.low_rank.low_rank`; `weights` are float32 [E], one per slice."""
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """What the shrink leaves to an expand.
+
+    Attributes:
+        values: float32 [slices, depth, tokens, planes, max_rank]; where a slot has ranks.
+        depth: most entries on one row.
+        planes: partial sums, to be added in order.
+        max_rank: room for a slot's ranks.
+    """
+
+    values: Tensor
+    depth: int
+    planes: int
+    max_rank: int
+
+
+def shrink(x: Tensor, slices: RankSlices, entries: Entries) -> Hidden:
+    """The hidden values of all entries; those of mixtures weighed by their gates."""
     tokens, k = x.shape
     block_t = tile_rows(tokens)
     decodes = block_t == 16
@@ -257,11 +273,10 @@ def low_rank(
     depth, count = entries.depth, len(pools)
     hidden = torch.empty((count, depth, tokens, planes, max_rank), device=x.device)
     starts, counts = tuple(p.start for p in pools), tuple(p.count for p in pools)
-    widths = tuple(p.b.shape[1] for p in pools)
 
     programs = count * planes
     others = programs * len(tiles) * depth
-    rank_programs = min(max_rank // block_r, triton.cdiv(_PROGRAMS, others))
+    rank_programs = min(max_rank // block_r, triton.cdiv(PROGRAMS, others))
     shrink_kernel[(programs * rank_programs, len(tiles), depth)](
         hidden,
         x,
@@ -298,24 +313,36 @@ def low_rank(
             num_warps=4 if decodes else 8,
             enable_fp_fusion=True,
         )
+    return Hidden(hidden, depth, planes, max_rank)
+
+
+def low_rank(
+    y: Tensor, x: Tensor, slices: RankSlices, entries: Entries, weights: Sequence[Tensor]
+) -> None:
+    """As `turret_kernels.low_rank.low_rank`; `weights` are float32 [E], one per slice."""
+    tokens, hidden = x.shape[0], shrink(x, slices, entries)
+    block_t = tile_rows(tokens)
+    decodes = block_t == 16
+    tiles, pools = entries.tiles(block_t)[:tokens], slices.pools
+    widths = tuple(p.b.shape[1] for p in pools)
     block_n = 256 if decodes and y.itemsize == 2 else 128
     expand_kernel[(sum(triton.cdiv(n, block_n) for n in widths), len(tiles))](
         y,
-        hidden,
+        hidden.values,
         tiles,
         entries.slot,
         tuple(p.b for p in pools),
-        starts,
-        counts,
+        tuple(p.start for p in pools),
+        tuple(p.count for p in pools),
         *weights,
-        *[weights[0]] * (3 - count),
+        *[weights[0]] * (3 - len(pools)),
         tokens,
-        depth,
-        max_rank,
+        hidden.depth,
+        hidden.max_rank,
         WIDTH=y.shape[1],
         NS=widths,
         COLUMNS=tuple(slices.columns),
-        PLANES=planes,
+        PLANES=hidden.planes,
         BLOCK_T=block_t,
         BLOCK_R=16,
         BLOCK_N=block_n,

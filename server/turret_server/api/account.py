@@ -32,6 +32,15 @@ class Account:
         self._entry: Entry | None = None
         self._accepted = False
 
+    def check(self, *, tokens: int, pages: int) -> None:
+        """Is there enough for a request that takes at least so much? Nothing is taken.
+
+        Raises:
+            QuotaExceeded, BadRequest: it is more than the tenant may use now, or ever.
+        """
+        if self._reservation is not None:
+            self._reservation.check(tokens=tokens, pages=pages)
+
     def read_pages(self, pages: int) -> None:
         """The request brought so many pages of documents.
 
@@ -43,7 +52,27 @@ class Account:
             self._reservation.take(pages=pages)
 
     async def accept(self, generation: Generation) -> None:
-        """Reserve what a generation can use, and write it down; it is accepted from here on.
+        """Accept a generation; see `accept_tokens`.
+
+        Raises:
+            QuotaExceeded, BadRequest, UsageNotRecorded: as `accept_tokens`.
+        """
+        # Every member of a fusion computes its prompt, and the answer.
+        longest = sum(
+            choice.request.sampling.max_tokens * (1 + len(choice.members))
+            for choice in generation.choices
+        )
+        await self.accept_tokens(sum(generation.prompt_tokens), longest, generation.member_tokens)
+
+    async def accept_tokens(
+        self, prompt_tokens: int, most_tokens: int = 0, member_tokens: int = 0
+    ) -> None:
+        """Reserve what a request can use, and write it down; it is accepted from here on.
+
+        Args:
+            prompt_tokens: that it brings.
+            most_tokens: that may be generated, of all answers.
+            member_tokens: of the prompts of a fusion's members.
 
         Raises:
             QuotaExceeded, BadRequest: it is more than the tenant may use now, or ever.
@@ -52,9 +81,8 @@ class Account:
         record, principal = self._record, self._record.principal
         if self._reservation is None or principal is None:
             return
-        prompt_tokens = sum(generation.prompt_tokens)
-        longest = sum(choice.request.sampling.max_tokens for choice in generation.choices)
-        self._reservation.take(tokens=prompt_tokens + longest)
+        record.member_tokens = member_tokens
+        self._reservation.take(tokens=prompt_tokens + member_tokens + most_tokens)
         self._accepted = True
         if self._tenancy.ledger is None:
             return
@@ -67,6 +95,7 @@ class Account:
             key=principal.key,
             model=record.label,
             prompt_tokens=prompt_tokens,
+            member_tokens=record.member_tokens,
             pages=record.pages,
         )
         await self._tenancy.ledger.begin(entry)
@@ -76,15 +105,18 @@ class Account:
         """The request is over, however it ended."""
         record = self._record
         if self._reservation is not None and self._accepted:
-            self._reservation.used = record.prompt_tokens + record.completion_tokens
+            tokens = record.prompt_tokens + record.completion_tokens + record.member_tokens
+            self._reservation.used = tokens
         if self._entry is None or self._tenancy.ledger is None:
             return
-        status = "error" if record.error else "abort" if record.disconnected else "done"
+        is_cut = record.disconnected or "abort" in record.finish_reasons
+        status = "error" if record.error else "abort" if is_cut else "done"
         ended = msgspec.structs.replace(
             self._entry,
             event="end",
             cached_tokens=record.cached_tokens,
             completion_tokens=record.completion_tokens,
+            member_tokens=record.member_tokens,
             status=status,
         )
         self._tenancy.ledger.end_soon(ended)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from turret_adapters.catalog import AdapterRecord, Catalog, name_problem, parse_digest
+from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
 from turret_adapters.derivation import Derivation
 from turret_adapters.shelf import AdapterShelf
+from turret_server.api.adapter_records import checked_digest, make_record, not_loaded
+from turret_server.api.changes import Changes, blame, check_names
 from turret_server.api.held_folders import HeldFolders
 from turret_server.api.shelved import ShelvedAdapters
 from turret_server.api.threads import in_thread
 from turret_server.engine.client import EngineClient
-from turret_server.engine.messages import AdapterInfo
 from turret_server.errors import BadRequest, Conflict, Forbidden, NotFound, TurretError
 from turret_server.pipeline.names import owned_name
 from turret_server.pipeline.recipe import Recipe, RecipeBook
@@ -97,16 +98,17 @@ class AdapterLoader:
         self._check_name(name)
         name = owned_name(owner, name) if owner else name
         self._check_free(name, replace)
-        digest = _checked_digest(digest)
-        if isinstance(source, str):
-            located = self._sources.locate(source, confined=confined, below=owner)
-            # What takes long is done here, in a thread: nobody else's load waits for a download.
-            work = partial(self._sources.fetch, located)
-            source = work() if located.kind == "folder" else await in_thread(work)
-        try:
-            return await self._load(name, source, replace=replace, digest=digest, pin=pin)
-        finally:
-            release(source.folder)
+        digest = checked_digest(digest)
+        with self._metrics.loading():
+            if isinstance(source, str):
+                located = self._sources.locate(source, confined=confined, below=owner)
+                # What takes long is done here, in a thread: no other load waits for a download.
+                work = partial(self._sources.fetch, located)
+                source = work() if located.kind == "folder" else await in_thread(work)
+            try:
+                return await self._load(name, source, replace=replace, digest=digest, pin=pin)
+            finally:
+                release(source.folder)
 
     async def pin(self, name: str, pinned: bool) -> AdapterRecord:
         """Keep a served adapter on the device whatever else is asked for, or no longer.
@@ -119,14 +121,14 @@ class AdapterLoader:
         async with self._changing:
             record = self._catalog.get(name)
             if record is None:
-                raise _not_loaded(name)
+                raise not_loaded(name)
             record = replace(record, pinned=pinned)
             if pinned and name in self._shelved:
                 # An engine that restarts must get it back at once, not with the next request.
                 await self._engine.load_adapter(
                     name, record.path, record.roots, digest=record.digest
                 )
-            await self._hold(record)
+            await self._hold(self._with(record))
             self._catalog.put(record)
         return record
 
@@ -145,7 +147,8 @@ class AdapterLoader:
         await self._shelved.sweep()
 
     async def _load_shelved(self, name: str, local: LocalAdapter) -> None:
-        await self._load(name, local, replace=True, keep=False)
+        with self._metrics.loading():
+            await self._load(name, local, replace=True, keep=False)
 
     async def _load(
         self,
@@ -168,7 +171,7 @@ class AdapterLoader:
                 error.param = error.param or "path"
                 raise
             self._folders.add(info.digest, local.folder)
-            record = _record(name, local.folder, local.source, info, local.roots, pinned)
+            record = make_record(name, local.folder, local.source, info, local.roots, pinned)
             old = await self._serve(record)
         if old is not None:
             await self._drop_unreferenced([old.digest])
@@ -177,7 +180,7 @@ class AdapterLoader:
     async def _serve(self, record: AdapterRecord) -> AdapterRecord | None:
         """Let a name mean what was loaded; returns the record that it replaced."""
         try:
-            await self._hold(record)
+            await self._hold(self._with(record))
         except TurretError:
             await self._drop([record.digest])
             raise
@@ -221,15 +224,89 @@ class AdapterLoader:
             if self._catalog.get(name) is not None and not replace:
                 raise Conflict(f"the name {name!r} is taken", "an adapter has it")
             derive = self._recipes.resolve_sources(derivation)
-            info = await self._engine.load_adapter(name, "", None, derive)
+            with self._metrics.loading():
+                info = await self._engine.load_adapter(name, "", None, derive)
             for made_of in derive.sources:  # an engine that restarts makes it again
                 self._folders.add(info.digest, made_of.path)
             source = str(derivation)
-            record = _record(name, source, source, info, None, self._pinned(name, pin))
+            record = make_record(name, source, source, info, None, self._pinned(name, pin))
             old = await self._serve(record)
         if old is not None:
             await self._drop_unreferenced([old.digest])
         return record, old is not None
+
+    def fetch_own(self, source: str) -> LocalAdapter:
+        """The folder of a source that the operator names; held, and may take minutes.
+
+        Raises:
+            TurretError: as `load`.
+        """
+        return self._sources.fetch(self._sources.locate(source, confined=False))
+
+    def look_in(self, roots: Sequence[Path], remotes: Sequence[str], dirs: Sequence[Path]) -> None:
+        """Where run-time loads may read and fetch from now on, and what the shelf offers."""
+        self._sources.allow(roots, remotes)
+        self.shelf.use(dirs)
+
+    async def change(self, changes: Changes) -> None:
+        """Load, derive and unload many at once: all of it, or nothing where anything is refused.
+
+        Raises:
+            TurretError: as `load` and `derive`; `param` names what is at fault.
+        """
+        async with self._changing:
+            future, loaded = self._catalog.copy(), []
+            for name in changes.unload:
+                future.remove(name)
+            try:
+                for name, (local, digest, pinned) in changes.load.items():
+                    with blame(f"adapters.{name}"):
+                        info = await self._engine.load_adapter(
+                            name, local.folder, local.roots, digest=digest
+                        )
+                    loaded.append(info.digest)
+                    self._folders.add(info.digest, local.folder)
+                    future.put(
+                        make_record(name, local.folder, local.source, info, local.roots, pinned)
+                    )
+                book = self._recipes.over(future, changes.recipes.stacks, changes.recipes.fusions)
+                for name, derivation in changes.derive.items():
+                    with blame(f"recipes.{name}"):
+                        derive = book.resolve_sources(derivation)
+                        info = await self._engine.load_adapter(name, "", None, derive)
+                    loaded.append(info.digest)
+                    for made_of in derive.sources:
+                        self._folders.add(info.digest, made_of.path)
+                    source = str(derivation)
+                    future.put(
+                        make_record(name, source, source, info, None, self._pinned(name, None))
+                    )
+                check_names(book, changes.recipes)
+                await self._hold(future)
+            except TurretError:
+                await self._drop(list(dict.fromkeys(loaded)))
+                raise
+            left = self._commit(future, changes)
+        await self._drop_unreferenced(list(dict.fromkeys(left)))
+
+    def _commit(self, future: Catalog, changes: Changes) -> list[str]:
+        """From one step of the event loop to the next; returns the digests that were replaced."""
+        left = []
+        for name in changes.unload:
+            if (old := self._catalog.remove(name)) is not None:
+                left.append(old.digest)
+                self._shelved.forget(name)
+                self._metrics.forget(name)
+        for name in (*changes.load, *changes.derive):
+            record = future.get(name)
+            assert record is not None
+            self._shelved.forget(name)
+            if (old := self._catalog.put(record)) is not None:
+                left.append(old.digest)
+        self._recipes.recipes = dict(changes.recipes.stacks)
+        self._recipes.fusions = dict(changes.recipes.fusions)
+        self._recipes.reranks = dict(changes.recipes.reranks)
+        return left
 
     async def unload(self, name: str) -> None:
         """Stop serving a name; requests in flight finish with what they began with.
@@ -239,7 +316,7 @@ class AdapterLoader:
         """
         record = self._catalog.remove(name)
         if record is None:
-            raise _not_loaded(name)
+            raise not_loaded(name)
         self._shelved.forget(name)
         self._metrics.forget(name)
         await self._drop_unreferenced([record.digest])
@@ -291,7 +368,7 @@ class AdapterLoader:
 
     async def _drop(self, digests: Sequence[str]) -> None:
         try:
-            await self._hold()
+            await self._hold(self._catalog)
             for digest in digests:
                 if not self._catalog.is_referenced(digest):
                     await self._engine.unload_adapter(digest)
@@ -304,12 +381,15 @@ class AdapterLoader:
                 if not self._catalog.is_referenced(digest):
                     self._folders.drop(digest)
 
-    async def _hold(self, changed: AdapterRecord | None = None) -> None:
-        """Let the engine hold what the catalog pins, once it has the changed record."""
-        records = {record.name: record for record in self._catalog.records()}
-        if changed is not None:
-            records[changed.name] = changed
-        held = {record.digest for record in records.values() if record.pinned}
+    def _with(self, record: AdapterRecord) -> Catalog:
+        """The catalog as it will be."""
+        future = self._catalog.copy()
+        future.put(record)
+        return future
+
+    async def _hold(self, catalog: Catalog) -> None:
+        """Let the engine hold what a catalog pins."""
+        held = {record.digest for record in catalog.records() if record.pinned}
         if held == self._held:
             return
         try:
@@ -318,53 +398,3 @@ class AdapterLoader:
             error.param = "pin"
             raise
         self._held = held
-
-
-def _record(
-    name: str,
-    path: str,
-    source: str,
-    info: AdapterInfo,
-    roots: tuple[str, ...] | None,
-    pinned: bool,
-) -> AdapterRecord:
-    return AdapterRecord(
-        name=name,
-        digest=info.digest,
-        path=path,
-        roots=roots,
-        source=source,
-        pinned=pinned,
-        sites=info.sites,
-        kind=info.kind,
-        rank=info.rank,
-        targets=tuple(info.targets),
-        num_layers=info.num_layers,
-        num_parameters=info.num_parameters,
-        num_bytes=info.num_bytes,
-        base_model=info.base_model,
-        loaded_at=time.time(),
-        notes=tuple(info.notes),
-        primitives=tuple(info.primitives),
-        num_virtual_tokens=info.num_virtual_tokens,
-    )
-
-
-def _checked_digest(text: str | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        return parse_digest(text)
-    except ValueError as error:
-        raise BadRequest(
-            f"{text[:128]!r} is no digest", str(error), "Correct it.", param="digest"
-        ) from None
-
-
-def _not_loaded(name: str) -> NotFound:
-    return NotFound(
-        f"the adapter {name[:128]!r} is not loaded",
-        "it was never loaded, or is unloaded already",
-        "GET /v1/adapters lists what is.",
-        param="name",
-    )

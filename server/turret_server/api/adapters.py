@@ -136,6 +136,7 @@ def _card(service: Service, record: AdapterRecord) -> AdapterCard:
         base_model=record.base_model,
         served_base=service.settings.base_names[0],
         base_match=_base_match(service, record.base_model),
+        models=[model or service.settings.base_names[0] for model in record.num_layers],
         loaded_at=record.loaded_at,
         primitives=list(record.primitives),
         resident=resident,

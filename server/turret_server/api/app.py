@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -18,7 +18,10 @@ from turret_server.api import (
     completions,
     health,
     layout,
+    lifecycle,
     models,
+    profile,
+    rerank,
     tenants,
     tokens,
 )
@@ -33,14 +36,19 @@ from turret_server.api.schema.responses import ErrorBody
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
 from turret_server.engine.client import EngineClient
+from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.constraints import Constraints
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.scorer import Scorer
 from turret_server.sources.adapter import AdapterSources
 from turret_server.sources.cached import FetchLimits
 from turret_server.telemetry.document_metrics import DocumentMetrics
 from turret_server.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:  # it needs turret[otel]
+    from turret_server.telemetry.tracing import Tracing
 
 Lifespan = Callable[[Service], AbstractAsyncContextManager[Any]]
 
@@ -51,8 +59,10 @@ def create_app(
     settings: ApiSettings,
     *,
     chat_template: str | None = None,
-    auxiliaries: Mapping[str, Tokenizer] | None = None,
+    auxiliaries: Mapping[str, AuxiliaryTokens] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
     catalog: Catalog | None = None,
+    tracing: Tracing | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """Build the app; it neither starts nor stops the engine.
@@ -62,10 +72,11 @@ def create_app(
         tokenizer: of the base model.
         settings: of the HTTP side.
         chat_template: Jinja source in place of the model's own.
-        auxiliaries: tokenizers of the engine's auxiliary models, whose vocabularies are that of
-            the base.
+        auxiliaries: what makes the prompts of the engine's auxiliary models.
+        scorers: that rerank answers, by name; running.
         catalog: of served adapters; a new one by default. An engine supervisor that shares it
             knows what to load again after a restart.
+        tracing: gets a span of every request; closed by whoever made it.
         lifespan: entered with the service before the first request and left after the last, for
             what belongs to the app's life: starting the engine, loading adapters.
 
@@ -83,8 +94,9 @@ def create_app(
         settings.fusions,
         settings.max_fusion_members,
         tuple(auxiliaries or ()),
+        settings.reranks,
     )
-    metrics = Metrics(engine, catalog, settings.base_names[0])
+    metrics = Metrics(engine, catalog, recipes, settings.tenancy, settings.metrics_labels)
     service = Service(
         settings=settings,
         engine=engine,
@@ -94,7 +106,7 @@ def create_app(
         catalog=catalog,
         recipes=recipes,
         metrics=metrics,
-        admission=Admission(engine, settings.max_waiting),
+        admission=Admission(engine, settings.max_waiting, settings.max_wait_s),
         adapters=AdapterLoader(
             engine,
             catalog,
@@ -109,7 +121,8 @@ def create_app(
         ),
         documents=DocumentReader(settings.documents, DocumentMetrics(metrics.registry)),
         longest_token=_longest_token(tokenizer),
-        auxiliaries={name: ChatPrompt(t) for name, t in (auxiliaries or {}).items()},
+        auxiliaries=dict(auxiliaries or {}),
+        scorers=dict(scorers or {}),
     )
 
     @asynccontextmanager
@@ -139,13 +152,17 @@ def create_app(
         },
     )
     app.state.service = service
-    for module in (chat, completions, layout, models, adapters, tokens, tenants, health):
+    app.state.reload = None  # set by a server that has a configuration to read again
+    for module in (
+        *(chat, completions, rerank, layout, models, adapters, tokens),
+        *(tenants, lifecycle, profile, health),
+    ):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)
     # Added last, outermost: every response carries a request id, refusals of keys too.
     app.add_middleware(Authenticate, tenancy=settings.tenancy)
-    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(Observe, metrics=metrics, tracing=tracing)
     return app
 
 

@@ -15,9 +15,11 @@ from turret_server.tenancy import principal
 from turret_server.tenancy.principal import Principal
 from turret_server.tenancy.service import Tenancy
 
-OPEN = frozenset({"/health", "/ping", "/ready", "/version", "/metrics"})
-# Listed to anyone, because probes of other tools read it; the route shows the base model alone.
-ANONYMOUS = frozenset({"/v1/models"})
+OPEN = frozenset({"/health", "/ping", "/ready", "/version"})
+# Shown to anyone, because probes and scrapers read them; without a key the routes name less: the
+# base model alone, and no tenants.
+METRICS = "/metrics"
+ANONYMOUS = frozenset({"/v1/models", METRICS})
 _VLLM_CHANGES = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _NEEDS = {
     principal.Scope.INFER: "asking for answers",
@@ -60,6 +62,8 @@ class Authenticate:
                 "this server asks for one, that has neither expired nor been revoked",
                 "Send 'Authorization: Bearer KEY'.",
             )
+        if scope["path"] == METRICS:
+            return caller, None  # any key may; one with the scope sees more
         needed = _needed(scope)
         if not caller.has(needed):
             return caller, Forbidden(

@@ -20,11 +20,11 @@ from turret_server.api.documents.prompt import (
     within,
 )
 from turret_server.api.documents.use import document_use
-from turret_server.api.fairness import fairness_key
-from turret_server.api.fusion import member_messages, member_prompts
+from turret_server.api.fusion import MemberPrompts, member_messages, member_prompts
 from turret_server.api.generation import Choice, Delta, Generation
 from turret_server.api.logprobs import chat_logprobs, prompt_logprobs
 from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
+from turret_server.api.ranking import Ranking, check_documents, ranking_of
 from turret_server.api.respond import Answer, respond
 from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
 from turret_server.api.schema.chat import ChatBody, num_chars, plain_messages
@@ -34,7 +34,10 @@ from turret_server.errors import PromptTooLong, TurretError
 from turret_server.pipeline.fusion import MemberSpec
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import Recipe
+from turret_server.scorer.text import Instruction
 from turret_server.telemetry.record import RequestRecord, record_of
+
+Messages = list[dict[str, Any]]
 
 router = APIRouter(route_class=DocumentRoute, tags=["OpenAI"])
 
@@ -61,9 +64,12 @@ async def create_chat_completion(
 async def _prepare(
     body: ChatBody, request: Request, service: Service, record: RequestRecord, held: ExitStack
 ) -> Answer:
-    per_prompt = body.n or 1
+    ranking = ranking_of(service, body, record.started)
+    per_prompt = ranking.candidates
     documents = document_use(service, body)
-    ticket, recipe, charged = await admit(service, body, record, per_prompt, held)
+    if documents is not None:
+        check_documents(ranking, documents)
+    ticket, recipe, charged = await admit(service, body, request, per_prompt, held)
     limits = service.limits
     tools = tool_use(service, body)
     # At most one of them: tool_use() and document_use() refuse a body that has two.
@@ -72,11 +78,10 @@ async def _prepare(
     sampling = base_sampling(
         body,
         limits,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        logprobs=(body.top_logprobs or 0) if body.logprobs or ranking.needs_logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         grammar=grammar,
     )
-    fused = await member_prompts(recipe, partial(_render_member, service, body, tools))
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     asked: int | None = getattr(body, param)
 
@@ -93,7 +98,13 @@ async def _prepare(
         check_min_tokens(body, max_tokens)
         return max_tokens
 
-    def generation_of(prompts: list[list[int]], body: ChatBody = body) -> Generation:
+    async def members_of(messages: Messages, bare: Messages) -> MemberPrompts:
+        render = partial(_render_member, service, body, tools, messages, bare)
+        return await member_prompts(recipe, render)
+
+    def generation_of(
+        prompts: list[list[int]], fused: list[MemberPrompts], body: ChatBody = body
+    ) -> Generation:
         return build_generation(
             service,
             body,
@@ -107,32 +118,44 @@ async def _prepare(
             sampling=sampling,
             continues=bool(body.continue_final_message),
             skip_special_tokens=body.skip_special_tokens is not False and not tools.needs_special,
-            fairness_key=fairness_key(request, record),
         )
 
     if documents is None:
-        prompt = await _render(service, body, tools, *plain_messages(body.messages), "messages")
-        generation = generation_of([prompt])
+        messages, chars = plain_messages(body.messages)
+        fused = await members_of(messages, messages)
+        prompt = await _render(service, body, tools, messages, chars, "messages")
+        generation = generation_of([prompt], [fused])
+        await ranking.prepare([Instruction.of_chat(messages)], held)
         await charged.accept(generation)
-        return _Chat(service, body, generation, tools)
+        return _Chat(service, body, generation, tools, ranking)
+
+    # What can be refused is, before anything is read.
+    charged.check(tokens=fitting(1), pages=1)
+    bare = documents.text([])
+    members = await members_of(bare, bare)
+    context = limits.max_model_len - recipe.num_virtual_tokens
+    if recipe.fusion is not None:
+        chars = sum(num_chars(message.get("content")) for message in bare)
+        around = await _render(service, body, tools, bare, chars, "messages")
+        context = members.shared_context(service, around)
 
     async def with_documents() -> Answer:
-        room = room_for_prompt(limits.max_model_len - recipe.num_virtual_tokens, asked)
+        room = room_for_prompt(context, asked)
         render = partial(_render_messages, service, body, tools)
         async with within(body.timeout_s) as left_s:
             shown = await show_documents(service, documents, room, render, record.tenant)
+            fused = [await members_of(documents.text(one.sheets), bare) for one in shown]
         notes = DocumentNotes(documents, shown)
         charged.read_pages(notes.num_pages)
         service.documents.metrics.dropped(notes.num_dropped)
         ticket.grow(len(shown) - 1)
         left = body.model_copy(update={"timeout_s": left_s()})
-        generation = generation_of([one.prompt for one in shown], left)
+        generation = generation_of([one.prompt for one in shown], fused, left)
         await charged.accept(generation)
         if documents.by_page:
             return PageByPage(service.engine, generation, notes, include_usage=_wants_usage(body))
-        return _Chat(service, body, generation, tools, notes)
+        return _Chat(service, body, generation, tools, ranking, notes)
 
-    fitting(1)  # what can be refused is, before anything is read
     return Deferred(with_documents)
 
 
@@ -181,13 +204,15 @@ async def _render_member(
     service: Service,
     body: ChatBody,
     tools: ToolUse,
+    own: Messages,
+    bare: Messages,
     member: MemberSpec,
     recipe: Recipe,
     param: str,
 ) -> list[int] | None:
-    own = plain_messages(body.messages)[0]
-    messages = member_messages(member, own, param)
-    template = service.auxiliaries.get(recipe.auxiliary, service.prompt)
+    messages = member_messages(member, own, bare, param)
+    auxiliary = service.auxiliaries.get(recipe.auxiliary)
+    template = service.prompt if auxiliary is None else auxiliary.chat
     if messages is None and template is service.prompt:
         return None
     messages = messages or own
@@ -209,12 +234,14 @@ class _Chat:
         body: ChatBody,
         generation: Generation,
         tools: ToolUse,
+        ranking: Ranking,
         notes: DocumentNotes | None = None,
     ) -> None:
         self._service = service
         self._body = body
         self._generation = generation
         self._tools = tools
+        self._ranking = ranking
         self._notes = notes
 
     async def collect(self) -> dict[str, Any]:
@@ -228,22 +255,31 @@ class _Chat:
                 texts[delta.choice.index].append(delta.text)
                 logprobs[delta.choice.index] += self._logprobs(delta)
                 scored = scored or self._prompt_logprobs(delta)
+        answers = ["".join(parts) for parts in texts]
+        ranked = await self._ranking.choose(generation.choices, answers)
+        choices = [
+            {
+                "index": index,
+                **await self._choice(choice, answers[choice.index], logprobs[choice.index]),
+                **ranked.beside(choice),
+            }
+            for index, choice in enumerate(ranked.choices)
+        ]
         answer = {
             "id": generation.id,
             "object": "chat.completion",
             "created": generation.created,
             "model": generation.model,
             "system_fingerprint": generation.fingerprint,
-            "choices": [
-                await self._choice(choice, "".join(texts[choice.index]), logprobs[choice.index])
-                for choice in generation.choices
-            ],
+            "choices": choices,
             "usage": generation.usage(),
         }
         if body.prompt_logprobs is not None:
             answer["prompt_logprobs"] = scored
         if self._notes is not None:
             answer["layout"] = self._notes.summary()
+        if ranked.summary is not None:
+            answer["rerank"] = ranked.summary
         return answer
 
     async def stream(self) -> AsyncGenerator[bytes]:
@@ -308,7 +344,6 @@ class _Chat:
         if self._notes is not None:
             message |= await self._notes.fields(text)
         return {
-            "index": choice.index,
             "message": {"role": "assistant", "refusal": None, **message},
             "logprobs": {"content": logprobs} if self._body.logprobs else None,
             "finish_reason": finish_reason,

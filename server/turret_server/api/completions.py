@@ -10,20 +10,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from turret_server.api.chunks import ChunkWriter
-from turret_server.api.fairness import fairness_key
 from turret_server.api.fusion import member_prompts
-from turret_server.api.generation import Choice, Delta, Generation
+from turret_server.api.generation import Delta, Generation
 from turret_server.api.json_body import JsonRoute
 from turret_server.api.logprobs import CompletionLogprobs, prompt_logprobs
 from turret_server.api.prepare import admit, build_generation, compile_constraint, off_loop
+from turret_server.api.ranking import Ranking, ranking_of
 from turret_server.api.respond import respond
 from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
 from turret_server.api.schema.completion import CompletionBody, Prompt
 from turret_server.api.schema.responses import Completion
 from turret_server.api.service import Service, service_of
 from turret_server.errors import BadRequest, PromptTooLong
+from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.fusion import MemberSpec
 from turret_server.pipeline.recipe import Recipe
+from turret_server.scorer.text import Instruction
 from turret_server.telemetry.record import RequestRecord, record_of
 
 router = APIRouter(route_class=JsonRoute, tags=["OpenAI"])
@@ -58,9 +60,10 @@ async def _prepare(
     record: RequestRecord,
     held: ExitStack,
 ) -> _Completion:
-    per_prompt = body.best_of or body.n or 1
+    ranking = ranking_of(service, body, record.started)
+    per_prompt = ranking.candidates
     num_choices = len(body.prompt) * per_prompt
-    ticket, recipe, charged = await admit(service, body, record, num_choices, held)
+    ticket, recipe, charged = await admit(service, body, request, num_choices, held)
     limits = service.limits
     grammar = await compile_constraint(service, body.constraint())
     prompts = [
@@ -82,12 +85,11 @@ async def _prepare(
     check_min_tokens(body, min(max_tokens))
     echoed = body.logprobs if body.echo else None
     wanted = [top for top in (echoed, body.prompt_logprobs) if top is not None]
-    picks = body.best_of is not None and body.best_of > (body.n or 1)
     sampling = base_sampling(
         body,
         limits,
-        # The choice among best_of needs the chosen token's own.
-        logprobs=0 if body.logprobs is None and picks else body.logprobs,
+        # The choice by log-probability needs the chosen token's own.
+        logprobs=0 if body.logprobs is None and ranking.needs_logprobs else body.logprobs,
         prompt_logprobs=max(wanted, default=None),
         grammar=grammar,
     )
@@ -97,17 +99,20 @@ async def _prepare(
         record,
         id_prefix="cmpl-",
         ticket=ticket,
-        fused=await member_prompts(recipe, partial(_encode_member, service, body)),
+        fused=[
+            await member_prompts(recipe, partial(_encode_member, service, body, given, ids))
+            for given, ids in zip(body.prompt, prompts, strict=True)
+        ],
         prompts=prompts,
         max_tokens=max_tokens,
         per_prompt=per_prompt,
         sampling=sampling,
         continues=True,
         skip_special_tokens=body.skip_special_tokens is not False,
-        fairness_key=fairness_key(request, record),
     )
+    await ranking.prepare([_instruction(service, prompt) for prompt in body.prompt], held)
     await charged.accept(generation)
-    return _Completion(service, body, generation, prompts)
+    return _Completion(service, body, generation, prompts, ranking)
 
 
 def _named(prompts: list[Prompt]) -> list[tuple[Prompt, str]]:
@@ -116,8 +121,23 @@ def _named(prompts: list[Prompt]) -> list[tuple[Prompt, str]]:
     return [(prompt, f"prompt[{i}]") for i, prompt in enumerate(prompts)]
 
 
-async def _encode(service: Service, prompt: Prompt, add_special: bool, param: str) -> list[int]:
+def _instruction(service: Service, prompt: Prompt) -> Instruction:
+    return Instruction.of_text(
+        prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
+    )
+
+
+async def _encode(
+    service: Service,
+    prompt: Prompt,
+    add_special: bool,
+    param: str,
+    auxiliary: AuxiliaryTokens | None = None,
+) -> list[int]:
     limits = service.limits
+    tokenizer, vocab_size = service.tokenizer, limits.vocab_size
+    if auxiliary is not None and auxiliary.ids is not None:
+        tokenizer, vocab_size = auxiliary.tokenizer, auxiliary.tokenizer.vocab_size
     if isinstance(prompt, str):
         # No token is longer than this many bytes, so the answer is known without tokenising.
         if len(prompt) > limits.max_model_len * service.longest_token:
@@ -128,17 +148,17 @@ async def _encode(service: Service, prompt: Prompt, add_special: bool, param: st
                 param=param,
             )
         ids = await off_loop(
-            len(prompt), lambda: service.tokenizer.encode(prompt, add_special_tokens=add_special)
+            len(prompt), lambda: tokenizer.encode(prompt, add_special_tokens=add_special)
         )
         if not ids:
             raise BadRequest(
                 f"'{param}' has no tokens", "there is nothing to continue", param=param
             )
         return ids
-    if (largest := max(prompt)) >= limits.vocab_size:
+    if (largest := max(prompt)) >= vocab_size:
         raise BadRequest(
             f"'{param}' holds token {largest}",
-            f"the vocabulary has tokens 0 to {limits.vocab_size - 1}",
+            f"the vocabulary has tokens 0 to {vocab_size - 1}",
             "Tokenise the prompt with this model's tokenizer (POST /tokenize).",
             param=param,
         )
@@ -146,20 +166,35 @@ async def _encode(service: Service, prompt: Prompt, add_special: bool, param: st
 
 
 async def _encode_member(
-    service: Service, body: CompletionBody, member: MemberSpec, recipe: Recipe, param: str
+    service: Service,
+    body: CompletionBody,
+    given: Prompt,
+    ids: list[int],
+    member: MemberSpec,
+    recipe: Recipe,
+    param: str,
 ) -> list[int] | None:
-    for name in ("messages", "system"):
-        if getattr(member, name) is not None:
+    for name, is_given in (
+        ("messages", member.messages is not None),
+        ("system", member.system is not None),
+        ("documents", not member.documents),
+    ):
+        if is_given:
             raise BadRequest(
                 f"'{param}.{name}' belongs to a chat",
                 "the request has a text to continue",
                 "Give the member a prompt.",
                 param=f"{param}.{name}",
             )
-    if member.prompt is None:
-        return None
+    auxiliary = service.auxiliaries.get(recipe.auxiliary)
     add_special = body.add_special_tokens is not False
-    return await _encode(service, member.prompt, add_special, f"{param}.prompt")
+    if member.prompt is not None:
+        return await _encode(service, member.prompt, add_special, f"{param}.prompt", auxiliary)
+    if auxiliary is None or auxiliary.ids is None:
+        return None
+    if isinstance(given, str):
+        return await _encode(service, given, add_special, param, auxiliary)
+    return auxiliary.translate(ids, param)
 
 
 class _Completion:
@@ -171,11 +206,13 @@ class _Completion:
         body: CompletionBody,
         generation: Generation,
         prompts: list[list[int]],
+        ranking: Ranking,
     ) -> None:
         self._service = service
         self._body = body
         self._generation = generation
         self._prompts = prompts
+        self._ranking = ranking
         self._logprobs: list[CompletionLogprobs] | None = None
         if body.logprobs is not None:
             self._logprobs = [self._new_logprobs(body.logprobs) for _ in generation.choices]
@@ -184,6 +221,7 @@ class _Completion:
         """Run to the end and return the response."""
         generation = self._generation
         texts: list[list[str]] = [[] for _ in generation.choices]
+        heads = [""] * len(texts)
         scored: list[list[dict[str, Any] | None] | None] = [None] * len(texts)
         seen = [False] * len(texts)
         async with aclosing(generation.deltas(self._service.engine)) as deltas:
@@ -191,12 +229,14 @@ class _Completion:
                 index = delta.choice.index
                 if not seen[index]:
                     seen[index] = True
-                    texts[index].append(self._begin(delta))
+                    heads[index] = self._begin(delta)
                     scored[index] = self._prompt_logprobs(delta)
                 texts[index].append(delta.text)
                 if self._logprobs is not None and delta.logprobs:
                     self._logprobs[index].add(delta.logprobs)
-        return {
+        answers = ["".join(parts) for parts in texts]
+        ranked = await self._ranking.choose(generation.choices, answers)
+        answer = {
             "id": generation.id,
             "object": "text_completion",
             "created": generation.created,
@@ -205,16 +245,20 @@ class _Completion:
             "choices": [
                 {
                     "index": index,
-                    "text": "".join(texts[choice.index]),
+                    "text": heads[choice.index] + answers[choice.index],
                     "logprobs": self._logprobs and self._logprobs[choice.index].take(),
                     "finish_reason": choice.finish_reason,
                     "stop_reason": choice.stop_reason,
                     "prompt_logprobs": scored[choice.index],
+                    **ranked.beside(choice),
                 }
-                for index, choice in enumerate(self._chosen())
+                for index, choice in enumerate(ranked.choices)
             ],
             "usage": generation.usage(),
         }
+        if ranked.summary is not None:
+            answer["rerank"] = ranked.summary
+        return answer
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Run and yield one event per token."""
@@ -287,17 +331,3 @@ class _Completion:
         if top is None or delta.prompt_logprobs is None:
             return None
         return prompt_logprobs(self._service.tokenizer, delta.prompt_logprobs, top)
-
-    def _chosen(self) -> list[Choice]:
-        """The choices to return: of each prompt's best_of, the n likeliest per token."""
-        n, best_of = self._body.n or 1, self._body.best_of or 1
-        choices = self._generation.choices
-        if best_of <= n:
-            return choices
-        chosen: list[Choice] = []
-        for start in range(0, len(choices), best_of):
-            group = choices[start : start + best_of]
-            # sorted() is stable: equal answers keep their order, so the result is reproducible.
-            group = sorted(group, key=lambda c: c.logprob_sum / max(c.num_tokens, 1), reverse=True)
-            chosen += group[:n]
-        return chosen

@@ -36,17 +36,19 @@ def error_body(error: TurretError) -> dict[str, Any]:
     }
 
 
-def error_response(error: TurretError) -> Response:
-    """The HTTP response of an error."""
+def error_response(error: TurretError, **beside: Any) -> Response:
+    """The HTTP response of an error; `beside` it other fields of the body."""
     headers = {}
     if error.retry_after_s is not None:
         # HTTP counts in whole seconds; OpenAI's clients prefer the finer header.
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
         headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))
+    if error.status in (408, 413):  # what is left of the body will not be read
+        headers["connection"] = "close"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(
-        msgspec.json.encode(error_body(error)),
+        msgspec.json.encode({**beside, **error_body(error)}),
         status_code=error.status,
         headers=headers,
         media_type="application/json",

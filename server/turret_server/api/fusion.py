@@ -98,6 +98,25 @@ class MemberPrompts:
         check_min_tokens(body, most)
         return most
 
+    def shared_context(self, service: Service, bare: list[int]) -> int:
+        """How many tokens a fused request's prompt with its documents, and its answer, may have.
+
+        Members may add more to the documents than the request does, or hold less.
+
+        Args:
+            service: of the app.
+            bare: the request's prompt without the documents; these are the members' without them.
+        """
+        fused, ready = self.recipe.fusion, service.ready
+        assert fused is not None
+        most = ready.max_model_len - self.recipe.num_virtual_tokens
+        members = zip(fused.spec.members, fused.recipes, self._all(bare), strict=True)
+        for member, recipe, tokens in members:
+            if member.sees_documents:
+                room = _context(ready, recipe).max_model_len - recipe.num_virtual_tokens
+                most = min(most, room - max(0, len(tokens) - len(bare)))
+        return most
+
     def _all(self, prompt: list[int]) -> list[list[int]]:
         return [prompt if own is None else own for own in self.own]
 
@@ -168,9 +187,18 @@ def check_fused(
 
 
 def member_messages(
-    member: MemberSpec, messages: Sequence[Mapping[str, Any]], param: str
+    member: MemberSpec,
+    messages: Sequence[Mapping[str, Any]],
+    bare: Sequence[Mapping[str, Any]],
+    param: str,
 ) -> list[dict[str, Any]] | None:
     """The conversation of a member in a chat; None if it is the request's own.
+
+    Args:
+        member: of a fusion.
+        messages: of the request, with its documents as text.
+        bare: of the request without its documents; the same object where it has none.
+        param: names the member in errors.
 
     Raises:
         BadRequest: the member has several prompts.
@@ -194,7 +222,8 @@ def member_messages(
         )
     if member.messages is not None:
         return [dict(message) for message in member.messages]
+    shown = messages if member.documents else bare
     if member.system is None:
-        return None
-    rest = [dict(m) for m in messages if m.get("role") not in ("system", "developer")]
+        return None if shown is messages else [dict(message) for message in shown]
+    rest = [dict(m) for m in shown if m.get("role") not in ("system", "developer")]
     return [{"role": "system", "content": member.system}, *rest] if member.system else rest

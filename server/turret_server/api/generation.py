@@ -15,8 +15,13 @@ from typing import Any, cast
 
 from turret_server.api.admission import Ticket
 from turret_server.engine.client import EngineClient
-from turret_server.engine.messages import EngineRequest, TokenEvent, TokenLogprob
-from turret_server.errors import DeadlineExceeded, EngineUnavailable, TurretError
+from turret_server.engine.messages import EngineRequest, Member, TokenEvent, TokenLogprob
+from turret_server.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    ServerOverloaded,
+    TurretError,
+)
 from turret_server.pipeline.text_stream import TextStream
 from turret_server.telemetry.metrics import Metrics
 from turret_server.telemetry.record import RequestRecord
@@ -33,6 +38,7 @@ class Choice:
         text: turns its tokens into text.
         keep_stop_token: the text of the token that ended it belongs to the answer.
         reported_stops: stop tokens that the client named; ends of sequence are not reported.
+        hides_cached: the cache is shared, and what of the prompt others have asked is not told.
         discard: the engine must generate a token, but the client asked for none.
         num_tokens: generated so far.
         logprob_sum: over the generated tokens, when the engine sends logprobs.
@@ -48,15 +54,22 @@ class Choice:
     keep_stop_token: bool = False
     reported_stops: frozenset[int] = frozenset()
     discard: bool = False
+    hides_cached: bool = False
     num_tokens: int = 0
     logprob_sum: float = 0.0
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     cached_tokens: int = 0
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """What runs beside the request's own model: none, but for fused requests."""
+        return () if self.request.fusion is None else self.request.fusion.members
+
     def accept(self, event: TokenEvent) -> Delta:
         """Take what one step gave, and say what it adds to the answer."""
-        self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
+        if not self.hides_cached:
+            self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
         if self.discard:
             self.finish_reason = "length" if event.finish_reason else None
             return Delta(self, "", None, event.prompt_logprobs, self.finish_reason)
@@ -140,6 +153,13 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": self._cached_tokens()},
         }
 
+    @property
+    def member_tokens(self) -> int:
+        """Tokens so far of the members of a fusion, counted as `usage` counts the request's own."""
+        first = {choice.prompt_index: choice for choice in reversed(self.choices)}
+        prompts = sum(len(m.prompt) for choice in first.values() for m in choice.members)
+        return prompts + sum(choice.num_tokens * len(choice.members) for choice in self.choices)
+
     async def _run(self, choice: Choice, engine: EngineClient) -> AsyncGenerator[Delta]:
         metrics, record = self.metrics, self.record
         # The protocol promises an iterator that can be closed early: an async generator.
@@ -173,8 +193,10 @@ class Generation:
                 raise EngineUnavailable(
                     "the answer was cut off", "the engine stopped sending", "Try again."
                 )
-            except TurretError:
+            except TurretError as error:
                 outcome = "error"
+                if isinstance(error, ServerOverloaded):
+                    error.retry_after_s = self.ticket.retry_after_s
                 raise
             finally:
                 end = last_at or time.perf_counter()
@@ -182,6 +204,8 @@ class Generation:
                 if first_at:
                     metrics.decode_s.observe(end - first_at)
                     metrics.inference_s.observe(end - first_at + prefill_s)
+                if choice.num_tokens > 1:
+                    metrics.token_s.observe((end - first_at) / (choice.num_tokens - 1))
                 metrics.answer(record.label, outcome, choice.num_tokens)
 
     def _first_token(self, event: TokenEvent, now: float) -> None:
@@ -190,6 +214,7 @@ class Generation:
         elapsed = now - record.started
         if record.first_token_s is None:
             record.first_token_s, record.queued_s = elapsed, event.queued_s
+            record.prefill_s = event.prefill_s
         metrics.first_token_s.observe(elapsed)
         metrics.queued_s.observe(event.queued_s)
         metrics.prefill_s.observe(event.prefill_s)
@@ -203,6 +228,9 @@ class Generation:
         record = self.record
         record.completion_tokens = sum(choice.num_tokens for choice in self.choices)
         record.cached_tokens = self._cached_tokens()
+        self.metrics.longest_answer.observe(max(c.num_tokens for c in self.choices))
+        self.metrics.computed_size.observe(sum(self.prompt_tokens) - record.cached_tokens)
+        record.member_tokens = self.member_tokens
         record.finish_reasons = [choice.finish_reason or "abort" for choice in self.choices]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,9 +11,12 @@ import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from turret_server.errors import BadRequest, PayloadTooLarge
+from turret_server.errors import BadRequest, PayloadTooLarge, RequestTimeout
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# What a body may take: a slow line is served, one that trickles is not.
+_BODY_GRACE_S = 30.0
+_BODY_BYTES_PER_S = 16 << 10
 _NO_BRACKET = bytes(b for b in range(256) if b not in b"[]{}")
 
 
@@ -74,13 +78,28 @@ class JsonRequest(Request):
 
         Raises:
             PayloadTooLarge: it is longer than `max_bytes`.
+            RequestTimeout: it comes too slowly.
         """
         if not hasattr(self, "_body"):
             limit = self.max_bytes
             if self.declared_bytes > limit:
                 raise too_large(limit)
             chunks, size = [], 0
-            async for chunk in self.stream():
+            began = asyncio.get_running_loop().time()
+            stream = self.stream()
+            while True:
+                deadline = began + _BODY_GRACE_S + size / _BODY_BYTES_PER_S
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        chunk = await anext(stream, None)
+                except TimeoutError as error:
+                    raise RequestTimeout(
+                        "the body of the request comes too slowly",
+                        f"{size} bytes came in {deadline - began:.0f} seconds",
+                        "Send it faster, or send less.",
+                    ) from error
+                if chunk is None:
+                    break
                 size += len(chunk)
                 if size > limit:
                     raise too_large(limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from turret_adapters.catalog import AdapterRecord
 from turret_server.api.schema.responses import ModelCard, ModelList
 from turret_server.api.service import Service, service_of
+from turret_server.errors import TurretError
 from turret_server.pipeline.recipe import Recipe, show_stack
 from turret_server.telemetry.record import record_of
 
@@ -26,8 +28,8 @@ async def list_models(request: Request, service: ServiceDep) -> ModelList:
     await service.adapters.sweep()
     cards = [_base_card(service, name) for name in service.settings.base_names]
     if service.settings.tenancy.is_open or record_of(request.scope).principal:
-        cards += [_recipe_card(service, service.recipes.resolve(n)) for n in _recipes(service)]
-        cards += [_adapter_card(service, record) for record in service.catalog.records()]
+        cards += [_recipe_card(service, recipe) for recipe in _recipes(service)]
+        cards += [_adapter_card(service, r) for r in service.catalog.records() if r.is_model]
         cards += [_shelf_card(service, name) for name in service.unread_names()]
     return ModelList(data=cards)
 
@@ -45,9 +47,14 @@ async def get_model(model: str, service: ServiceDep) -> ModelCard:
     return _recipe_card(service, recipe)
 
 
-def _recipes(service: Service) -> list[str]:
-    """Named recipes whose adapters are loaded."""
-    return [name for name in service.recipes.recipes if not service.recipes.missing(name)]
+def _recipes(service: Service) -> list[Recipe]:
+    """Named recipes that can be asked: their adapters are loaded, and fit."""
+    recipes = []
+    for name in service.recipes.recipes:
+        if not service.recipes.missing(name):
+            with suppress(TurretError):
+                recipes.append(service.recipes.resolve(name))
+    return recipes
 
 
 def _base_card(service: Service, name: str) -> ModelCard:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
+from fastapi import Request
+
 from turret_server.api.account import Account, account
 from turret_server.api.admission import Ticket
+from turret_server.api.fairness import party_of
 from turret_server.api.fusion import MemberPrompts, check_fused
 from turret_server.api.generation import Choice, Generation
 from turret_server.api.sampling import choice_sampling
@@ -20,29 +23,32 @@ from turret_server.engine.messages import EngineRequest, Sampling
 from turret_server.errors import BadRequest
 from turret_server.pipeline.recipe import Recipe
 from turret_server.pipeline.text_stream import TextStream
-from turret_server.telemetry.record import RequestRecord
+from turret_server.telemetry import genai
+from turret_server.telemetry.record import RequestRecord, record_of
 
 T = TypeVar("T")
 
 # Beyond this many characters, work on text would hold up the tokens of other streams.
 _INLINE_CHARS = 4_000
+_BODY_BYTES_PER_TOKEN = 4
 
 
 async def admit(
-    service: Service, body: GenerationBody, record: RequestRecord, count: int, held: ExitStack
+    service: Service, body: GenerationBody, request: Request, count: int, held: ExitStack
 ) -> tuple[Ticket, Recipe, Account]:
     """Let a request in, or refuse it before any work is done for it.
 
     Args:
         service: of the app.
         body: of the request.
-        record: of the request.
+        request: as it came.
         count: answers to generate.
         held: gets what the request holds: its place in the queue, its adapters, its quotas.
 
     Raises:
-        QuotaExceeded, Overloaded, EngineUnavailable, NotFound, BadRequest.
+        QuotaExceeded, QueueFull, ServerOverloaded, EngineUnavailable, NotFound, BadRequest.
     """
+    record = record_of(request.scope)
     if count > service.settings.max_choices:
         raise BadRequest(
             f"the request asks for {count} answers",
@@ -50,8 +56,10 @@ async def admit(
             "Lower n or best_of, or send fewer prompts.",
             param="n",
         )
+    # What the prompts take is known once they are tokenised: see `build_generation`.
+    tokens = min(len(await request.body()) / _BODY_BYTES_PER_TOKEN, service.ready.max_model_len)
+    ticket = held.enter_context(service.admission.enter(party_of(request), count, tokens))
     charged = held.enter_context(account(service.settings.tenancy, record))
-    ticket = held.enter_context(service.admission.enter(count))
     adapters = [(adapter.name, adapter.weight) for adapter in body.adapters or ()]
     fusion = None if body.fusion is None else body.fusion.spec()
     await service.adapters.fetch(
@@ -102,14 +110,13 @@ def build_generation(
     *,
     id_prefix: str,
     ticket: Ticket,
-    fused: MemberPrompts,
+    fused: Sequence[MemberPrompts],
     prompts: Sequence[list[int]],
     max_tokens: Sequence[int],
     per_prompt: int,
     sampling: Sampling,
     continues: bool,
     skip_special_tokens: bool,
-    fairness_key: str,
 ) -> Generation:
     """Fan a request out into the engine's requests.
 
@@ -119,25 +126,25 @@ def build_generation(
         record: of the request.
         id_prefix: "chatcmpl-" or "cmpl-".
         ticket: from `admit`.
-        fused: the recipe from `admit`, with the prompts of its other members.
-        prompts: token ids; choice `i` of prompt `p` gets index `p * per_prompt + i`.
+        fused: beside each prompt: the recipe from `admit`, with the prompts of its other members.
+        prompts: token ids, one or more; choice `i` of prompt `p` gets index `p * per_prompt + i`.
         max_tokens: of each prompt's answers; 0 discards the one token that the engine must make.
         per_prompt: answers for each prompt.
         sampling: from `base_sampling`.
         continues: the answer continues a text that is shown before it.
         skip_special_tokens: leave special tokens out of the text.
-        fairness_key: requests of different keys take turns.
     """
     generation_id = uuid.uuid4().hex
     stop_ids = frozenset(body.stop_token_ids or ())
     keep_stop = bool(body.include_stop_str_in_output)
-    choices, recipe = [], fused.recipe
+    choices, recipe, party, settings = [], fused[0].recipe, ticket.party, service.settings
+    shares = settings.share_prefixes and record.principal is not None
     check_fused(service, body, recipe, per_prompt * len(prompts), sampling)
     max_tokens = [
-        fused.fit(service, body, prompt, most)
-        for prompt, most in zip(prompts, max_tokens, strict=True)
+        members.fit(service, body, prompt, most)
+        for members, prompt, most in zip(fused, prompts, max_tokens, strict=True)
     ]
-    fusions = [fused.fuse(prompt) for prompt in prompts]
+    fusions = [members.fuse(prompt) for members, prompt in zip(fused, prompts, strict=True)]
     for prompt_index, prompt in enumerate(prompts):
         for i in range(per_prompt):
             index = len(choices)
@@ -146,10 +153,14 @@ def build_generation(
                 prompt=prompt,
                 sampling=choice_sampling(sampling, body.seed, i, max_tokens[prompt_index]),
                 adapters=recipe.adapters,
-                cache_namespace=f"{record.tenant}/{body.cache_salt or ''}",
-                fairness_key=fairness_key,
-                fairness_weight=record.weight,
+                cache_namespace=f"{'' if shares else record.tenant}/{body.cache_salt or ''}",
+                cache_owner=record.tenant,
+                fairness_key=party.name,
+                fairness_weight=party.weight,
+                lane=recipe.label,
+                lane_weight=settings.adapter_shares.get(recipe.label, 1.0),
                 deadline_s=body.timeout_s,
+                queue_s=settings.max_wait_s,
                 fusion=fusions[prompt_index],
             )
             text = TextStream(
@@ -169,10 +180,22 @@ def build_generation(
                     keep_stop_token=keep_stop,
                     reported_stops=stop_ids,
                     discard=max_tokens[prompt_index] == 0,
+                    hides_cached=shares,
                 )
             )
     prompt_tokens = [len(prompt) for prompt in prompts]
     record.prompt_tokens = sum(prompt_tokens)
+    if record.span is not None:
+        record.span |= genai.asked(
+            "chat" if id_prefix == "chatcmpl-" else "text_completion",
+            id_prefix + generation_id,
+            recipe,
+            service.recipes.base_names[0],
+            sampling,
+            max_tokens,
+            per_prompt,
+        )
+    ticket.weigh(record.prompt_tokens)
     metrics = service.metrics
     metrics.asked_n.observe(per_prompt)
     for tokens, most in zip(prompt_tokens, max_tokens, strict=True):

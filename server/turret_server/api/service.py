@@ -18,11 +18,13 @@ from turret_server.api.tenant_view import TenantAdapters
 from turret_server.engine.client import EngineClient
 from turret_server.engine.messages import EngineReady
 from turret_server.errors import EngineUnavailable
+from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.constraints import Constraints
 from turret_server.pipeline.names import Names
 from turret_server.pipeline.prompt import ChatPrompt
 from turret_server.pipeline.recipe import RecipeBook
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.scorer import Scorer
 from turret_server.telemetry.metrics import Metrics
 from turret_server.telemetry.record import record_of
 from turret_server.tenancy.principal import Principal, Scope
@@ -33,7 +35,7 @@ class Service:
     """The parts that serve a request, built by `create_app`.
 
     `longest_token` is in characters: a text of more than that times the context can't fit.
-    `auxiliaries` render the conversations of auxiliary models.
+    `auxiliaries` make the prompts of auxiliary models.
     """
 
     settings: ApiSettings
@@ -48,7 +50,8 @@ class Service:
     adapters: AdapterLoader | TenantAdapters
     documents: DocumentReader
     longest_token: int
-    auxiliaries: Mapping[str, ChatPrompt] = field(default_factory=dict)
+    auxiliaries: Mapping[str, AuxiliaryTokens] = field(default_factory=dict)
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
 
     def seen_by(self, caller: Principal | None) -> Service:
         """The service for one caller: all of it where nobody is asked, and for admins.

@@ -78,9 +78,12 @@ class EventStream(Response):
                 finally:
                     pinging.cancel()
             finally:
-                first.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await first
+                if not first.done():
+                    first.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Exception):
+                        await first
+                elif not first.cancelled():
+                    first.exception()  # seen; to await it again would lose where it came from
         await send({"type": "http.response.body", "body": _DONE, "more_body": False})
 
     async def _send_all(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
-from turret_server.cli.serve import serve_config
+from turret_server.cli.config_file import ENVIRONMENT
+from turret_server.cli.serve_flags import serve_config, take_serve_flags
 
 app = typer.Typer(help="Serve with several replicas on an existing engine.", no_args_is_help=True)
 
 _PANEL = "Replicas"
 
 
+@take_serve_flags
 def ray(
     *,
     replicas: Annotated[
@@ -96,7 +97,7 @@ def ray(
             rich_help_panel=_PANEL,
         ),
     ] = 256,
-    **server: Any,
+    **flags: Any,
 ) -> None:
     """Serve with several replicas on Ray Serve, behind one address.
 
@@ -106,7 +107,7 @@ def ray(
     """
     from turret_server.scaleout.application import ScaleConfig, run
 
-    config = serve_config(**server)
+    config = serve_config(**flags)
     run(
         config,
         ScaleConfig(
@@ -124,19 +125,5 @@ def ray(
     )
 
 
-def _take_server_flags(command: Any) -> None:
-    """Let a command have the flags of `turret serve` in the place of its `**server`."""
-    shared = inspect.signature(serve_config, eval_str=True).parameters.values()
-    own = [
-        parameter
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    command.__signature__ = inspect.Signature([*shared, *own])
-    hints = get_type_hints(serve_config, include_extras=True)
-    command.__annotations__ = hints | get_type_hints(command, include_extras=True)
-
-
-_take_server_flags(ray)
 # Every flag is read from the environment, too, as for `turret serve`.
-app.command(context_settings={"auto_envvar_prefix": "TURRET"})(ray)
+app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})(ray)

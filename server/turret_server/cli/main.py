@@ -8,7 +8,20 @@ import typer
 from rich.console import Console
 
 from turret_server import __version__
-from turret_server.cli import adapters, ask, bench, chat, deploy, fit, layout, serve, tenants
+from turret_server.cli import (
+    adapters,
+    ask,
+    bench,
+    chat,
+    deploy,
+    fit,
+    layout,
+    profile,
+    reload,
+    serve,
+    tenants,
+)
+from turret_server.cli.config_file import ENVIRONMENT, ServeCommand
 from turret_server.cli.terminal import print_problem
 from turret_server.errors import TurretError
 
@@ -20,8 +33,9 @@ _typer = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Every flag is read from the environment, too: TURRET_PORT.
-_typer.command(context_settings={"auto_envvar_prefix": "TURRET"})(serve.serve)
+_typer.command(cls=ServeCommand, context_settings={"auto_envvar_prefix": ENVIRONMENT})(serve.serve)
+_typer.add_typer(deploy.app, name="deploy")
+_typer.command()(reload.reload)
 _typer.command()(chat.chat)
 _typer.command()(layout.layout)
 _typer.command()(ask.ask)
@@ -31,6 +45,7 @@ _typer.add_typer(fit.app, name="fit")
 _typer.add_typer(tenants.tenants, name="tenants")
 _typer.add_typer(tenants.keys, name="keys")
 _typer.command()(tenants.usage)
+_typer.command()(profile.profile)
 _typer.add_typer(bench.app, name="bench")
 
 

@@ -41,7 +41,12 @@ WeightOption = Annotated[
 ]
 QuotaOption = Annotated[int | None, typer.Option(min=-1, help="-1 is no limit.")]
 _DAY = 86_400
-_SHORT = {"prompt_tokens": "in", "cached_tokens": "cached", "completion_tokens": "out"}
+_SHORT = {
+    "prompt_tokens": "in",
+    "cached_tokens": "cached",
+    "completion_tokens": "out",
+    "member_tokens": "members",
+}
 
 
 @contextmanager
@@ -63,6 +68,8 @@ def create_tenant(
     concurrent_requests: QuotaOption = None,
     resident_adapters: QuotaOption = None,
     pages_per_minute: QuotaOption = None,
+    queued_requests: QuotaOption = None,
+    queued_tokens: QuotaOption = None,
 ) -> None:
     """Make a tenant. Without grants it may use the base model alone."""
     quotas = _given(
@@ -71,6 +78,8 @@ def create_tenant(
         concurrent_requests=concurrent_requests,
         resident_adapters=resident_adapters,
         pages_per_minute=pages_per_minute,
+        queued_requests=queued_requests,
+        queued_tokens=queued_tokens,
     )
     with _administration(database) as admin:
         admin.create_tenant(name, weight=1.0 if weight is None else weight, quotas=Quotas(**quotas))
@@ -87,6 +96,8 @@ def change_tenant(
     concurrent_requests: QuotaOption = None,
     resident_adapters: QuotaOption = None,
     pages_per_minute: QuotaOption = None,
+    queued_requests: QuotaOption = None,
+    queued_tokens: QuotaOption = None,
 ) -> None:
     """Change a tenant's weight or quotas; what is not named stays."""
     quotas = _given(
@@ -95,6 +106,8 @@ def change_tenant(
         concurrent_requests=concurrent_requests,
         resident_adapters=resident_adapters,
         pages_per_minute=pages_per_minute,
+        queued_requests=queued_requests,
+        queued_tokens=queued_tokens,
     )
     with _administration(database) as admin:
         admin.change_tenant(name, weight=weight, quotas=quotas)

@@ -65,6 +65,8 @@ class BatchBuilder:
                 "token_ids": ((max_tokens,), long),
                 "positions": ((max_tokens,), long),
                 "slots": ((max_tokens,), long),
+                "drawn_rows": ((max_running,), long),
+                "draw_rows": ((max_running,), long),
                 "query_start": ((max_running + 1,), short),
                 "context_len": ((max_running,), short),
                 "block_table": ((max_running, max_blocks), short),
@@ -76,8 +78,14 @@ class BatchBuilder:
         self._tables = np.zeros((max_running, max_blocks), dtype=np.int32)
         self._written: list[tuple[list[int] | None, int]] = [(None, 0)] * max_running
 
-    def build(self, shares: list[Share]) -> Batch:
-        """A batch without adapters; see `row_uses`."""
+    def build(self, shares: list[Share], drawn: Tensor | None = None) -> Batch:
+        """A batch without adapters; see `row_uses`.
+
+        Args:
+            shares: of the step.
+            drawn: int64 [R] on the device, the tokens that sequences' `draw_row` points at.
+        """
+        self._staging.wait()
         host, sequences = self._host, len(shares)
         rows = [self._update_table(share) for share in shares]
         self._tables.take(rows, axis=0, out=host["block_table"][:sequences], mode="clip")
@@ -90,8 +98,13 @@ class BatchBuilder:
         host["context_len"][:sequences] = [share.start + share.count for share in shares]
         if is_decode and self._padding is not None:
             tokens = sequences = self._pad(sequences, self._padding)
+        unknown = self._find_drawn(shares, starts)
         self._staging.send("block_table", sequences)
         device = self._staging.device
+        if unknown:
+            assert drawn is not None
+            values = drawn.index_select(0, device["draw_rows"][:unknown])
+            device["token_ids"].index_copy_(0, device["drawn_rows"][:unknown], values)
         return Batch(
             token_ids=device["token_ids"][:tokens],
             positions=device["positions"][:tokens],
@@ -121,6 +134,18 @@ class BatchBuilder:
             "context_len": context_len,
             "block_table": host["block_table"][:sequences, :blocks],
         }
+
+    def _find_drawn(self, shares: list[Share], starts: list[int]) -> int:
+        """Where tokens go that only the device knows, and whence they come; how many there are."""
+        found = [
+            (stop - 1, share.sequence.draw_row)
+            for stop, share in zip(starts[1:], shares, strict=True)
+            if share.sequence.draw_row >= 0
+        ]
+        if found:
+            host, count = self._host, len(found)
+            host["drawn_rows"][:count], host["draw_rows"][:count] = zip(*found, strict=True)
+        return len(found)
 
     def _pad(self, rows: int, padding: Padding) -> int:
         """Add rows that read and write the scratch block alone."""
@@ -175,8 +200,14 @@ def _logit_rows(shares: list[Share], starts: list[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def row_uses(shares: list[Share]) -> list[RowUse]:
-    """Which adapters act on which token rows; one use per run of one recipe."""
+def row_uses(shares: list[Share], num_rows: int = 0) -> list[RowUse]:
+    """Which adapters act on which token rows; one use per run of one recipe.
+
+    Args:
+        shares: the step's.
+        num_rows: of the batch. Those that pad it run what the last of the shares' runs, so that
+            where all rows have a threshold, they still do (CATS then skips neurons).
+    """
     runs: list[list[Any]] = []  # [first row, rows, slots, weights, virtual token]
     row = 0
     for share in shares:
@@ -196,6 +227,8 @@ def row_uses(shares: list[Share]) -> list[RowUse]:
                         piece.start if piece.start < reach.num_virtual else -1,
                     )
         row += share.count
+    if runs and runs[-1][0] + runs[-1][1] == row and runs[-1][4] < 0:
+        runs[-1][1] += max(0, num_rows - row)
     return [RowUse(*run) for run in runs]
 
 

@@ -1,17 +1,21 @@
-"""KV blocks: reference counts, a free list, and the prefix cache. No torch.
+"""KV blocks: reference counts, a free list, and what they hold. No torch.
 
 A full block is known by the content of everything before and in it: a chain of hashes that starts
 from the recipe's digest and the cache namespace; adapters that act on some positions only enter
 where they act. Equal keys mean equal keys and values, so a block
-may be shared; a free block keeps its content until it is needed for something else (oldest first).
+may be shared; a free block keeps its content until it is needed for something else
+(`prefix_cache.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from array import array
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from turret_server.engine.prefix_cache import PrefixCache
 
 
 def root_key(namespace: str, recipe: str) -> bytes:
@@ -41,20 +45,23 @@ class BlockPool:
     Args:
         num_blocks: how many there are.
         block_tokens: tokens in each.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, num_blocks: int, block_tokens: int) -> None:
+    def __init__(
+        self, num_blocks: int, block_tokens: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.num_blocks, self.block_tokens = num_blocks, block_tokens
         self._references = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
         self._by_key: dict[bytes, int] = {}
-        # Free blocks in the order of reuse: blank ones first, then the longest unused.
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._blank = deque(range(num_blocks))  # free, without content
+        self._cache = PrefixCache(clock)  # free, with content
 
     @property
     def num_free(self) -> int:
         """Blocks that no sequence holds (their content may still serve a prefix)."""
-        return len(self._free)
+        return len(self._blank) + len(self._cache)
 
     def match(self, keys: Sequence[bytes]) -> list[int]:
         """The blocks of the longest known prefix of `keys`; takes no reference."""
@@ -67,31 +74,36 @@ class BlockPool:
         return found
 
     def hold(self, blocks: Sequence[int]) -> None:
-        """Take a reference on each."""
+        """Take a reference on each; they have content."""
         for block in blocks:
             if self._references[block] == 0:
-                del self._free[block]
+                self._cache.remove(block)
             self._references[block] += 1
 
     def try_allocate(self, count: int) -> list[int] | None:
         """`count` blocks with one reference each and no content, or None."""
-        if count > len(self._free):
+        if count > self.num_free:
             return None
-        blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
+        blocks = [self._blank.popleft() if self._blank else self._evict() for _ in range(count)]
         for block in blocks:
             self._references[block] = 1
-            self._forget(block)
         return blocks
 
-    def release(self, blocks: Sequence[int]) -> None:
-        """Drop a reference on each; the tail of a prefix is reused before its head."""
+    def release(self, blocks: Sequence[int], owner: str = "") -> None:
+        """Drop a reference on each; the tail of a prefix is reused before its head.
+
+        Args:
+            blocks: in order.
+            owner: who used them last, and shall keep what is free now.
+        """
         for block in reversed(blocks):
             self._references[block] -= 1
             assert self._references[block] >= 0, f"block {block} released twice"
             if self._references[block] == 0:
-                self._free[block] = None
                 if self._keys[block] is None:
-                    self._free.move_to_end(block, last=False)
+                    self._blank.appendleft(block)
+                else:
+                    self._cache.add(block, owner)
 
     def register(self, block: int, key: bytes) -> None:
         """`block` now holds what `key` names. The first block with a key keeps it."""
@@ -99,6 +111,11 @@ class BlockPool:
             self._forget(block)
             self._by_key[key] = block
             self._keys[block] = key
+
+    def _evict(self) -> int:
+        block = self._cache.evict()
+        self._forget(block)
+        return block
 
     def _forget(self, block: int) -> None:
         key = self._keys[block]

@@ -11,6 +11,7 @@ from turret_server.engine.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    Profiled,
     TokenEvent,
 )
 
@@ -65,6 +66,19 @@ class EngineClient(Protocol):
         Raises:
             Unprocessable: they do not fit together; nothing has changed.
             NotFound: one is not loaded.
+        """
+        ...
+
+    async def profile(self, steps: int, wait_s: float, *, trace: bool = False) -> Profiled:
+        """Watch the next steps.
+
+        Args:
+            steps: how many.
+            wait_s: how long at most; an idle engine makes none.
+            trace: write a file of all operations, too.
+
+        Raises:
+            Conflict: it is being profiled already.
         """
         ...
 

@@ -1,11 +1,11 @@
-"""The engine: one step after another. It reads like `Engine.step`."""
+"""The engine: one step after another, or one ahead of the other. It reads like `Engine.step`."""
 
 from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Seq
 from itertools import groupby
 from pathlib import Path
 
@@ -25,13 +25,17 @@ from turret_server.engine.device import (
     rank_device,
     resolve_device,
     resolve_dtype,
+    resolve_overlap,
     resolve_quantization,
+    ternary_rows,
 )
+from turret_server.engine.draw import Draw
 from turret_server.engine.followers import Followers
 from turret_server.engine.fusion import member_requests
 from turret_server.engine.grammar import GrammarCompiler
 from turret_server.engine.grammar_queue import GrammarQueue
 from turret_server.engine.messages import (
+    STEP_TOKENS,
     EngineReady,
     EngineRequest,
     EngineStats,
@@ -40,9 +44,10 @@ from turret_server.engine.messages import (
 )
 from turret_server.engine.runner import Runner
 from turret_server.engine.sampler import sample_step
-from turret_server.engine.scheduler import Limits, Sampled, Scheduler, Share
+from turret_server.engine.scheduler import Limits, Scheduler, Share
 from turret_server.engine.sequence import Sequence
 from turret_server.engine.settings import EngineSettings
+from turret_server.engine.stores import Gate, Stores, adapter_error
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
@@ -68,8 +73,11 @@ class Engine:
     ) -> None:
         self.settings = settings
         model, device = Path(settings.model), resolve_device(settings.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # kernels, graphs and events are of the current one
         dtype = resolve_dtype(settings.dtype, device)
         quantization = resolve_quantization(settings.quantization, device, dtype)
+        self._overlaps = resolve_overlap(settings.overlap, device, settings.tensor_parallel)
         if quantization is not None and settings.tensor_parallel > 1:
             raise StartupError(
                 f"--quantization {quantization} cannot be served in {settings.tensor_parallel} "
@@ -83,12 +91,12 @@ class Engine:
                 "only the main model is split",
                 "Use --tensor-parallel 1, or leave --auxiliary out.",
             )
+        config = DecoderConfig.from_folder(model)
         # Before the main model, whose cache takes what memory they leave.
         self._auxiliaries = {
-            name: Auxiliary(name, Path(folder), settings, device, dtype)
+            name: Auxiliary(name, Path(folder), settings, device, dtype, config.vocab_size, wake)
             for name, folder in settings.auxiliaries.items()
         }
-        config = DecoderConfig.from_folder(model)
         max_len = settings.max_model_len or config.max_context
         self.followers = _start_followers(settings, config, device, folder)
         peers = None if self.followers is None else self.followers.peers
@@ -117,6 +125,7 @@ class Engine:
                 dtype,
                 self.decoder.bias,
                 settings.adapter_delta_bytes,
+                max_ternary_rows=ternary_rows(settings, device),
                 whole=shape,
                 peers=self.followers,
             )
@@ -125,6 +134,7 @@ class Engine:
             StoreLimits(
                 max_resident=settings.max_resident_adapters,
                 max_rank_rows=settings.adapter_rank_rows,
+                max_ternary_rows=ternary_rows(settings, device),
                 max_delta_bytes=settings.adapter_delta_bytes,
                 max_neuron_bytes=settings.sparse_mlp_bytes,
                 max_host_bytes=settings.host_adapter_bytes,
@@ -135,6 +145,8 @@ class Engine:
             on_resident=wake,
             banks=banks,
         )
+        auxiliary_stores = {name: one.store for name, one in self._auxiliaries.items()}
+        self.stores = Stores({"": self.store, **auxiliary_stores})
         limits = Limits(
             max_running=settings.max_running,
             max_step_tokens=settings.max_step_tokens,
@@ -142,7 +154,7 @@ class Engine:
         )
         blocks = BlockPool(num_blocks, settings.kv_block_tokens)
         rooms = {name: auxiliary.room for name, auxiliary in self._auxiliaries.items()}
-        self.scheduler = Scheduler(limits, blocks, _Gate(self.store), auxiliaries=rooms)
+        self.scheduler = Scheduler(limits, blocks, Gate(self.store), auxiliaries=rooms)
         max_blocks = -(-self.max_model_len // settings.kv_block_tokens)
         # One more than the pool knows of, for the rows that pad a graph's batch.
         kv = self.decoder.allocate_kv(num_blocks + 1, settings.kv_block_tokens)
@@ -158,22 +170,25 @@ class Engine:
             self._runner.padding(scratch_block=num_blocks),
         )
         self._grammars = GrammarQueue(self._grammar_compiler, wake)
+        self._in_flight: tuple[list[Share], Draw] | None = None
         self._steps = self._step_tokens = 0
+        self._step_sizes = [0] * (len(STEP_TOKENS) + 1)
         self._step_seconds = 0.0
 
     def submit(self, request: EngineRequest) -> TokenEvent | None:
         """Queue a request; an event if it is refused."""
         members = [] if request.fusion is None else member_requests(request, request.fusion)
         for member in members:
-            if member.model and (member.adapters or member.model not in self._auxiliaries):
+            if member.model and member.model not in self._auxiliaries:
                 what = f"the model {member.model!r} cannot take part in the fusion"
-                why = "it is no auxiliary model of this engine, or was asked for with adapters"
+                why = "it is no auxiliary model of this engine"
                 return _refusal(request, ErrorInfo("Unprocessable", what, why))
         try:
             sequence = self._sequence(request)
             if members:
                 sequence.others = tuple(self._sequence(member) for member in members)
-                self.store.check(sequence.adapters)
+                for model, digests in sequence.adapters.items():
+                    self.stores[model].check(digests)
         except AdapterError as error:
             return _refusal(request, adapter_error(error))
         if obstacle := self.scheduler.obstacle(sequence):
@@ -191,35 +206,59 @@ class Engine:
         if not self._grammars.cancel(request_id):
             self.scheduler.cancel(request_id)
 
+    @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
-        """Run whoever is ready for one step; events for the clients."""
+        """Run whoever is ready for one step; events for the clients.
+
+        Where steps overlap, these are of the step before: this one is launched, and its tokens are
+        drawn while it runs, when those before them are known.
+        """
         began = time.perf_counter()
         refused = [*self._admit_compiled()]
         shares, events = self.scheduler.schedule()
         events += refused
-        if not shares:
+        if not shares and self._in_flight is None:
             return events
-        events += self.scheduler.update(shares, self._run(shares))
-        self._steps += 1
-        self._step_tokens += sum(share.count for share in shares)
+        logits = self._forward(shares) if shares else None
+        events += self._finish()
+        if logits is not None:
+            draw = sample_step(logits, shares)
+            self.scheduler.advance(shares, draw.rows)
+            self._in_flight = shares, draw
+            self._steps += 1
+            tokens = sum(share.count for share in shares)
+            self._step_tokens += tokens
+            self._step_sizes[bisect_left(STEP_TOKENS, tokens)] += 1
+            if not self._overlaps or not self.scheduler.running:
+                events += self._finish()
         self._step_seconds += time.perf_counter() - began
         return events
 
-    @torch.inference_mode()
-    def _run(self, shares: list[Share]) -> list[Sampled]:
+    def _finish(self) -> list[TokenEvent]:
+        """Wait for the step in flight, if there is one."""
+        if self._in_flight is None:
+            return []
+        shares, draw = self._in_flight
+        self._in_flight = None
+        return self.scheduler.update(shares, draw.results())
+
+    def _forward(self, shares: list[Share]) -> Tensor:
+        """The logits of a step, of all its models: float32 [L, V]."""
+        drawn = None if self._in_flight is None else self._in_flight[1].tokens
         if not self._auxiliaries:
-            return sample_step(self._forward(shares), shares)
-        vocab, parts = self.decoder.config.vocab_size, []
+            return self._forward_main(shares, drawn)
+        parts = []
         for model, group in groupby(shares, key=lambda share: share.sequence.request.model):
             mine = list(group)
             auxiliary = self._auxiliaries.get(model)
-            parts.append(auxiliary.run(mine, vocab) if auxiliary else self._forward(mine))
-        return sample_step(parts[0] if len(parts) == 1 else torch.cat(parts), shares)
+            forward = self._forward_main if auxiliary is None else auxiliary.run
+            parts.append(forward(mine, drawn))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _forward(self, shares: list[Share]) -> Tensor:
+    def _forward_main(self, shares: list[Share], drawn: Tensor | None) -> Tensor:
         """The main model's logits of its shares: float32 [L, V]."""
-        batch = self._builder.build(shares)
-        uses = row_uses(shares)
+        batch = self._builder.build(shares, drawn)
+        uses = row_uses(shares, len(batch.token_ids))
         if self.followers is not None:
             self.followers.step(self._builder.arrays(batch), batch.logit_rows, uses)
         if uses:
@@ -231,8 +270,9 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Nobody runs and nobody waits."""
-        return not self.scheduler.running and not len(self.scheduler.waiting)
+        """Nobody runs, nobody waits, and no step is in flight."""
+        scheduler = self.scheduler
+        return not (scheduler.running or len(scheduler.waiting) or self._in_flight)
 
     @property
     def ready(self) -> EngineReady:
@@ -266,28 +306,43 @@ class Engine:
             preemptions=scheduler.preemptions,
             steps=self._steps,
             step_tokens=self._step_tokens,
+            step_sizes=list(self._step_sizes),
             step_seconds=self._step_seconds,
-            resident_adapters=self.store.resident(),
-            host_adapters=self.store.on_host(),
+            resident_adapters=self.stores.resident(),
+            host_adapters=self.stores.on_host(),
             running_adapters=_distinct(scheduler.running),
             waiting_adapters=_distinct(scheduler.waiting),
-            host_adapter_bytes=self.store.host_bytes,
+            host_adapter_bytes=self.stores.host_bytes,
         )
+
+    @property
+    def phases(self) -> list[tuple[object, str]]:
+        """What a step consists of: objects, and the methods of theirs that it calls."""
+        return [
+            (self.scheduler, "schedule"),
+            (self._builder, "build"),
+            (self._runner, "forward"),
+            (self.scheduler, "update"),
+        ]
 
     def close(self) -> None:
         """End its threads and processes; a process that ends need not."""
-        self.store.close()
+        self.stores.close()
         if self.followers is not None:
             self.followers.close()
 
     def _sequence(self, request: EngineRequest) -> Sequence:
         digests = [use.digest for use in request.adapters]
         weights = [use.weight for use in request.adapters]
-        self.store.check(digests)
-        reach = self.store.reach(digests, weights, request.prompt)
-        num_layers = self.decoder.shape.num_layers
-        by_site = tuple(SiteWeights.of(weight, num_layers) for weight in weights)
-        return Sequence.of(request, time.monotonic(), reach, by_site)
+        store = self.stores[request.model]
+        store.check(digests)
+        reach = store.reach(digests, weights, request.prompt)
+        by_site = tuple(SiteWeights.of(weight, store.num_layers) for weight in weights)
+        sequence = Sequence.of(request, time.monotonic(), reach, by_site)
+        if request.model and (ids := self._auxiliaries[request.model].ids) is not None:
+            sequence.tokens[sequence.num_virtual :] = ids.prompt(request.prompt)
+            sequence.banned = ids.banned
+        return sequence
 
     def _admit_compiled(self) -> Iterator[TokenEvent]:
         for sequence, error in self._grammars.take():
@@ -320,33 +375,9 @@ def _start_followers(
     return Followers(settings, device, folder)
 
 
-class _Gate:
-    """The adapter store as the scheduler sees it."""
-
-    def __init__(self, store: AdapterStore) -> None:
-        self._store = store
-        self.try_pin = store.try_pin
-        self.unpin = store.unpin
-
-    def failure(self, digests: Seq[str]) -> ErrorInfo | None:
-        error = self._store.obstacle(digests)
-        return None if error is None else adapter_error(error)
-
-
 def _refusal(request: EngineRequest, error: ErrorInfo) -> TokenEvent:
     return TokenEvent(id=request.id, finish_reason="error", error=error)
 
 
-def adapter_error(error: AdapterError) -> ErrorInfo:
-    """An adapter's refusal as the error the API raises."""
-    kinds = {
-        "AdapterForbidden": "Forbidden",
-        "AdapterNotFound": "NotFound",
-        "AdapterUnsupported": "Unprocessable",
-    }
-    kind = kinds.get(type(error).__name__, "BadRequest")
-    return ErrorInfo(kind, error.what, error.why, error.fix)
-
-
 def _distinct(sequences: Iterable[Sequence]) -> list[str]:
-    return sorted({digest for s in sequences for digest in s.adapters})
+    return sorted({digest for s in sequences for uses in s.adapters.values() for digest in uses})

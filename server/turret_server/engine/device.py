@@ -66,6 +66,17 @@ def rank_device(name: str, rank: int) -> torch.device:
     return first if first.type == "cpu" else resolve_device(f"cuda:{first.index + rank}")
 
 
+def ternary_rows(settings: EngineSettings, device: torch.device) -> int:
+    """Rank rows of two bits a value.
+
+    On a GPU as many as there are others. On a CPU none: no native kernel reads them, and what torch
+    computes from them takes several times as long (docs/decisions/0016-ternary-and-fused.md).
+    """
+    if settings.adapter_ternary_rows is not None:
+        return settings.adapter_ternary_rows
+    return settings.adapter_rank_rows if device.type == "cuda" else 0
+
+
 def use_threads(settings: EngineSettings) -> None:
     """Let this process use its part of the CPU."""
     threads = settings.threads
@@ -149,6 +160,27 @@ def resolve_quantization(name: str, device: torch.device, dtype: torch.dtype) ->
             "Use --dtype bfloat16, or --quantization int8.",
         )
     return name
+
+
+def resolve_overlap(choice: str, device: torch.device, tensor_parallel: int) -> bool:
+    """Whether a step is launched while the one before it runs, for "auto", "on" or "off".
+
+    Raises:
+        StartupError: the choice is unknown, or several processes share the model.
+    """
+    if choice not in ("auto", "on", "off"):
+        raise StartupError(
+            f"--overlap {choice!r} is not known", "known are auto, on and off", "Use one of them."
+        )
+    if choice == "on" and tensor_parallel > 1:
+        raise StartupError(
+            "steps of several processes cannot overlap",
+            "followers are told every token, and the last are not known before their step ends",
+            "Use --overlap auto, or --tensor-parallel 1.",
+        )
+    if choice == "auto":
+        return device.type == "cuda" and tensor_parallel == 1
+    return choice == "on"
 
 
 def kv_cache_bytes(asked: int, device: torch.device) -> int:

@@ -1,53 +1,201 @@
 """Whose turn it is: the waiting requests of several tenants. No torch.
 
-Virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models"): every key
-pays for the tokens it was served, divided by its weight, and the key that has paid least goes
-first. A key that comes back from idleness is lifted to the least of the others, so that silence
-earns no credit.
+Virtual token counters (Sheng et al. 2024, "Fairness in Serving Large Language Models") on two
+levels: tenants share the engine by weight, and the lanes of a tenant, its models, share what it
+gets. Whoever is served pays for the tokens, divided by its weight; who has paid least goes first.
+Who comes back from idleness is lifted to the least of its siblings, so that silence earns no
+credit; where nobody waits, to the last that did.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from heapq import heappop, heappush, heapreplace
+from itertools import chain, count
+from typing import Generic, TypeVar
 
+from turret_server.engine.messages import EngineRequest
 from turret_server.engine.sequence import Sequence
+
+_LOOKAHEAD = 64  # requests of a lane that one pass looks at although they cannot start
+_MAX_IDLE = 1024  # siblings that are remembered although they wait for nothing
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """The waiting requests of one tenant for one model, first come first served."""
+
+    paid: float = 0.0
+    size: int = 0  # requests, with those that a pass has set aside
+    waiting: OrderedDict[Sequence, None] = field(default_factory=OrderedDict)
+    num_passed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Tenant:
+    """What one tenant has paid, and its lanes."""
+
+    paid: float = 0.0
+    size: int = 0
+    lanes: _Siblings[_Lane] = field(default_factory=lambda: _Siblings(_Lane))
+
+
+T = TypeVar("T", _Lane, _Tenant)
+
+
+class _Siblings(Generic[T]):
+    """Those that take turns with each other, in a heap by what they have paid.
+
+    What one pays and whether it still waits is found out when it comes up: payments only grow, so
+    an entry is never below its place. Every operation takes logarithmic time, amortised.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._known: dict[str, T] = {}
+        self._heap: list[tuple[float, int, T]] = []
+        self._order = count()  # who came first among equals
+        self._floor = 0.0
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._known.values())
+
+    def named(self, name: str) -> T:
+        """The one of this name."""
+        if name not in self._known:
+            self._known[name] = self._make()
+        return self._known[name]
+
+    def join(self, one: T) -> None:
+        """It begins to wait."""
+        if len(self._known) > 2 * len(self._heap) + _MAX_IDLE:
+            self._known = {name: known for name, known in self._known.items() if known.size}
+        least = self.least()
+        one.paid = max(one.paid, self._floor if least is None else least.paid)
+        self.put(one)
+
+    def put(self, one: T) -> None:
+        """Into the heap."""
+        heappush(self._heap, (one.paid, next(self._order), one))
+
+    def take(self) -> T:
+        """Out of the heap: what `least` has just found."""
+        return heappop(self._heap)[2]
+
+    def least(self) -> T | None:
+        """Who has paid least of those that wait."""
+        while self._heap:
+            paid, _, one = self._heap[0]
+            if one.size == 0:
+                heappop(self._heap)
+                self._floor = max(self._floor, one.paid)
+            elif paid < one.paid:
+                heapreplace(self._heap, (one.paid, next(self._order), one))
+            else:
+                return one
+        return None
 
 
 class FairQueue:
-    """Waiting sequences, first come first served within a key."""
+    """Waiting sequences."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, deque[Sequence]] = {}
-        self._paid: dict[str, float] = {}
+        self._tenants = _Siblings(_Tenant)
+        self._size = 0
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        return self._size
 
     def __iter__(self) -> Iterator[Sequence]:
-        """In the order in which they should start; safe against removal while iterating."""
-        for key in sorted(self._queues, key=self._paid.__getitem__):
-            yield from tuple(self._queues.get(key, ()))
+        """All of them, in no order."""
+        lanes = chain.from_iterable(tenant.lanes for tenant in self._tenants)
+        return chain.from_iterable(lane.waiting for lane in lanes)
 
     def push(self, sequence: Sequence, *, front: bool = False) -> None:
         """Queue a sequence; `front` for one that was preempted."""
-        key = sequence.request.fairness_key
-        if key not in self._queues:
-            self._queues[key] = deque()
-            others = [self._paid[k] for k in self._queues if k != key]
-            self._paid[key] = max(self._paid.get(key, 0.0), min(others, default=0.0))
+        tenant, lane = self._place(sequence.request)
+        lane.waiting[sequence] = None
         if front:
-            self._queues[key].appendleft(sequence)
-        else:
-            self._queues[key].append(sequence)
+            lane.waiting.move_to_end(sequence, last=False)
+        is_new_lane, is_new_tenant = not lane.size, not tenant.size
+        self._resize(tenant, lane, 1)
+        if is_new_lane:
+            tenant.lanes.join(lane)
+        if is_new_tenant:
+            self._tenants.join(tenant)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, to start or to drop it."""
-        key = sequence.request.fairness_key
-        self._queues[key].remove(sequence)
-        if not self._queues[key]:
-            del self._queues[key]
+        tenant, lane = self._place(sequence.request)
+        del lane.waiting[sequence]
+        self._resize(tenant, lane, -1)
 
-    def charge(self, key: str, tokens: int, weight: float = 1.0) -> None:
-        """`key` was served so many tokens, for requests of this weight."""
-        self._paid[key] = self._paid.get(key, 0.0) + tokens / weight
+    def charge(self, request: EngineRequest, tokens: int) -> None:
+        """So many tokens are computed for a request."""
+        tenant, lane = self._place(request)
+        tenant.paid += tokens / request.fairness_weight
+        lane.paid += tokens / request.lane_weight
+
+    def turns(self) -> Generator[Sequence]:
+        """One pass in the order in which they should start.
+
+        What the caller starts it removes and charges before it goes on, and the next turn is
+        decided with that; what it leaves is passed over. It removes nothing else meanwhile, and
+        closes the iterator.
+        """
+        passed: list[tuple[_Lane, Sequence]] = []
+        aside: list[tuple[_Siblings[_Lane], _Lane]] = []
+        resting: list[_Tenant] = []
+        try:
+            while (tenant := self._tenants.least()) is not None:
+                if (lane := tenant.lanes.least()) is None:
+                    resting.append(self._tenants.take())
+                elif not lane.waiting or lane.num_passed == _LOOKAHEAD:
+                    aside.append((tenant.lanes, tenant.lanes.take()))
+                else:
+                    sequence = next(iter(lane.waiting))
+                    yield sequence
+                    if sequence in lane.waiting:
+                        del lane.waiting[sequence]
+                        lane.num_passed += 1
+                        passed.append((lane, sequence))
+        finally:
+            for lane, sequence in reversed(passed):
+                lane.waiting[sequence] = None
+                lane.waiting.move_to_end(sequence, last=False)
+                lane.num_passed = 0
+            for lanes, lane in aside:
+                lanes.put(lane)
+            for tenant in resting:
+                self._tenants.put(tenant)
+
+    def _place(self, request: EngineRequest) -> tuple[_Tenant, _Lane]:
+        tenant = self._tenants.named(request.fairness_key)
+        return tenant, tenant.lanes.named(request.lane)
+
+    def _resize(self, tenant: _Tenant, lane: _Lane, by: int) -> None:
+        tenant.size += by
+        lane.size += by
+        self._size += by
+
+
+def yields_to(needy: Sequence, running: Iterable[Sequence], max_rows: int) -> Sequence | None:
+    """Who must give way to whose turn it is: the youngest of the tenant with most rows too many.
+
+    A tenant's share of the rows is by weight among those that run and `needy`. Only who has more
+    than its share gives way, and only to one that stays within its own, so they do not take turns
+    at it.
+    """
+    rows, weights = Counter[str](), dict[str, float]()
+    for sequence in (needy, *running):
+        rows[sequence.request.fairness_key] += len(sequence.members)
+        weights[sequence.request.fairness_key] = sequence.request.fairness_weight
+    share = max_rows / sum(weights.values())
+    excess = {key: rows[key] - share * weight for key, weight in weights.items()}
+    most = max(excess, key=excess.__getitem__)
+    if excess[needy.request.fairness_key] > 0 or excess[most] <= 0:
+        return None
+    theirs = (sequence for sequence in running if sequence.request.fairness_key == most)
+    return max(theirs, key=lambda sequence: sequence.arrival)

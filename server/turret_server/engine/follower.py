@@ -25,6 +25,7 @@ from turret_server.engine.device import (
     kv_cache_bytes,
     rank_device,
     resolve_dtype,
+    ternary_rows,
     use_threads,
 )
 from turret_server.engine.lifetime import die_with_parent
@@ -75,6 +76,7 @@ class Follower:
             dtype,
             self._decoder.bias,
             settings.adapter_delta_bytes,
+            max_ternary_rows=ternary_rows(settings, device),
         )
 
     def run(self) -> None:

@@ -29,7 +29,7 @@ def member_requests(request: EngineRequest, fusion: Fusion) -> list[EngineReques
 
 def fuse_rows(
     logits: Tensor, leads: Seq[Sequence], rows: Mapping[Sequence, int]
-) -> tuple[Tensor, list[list[float]]]:
+) -> tuple[Tensor, Tensor | None]:
     """What the members of fused requests make of the next token.
 
     Args:
@@ -38,16 +38,27 @@ def fuse_rows(
         rows: of all their members in `logits`.
 
     Returns:
-        float32 [Q, V]; and per request the weights of its terms, none if it does not trace them.
+        float32 [Q, V]; and the weights of all terms, float32, if one of the requests traces them.
     """
     fusions = [_formula(lead, rows) for lead in leads]
     fused, weights = kernel.fuse(logits, kernel.Members.of(fusions, logits.device))
-    traced = [lead.request.fusion is not None and lead.request.fusion.trace for lead in leads]
-    if not any(traced):
-        return fused, [[]] * len(leads)
-    values = iter(weights.tolist())
-    taken = [[next(values) for _ in fusion.rows] for fusion in fusions]
-    return fused, [mine if wanted else [] for mine, wanted in zip(taken, traced, strict=True)]
+    for row, lead in zip(fused, leads, strict=True):
+        for member in lead.others:
+            if member.banned is not None:  # whatever its weight: it must go on from the token
+                row.index_fill_(0, member.banned, float("-inf"))
+    traced = any(lead.request.fusion is not None and lead.request.fusion.trace for lead in leads)
+    return fused, weights if traced else None
+
+
+def split_weights(leads: Seq[Sequence], weights: Seq[float]) -> list[list[float]]:
+    """The weights that `fuse_rows` returned, per request; none if it does not trace them."""
+    values, taken = iter(weights), []
+    for lead in leads:
+        fusion = lead.request.fusion
+        assert fusion is not None
+        mine = [next(values) for _ in fusion.terms]
+        taken.append(mine if fusion.trace else [])
+    return taken
 
 
 def _formula(lead: Sequence, rows: Mapping[Sequence, int]) -> kernel.Fusion:

@@ -10,7 +10,8 @@ import sys
 
 def die_with_parent() -> None:
     """From now on: whatever ends the parent ends this process, and no signal from a terminal."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends us, after its clients
+    # The parent ends us, after its clients; SIGHUP, where it survives that, makes it reload.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -31,6 +31,7 @@ from turret_server.engine.settings import EngineSettings
 
 log = logging.getLogger("turret.link")
 
+_Result = m.AdapterInfo | m.Profiled | None
 _Stream = asyncio.Queue[m.TokenEvent | None]
 
 
@@ -52,7 +53,8 @@ class EngineLink:
         self._decode = msgspec.msgpack.Decoder(m.Outbound).decode
         self._decode_result = msgspec.msgpack.Decoder(m.OperationResult).decode
         self._streams: dict[str, _Stream] = {}
-        self._open: dict[str, asyncio.Future[m.AdapterInfo | None]] = {}  # operations
+        self._open: dict[str, asyncio.Future[_Result]] = {}  # operations
+        self._profile: asyncio.Future[_Result] | None = None  # the last one
         self._adapters: dict[str, m.LoadAdapter] = {}  # by digest: how each was loaded
         self._held: tuple[str, ...] = ()  # digests
         self._numbers = itertools.count()
@@ -63,6 +65,7 @@ class EngineLink:
         self._welcoming: asyncio.Task[None] | None = None
         self._refusal: m.ErrorInfo | None = None
         self._up = asyncio.Event()
+        self._is_ending = False
         self._last_message = time.monotonic()
 
     # ------------------------------------------------------------ life cycle
@@ -87,6 +90,14 @@ class EngineLink:
         if self._supervision:
             self._supervision.cancel()
             await asyncio.wait({self._supervision})
+
+    def abort(self) -> None:
+        """End every open request as it is, with finish_reason "abort", and accept no more."""
+        self._is_ending = True
+        for request_id, stream in self._streams.items():
+            if self.ready is not None:
+                self._cancel(request_id)
+            stream.put_nowait(m.TokenEvent(id=request_id, tokens=[], finish_reason="abort"))
 
     async def _supervise(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="turret-"))  # mode 0700
@@ -180,6 +191,8 @@ class EngineLink:
                             stream.put_nowait(event)
                 case m.EngineStats():
                     self.stats = message
+                case m.Profiled():
+                    self._settle(message.operation, message)
                 case m.EngineReady():
                     self._welcoming = asyncio.create_task(self._welcome(message))
                 case m.EngineRefused():
@@ -216,7 +229,7 @@ class EngineLink:
         self.ready = ready
         self._up.set()
 
-    def _settle(self, operation: str, result: m.AdapterInfo | errors.TurretError | None) -> None:
+    def _settle(self, operation: str, result: _Result | errors.TurretError) -> None:
         future = self._open.pop(operation, None)
         if future is None or future.done():
             return
@@ -249,6 +262,8 @@ class EngineLink:
     async def generate(self, request: m.EngineRequest) -> AsyncIterator[m.TokenEvent]:
         """See EngineClient.generate."""
         self._check_ready()
+        if self._is_ending:
+            raise _unavailable("the server is shutting down")
         stream: _Stream = asyncio.Queue()
         if not self._streams:
             self._last_message = time.monotonic()  # silence counts while there is work
@@ -319,6 +334,24 @@ class EngineLink:
     async def _hold(self, digests: Seq[str]) -> None:
         await self._operate(m.HoldAdapters(operation=self._operation("hold"), digests=digests))
 
+    async def profile(self, steps: int, wait_s: float, *, trace: bool = False) -> m.Profiled:
+        """See EngineClient.profile."""
+        self._check_ready()
+        if self._profile is not None and not self._profile.done():
+            raise errors.Conflict(
+                "the engine is being profiled",
+                "one profile is taken at a time",
+                "Try again when it is done.",
+            )
+        operation = self._operation("profile")
+        self._profile = self._open[operation] = asyncio.get_running_loop().create_future()
+        request = m.ProfileSteps(operation=operation, steps=steps, wait_s=wait_s, trace=trace)
+        await self._send(request, self._socket)
+        # Shielded: when the caller leaves, the profiler goes on until it is done.
+        result = await asyncio.shield(self._profile)
+        assert isinstance(result, m.Profiled)
+        return result
+
     def _operation(self, what: str) -> str:
         return f"{what}-{next(self._numbers)}"
 
@@ -327,10 +360,12 @@ class EngineLink:
         await self._send(m.InjectFault(kind), self._socket)
 
     async def _operate(self, message: m.Operation) -> m.AdapterInfo | None:
-        future: asyncio.Future[m.AdapterInfo | None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         self._open[message.operation] = future
         await self._send(message, self._operations)
-        return await future
+        result = await future
+        assert not isinstance(result, m.Profiled)
+        return result
 
 
 def _bind(context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:

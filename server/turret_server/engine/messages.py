@@ -78,9 +78,13 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     sampling: Sampling
     adapters: tuple[AdapterUse, ...] = ()
     cache_namespace: str = ""  # tenant and salt: prefixes are shared within one namespace only
+    cache_owner: str = ""  # tenant: its prefixes take its share of the cache
     fairness_key: str = ""  # tenant; requests of different keys take turns
     fairness_weight: float = 1.0  # its share beside other keys, above 0
+    lane: str = ""  # model; within a key, requests of different lanes take turns
+    lane_weight: float = 1.0  # its share beside the key's other lanes, above 0
     deadline_s: float | None = None  # budget from arrival in the engine
+    queue_s: float | None = None  # how long it may wait there to start
     fusion: Fusion | None = None
     model: str = ""  # of a member alone: see Member
 
@@ -116,13 +120,22 @@ class HoldAdapters(msgspec.Struct, frozen=True, kw_only=True, tag="hold"):
     digests: Sequence[str]
 
 
+class ProfileSteps(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
+    """Watch the next steps; answer Profiled."""
+
+    operation: str
+    steps: int
+    wait_s: float  # for so many steps; an idle engine makes none
+    trace: bool = False  # write every operation into a file, too
+
+
 class InjectFault(msgspec.Struct, frozen=True, tag="fault"):
     """Test only (TURRET_FAULTS=1): `raise` in the step, `exit`, or `hang`."""
 
     kind: str
 
 
-Inbound = EngineRequest | CancelRequest | InjectFault
+Inbound = EngineRequest | CancelRequest | ProfileSteps | InjectFault
 # These have a socket and a thread of their own: a load begins and ends in the midst of a step.
 Operation = LoadAdapter | UnloadAdapter | HoldAdapters
 
@@ -182,7 +195,8 @@ class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # "lora"
     rank: int  # the largest
     targets: list[str]  # module names, e.g. ["q_proj", "v_proj"]
-    num_layers: int  # of the base that it was compiled for
+    num_layers: dict[str, int]  # of the models that it fits, by name; "" is the main one
+    unfit: dict[str, str] = {}  # why it does not fit the other models
     sites: dict[str, str] = {}  # the layers of each, e.g. {"q_proj": "0-29"}; "" where none count
     num_parameters: int
     num_bytes: int  # in the served dtype
@@ -210,6 +224,25 @@ class OperationFailed(msgspec.Struct, frozen=True, tag="failed"):
 
     operation: str
     error: ErrorInfo
+
+
+class OperationTime(msgspec.Struct, frozen=True, array_like=True):
+    """What was spent in one kind of operation, on the device where there is one."""
+
+    name: str
+    calls: int
+    own_s: float  # without those that it called
+    total_s: float
+
+
+class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
+    """Answer to ProfileSteps."""
+
+    operation: str
+    steps: int  # that were watched; fewer than asked for, if they did not come in time
+    seconds: float
+    operations: list[OperationTime]  # those that took most first
+    trace: str = ""  # path of a Chrome trace, which the reader removes; "" without one
 
 
 class AuxiliaryInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,6 +277,9 @@ class EngineRefused(msgspec.Struct, frozen=True, tag="refused"):
     error: ErrorInfo
 
 
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     """Gauges and counters since the engine's start, sent a few times a second while it works."""
 
@@ -256,6 +292,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     preemptions: int = 0
     steps: int = 0
     step_tokens: int = 0  # tokens of all steps
+    step_sizes: list[int] = []  # steps of at most STEP_TOKENS tokens each, and of more
     step_seconds: float = 0.0
     resident_adapters: list[str] = []  # digests on the device
     host_adapters: list[str] = []  # digests compiled on the host
@@ -264,5 +301,5 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     host_adapter_bytes: int = 0
 
 
-Outbound = StepEvents | EngineReady | EngineRefused | EngineStats
+Outbound = StepEvents | EngineReady | EngineRefused | EngineStats | Profiled
 OperationResult = AdapterLoaded | OperationDone | OperationFailed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import queue
 import sys
 import threading
 import time
@@ -19,12 +20,13 @@ import msgspec
 import zmq
 
 from turret_adapters.errors import AdapterError
-from turret_adapters.loading import LoadedAdapter
 from turret_server.engine import messages as m
-from turret_server.engine.core import Engine, adapter_error
+from turret_server.engine.core import Engine
 from turret_server.engine.device import use_threads
 from turret_server.engine.lifetime import die_with_parent
+from turret_server.engine.profiler import StepProfiler
 from turret_server.engine.settings import EngineSettings
+from turret_server.engine.stores import Loaded, adapter_error
 from turret_server.errors import StartupError
 
 log = logging.getLogger("turret.engine")
@@ -64,6 +66,9 @@ class EngineProcess:
             self._send(m.EngineRefused(info))
             self._context.destroy(linger=5000)  # not before it is on its way
             sys.exit(m.REFUSED)
+        self._folder = folder
+        self._profiler: StepProfiler | None = None
+        self._profiled: queue.SimpleQueue[m.Profiled] = queue.SimpleQueue()
         self._last_stats: m.EngineStats | None = None
         self._stats_due = 0.0
 
@@ -87,6 +92,8 @@ class EngineProcess:
                 poller.poll(250 if self._engine.idle else 5)
             events = self._drain()
             events += self._engine.step()
+            if self._profiler is not None and self._profiler.after_step(self._engine.stats.steps):
+                self._profiler = None
             if events:
                 self._send(m.StepEvents(events))
             blocked = not events and not self._engine.scheduler.running
@@ -98,6 +105,8 @@ class EngineProcess:
         refused: list[m.TokenEvent] = []
         while self._wake_in.poll(0):
             self._wake_in.recv(zmq.NOBLOCK)
+        while not self._profiled.empty():
+            self._send(self._profiled.get())
         while True:
             try:
                 message = self._decode(self._socket.recv(zmq.NOBLOCK))
@@ -109,6 +118,8 @@ class EngineProcess:
                         refused.append(event)
                 case m.CancelRequest():
                     self._engine.cancel(message.id)
+                case m.ProfileSteps():
+                    self._profile(message)
                 case m.InjectFault():
                     self._fault(message.kind)
 
@@ -134,12 +145,12 @@ class EngineProcess:
                 return self._hold(message)
 
     def _unload(self, request: m.UnloadAdapter) -> m.OperationResult:
-        self._engine.store.forget(request.digest)
+        self._engine.stores.forget(request.digest)
         return m.OperationDone(request.operation)
 
     def _hold(self, request: m.HoldAdapters) -> m.OperationResult:
         try:
-            self._engine.store.hold(request.digests)
+            self._engine.stores.hold(request.digests)
         except AdapterError as error:
             return m.OperationFailed(request.operation, adapter_error(error))
         return m.OperationDone(request.operation)
@@ -147,7 +158,7 @@ class EngineProcess:
     def _load(self, request: m.LoadAdapter) -> m.OperationResult:
         origin = request.derive or request.path
         try:
-            loaded = self._engine.store.load(origin, request.roots, request.digest).result()
+            loaded = self._engine.stores.load(origin, request.roots, request.digest)
         except AdapterError as error:
             return m.OperationFailed(request.operation, adapter_error(error))
         except Exception as error:
@@ -156,23 +167,7 @@ class EngineProcess:
             return m.OperationFailed(
                 request.operation, m.ErrorInfo("TurretError", what, repr(error))
             )
-        return m.AdapterLoaded(operation=request.operation, info=self._info(loaded))
-
-    def _info(self, loaded: LoadedAdapter) -> m.AdapterInfo:
-        return m.AdapterInfo(
-            digest=loaded.digest,
-            kind=loaded.kind,
-            rank=loaded.rank,
-            targets=list(loaded.targets),
-            sites=dict(loaded.sites),
-            num_layers=self._engine.decoder.shape.num_layers,
-            num_parameters=loaded.num_parameters,
-            num_bytes=loaded.num_bytes,
-            base_model=loaded.base_model,
-            primitives=list(loaded.primitives),
-            num_virtual_tokens=loaded.num_virtual_tokens,
-            notes=list(loaded.notes),
-        )
+        return m.AdapterLoaded(operation=request.operation, info=_info(loaded))
 
     def _wake(self) -> None:
         with self._wake_lock:  # called from several threads; a socket belongs to one at a time
@@ -193,6 +188,21 @@ class EngineProcess:
             self._last_stats = stats
             self._send(stats)
 
+    def _profile(self, request: m.ProfileSteps) -> None:
+        def done(result: m.Profiled) -> None:
+            self._profiled.put(result)
+            self._wake()
+
+        engine = self._engine
+        self._profiler = StepProfiler(
+            request,
+            engine.stats.steps,
+            engine.decoder.device.type,
+            engine.phases,
+            self._folder,
+            done,
+        )
+
     def _fault(self, kind: str) -> None:
         if not self._engine.settings.faults:
             return
@@ -201,6 +211,25 @@ class EngineProcess:
         if kind == "hang":
             time.sleep(3600)
         raise RuntimeError(f"injected fault {kind!r}")
+
+
+def _info(loaded: Loaded) -> m.AdapterInfo:
+    facts = loaded.facts
+    return m.AdapterInfo(
+        digest=facts.digest,
+        kind=facts.kind,
+        rank=facts.rank,
+        targets=list(facts.targets),
+        sites=dict(facts.sites),
+        num_layers=loaded.num_layers,
+        unfit=loaded.unfit,
+        num_parameters=facts.num_parameters,
+        num_bytes=facts.num_bytes,
+        base_model=facts.base_model,
+        primitives=list(facts.primitives),
+        num_virtual_tokens=facts.num_virtual_tokens,
+        notes=list(facts.notes),
+    )
 
 
 def _log_progress():

@@ -2,8 +2,11 @@
 
 It budgets tokens, not phases. Every running sequence wants its `remaining` tokens computed: one in
 decode, the whole prompt at first; a long prompt is cut by the budget, and chunked prefill is no
-special case. `schedule()` makes a Plan, `update()` takes the sampled tokens: nothing else changes
-a sequence, and `_release()` is the only way out.
+special case. `schedule()` makes the shares of a step, `advance()` is told that it is on its way,
+`update()` takes its tokens: nothing else changes a sequence, and `_release()` is the only way out.
+
+The next step may be scheduled before `update()`. A token that is drawn and not yet known counts
+like any other; a sequence that turns out to have ended has rows in that step which nobody reads.
 
 The members of a fused request are scheduled together or not at all, and all sample in one step; the
 queue, `running` and every decision know only the sequence that leads them.
@@ -14,29 +17,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
 
-from turret_server.engine.blocks import BlockPool, next_key, root_key
-from turret_server.engine.fairness import FairQueue
+from turret_server.engine import rooms
+from turret_server.engine.blocks import BlockPool
+from turret_server.engine.deadlines import Deadlines, queued_too_long
+from turret_server.engine.fairness import FairQueue, yields_to
 from turret_server.engine.messages import ErrorInfo, TokenEvent, TokenLogprob
+from turret_server.engine.pins import Pins
+from turret_server.engine.rooms import AdapterGate, Room
 from turret_server.engine.sequence import Sequence
-
-
-class AdapterGate(Protocol):
-    """What the scheduler asks of the adapter store."""
-
-    def try_pin(self, digests: Seq[str]) -> tuple[int, ...] | None:
-        """Slots, or None: not resident yet, being fetched."""
-        ...
-
-    def unpin(self, digests: Seq[str]) -> None:
-        """Undo one try_pin."""
-        ...
-
-    def failure(self, digests: Seq[str]) -> ErrorInfo | None:
-        """Why these can never become resident, if so."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +37,6 @@ class Limits:
     max_running: int = 64  # sequences
     max_step_tokens: int = 256
     max_model_len: int = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What an auxiliary model has for its sequences: blocks, and a context."""
-
-    blocks: BlockPool
-    max_model_len: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +69,7 @@ class Scheduler:
     Args:
         limits: of a step and of the main model.
         blocks: of the main model.
-        adapters: the store.
+        adapters: the store of the main model.
         clock: monotonic seconds.
         auxiliaries: models that members may run; all have blocks of one size.
     """
@@ -99,44 +82,26 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         auxiliaries: Mapping[str, Room] | None = None,
     ) -> None:
-        self.limits, self.blocks, self._adapters, self._clock = limits, blocks, adapters, clock
-        self._rooms = {"": Room(blocks, limits.max_model_len), **(auxiliaries or {})}
+        self.limits, self.blocks, self._clock = limits, blocks, clock
+        self._rooms = {"": Room(blocks, limits.max_model_len, adapters), **(auxiliaries or {})}
+        self._pins = Pins(self._rooms)
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
         self._table_rows = list(range(limits.max_running))
+        self._deadlines = Deadlines()
+        self._put_back: set[Sequence] = set()  # preempted, with a step still on its way
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     def obstacle(self, sequence: Sequence) -> ErrorInfo | None:
         """Why a request can never run, if so: its members do not fit side by side."""
-        members, limits = sequence.members, self.limits
-        most = min(limits.max_running, limits.max_step_tokens)
-        if len(members) > most:
-            return ErrorInfo(
-                "Unprocessable",
-                f"{len(members)} members cannot decode together",
-                f"a step has room for {most}",
-                "Fuse fewer, or raise --max-running.",
-            )
-        size, more = self.blocks.block_tokens, sequence.request.sampling.max_tokens
-        needed = dict.fromkeys(self._rooms, 0)
-        for member in members:
-            room = self._room(member)
-            length = min(len(member.tokens) + more, room.max_model_len)
-            needed[member.request.model] += -(-length // size)
-        for name, room in self._rooms.items():
-            if needed[name] > room.blocks.num_blocks:
-                return ErrorInfo(
-                    "PromptTooLong",
-                    f"the members need {needed[name]} blocks of KV cache {name!r} at their ends",
-                    f"it has {room.blocks.num_blocks}, of {size} tokens each",
-                    "Ask for fewer tokens, shorten the prompts, or enlarge the cache.",
-                )
-        return None
+        most = min(self.limits.max_running, self.limits.max_step_tokens)
+        return rooms.obstacle(self._rooms, sequence, most)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request that nothing stands in the way of."""
         self._by_id[sequence.request.id] = sequence
+        self._deadlines.add(sequence)
         self.waiting.push(sequence)
 
     def cancel(self, request_id: str) -> None:
@@ -151,40 +116,57 @@ class Scheduler:
         has_room, preemptions = True, self.preemptions
         # Decodes first: a long prompt must not hold up those who stream.
         for sequence in sorted(self.running, key=_is_in_prompt):
-            if sequence.table_row < 0:
-                continue  # preempted for the sake of one before it
+            if not sequence.is_running or (sequence.draw_row >= 0 and self._is_full(sequence)):
+                continue  # preempted for the sake of one before it; or ends when its token is known
             portion = _portion(sequence, budget)
             if portion and self._reserve(sequence, portion):
                 shares += portion
-                budget -= sum([share.count for share in portion])
+                budget -= self._charge(portion)
             else:
                 has_room = False
         has_room &= self.preemptions == preemptions
-        for sequence in self.waiting if has_room else ():
-            if budget == 0 or len(self._table_rows) < len(sequence.members):
-                break
-            if failure := self._adapters.failure(sequence.adapters):
-                ended.append(self._end(sequence, "error", error=failure))
-            else:
-                portion = self._try_start(sequence, budget)
-                shares += portion
-                budget -= sum([share.count for share in portion])
+        with closing(self.waiting.turns()) as turns:
+            for sequence in turns if has_room else ():
+                if budget == 0 or not self._find_rows(sequence, shares):
+                    break
+                if failure := rooms.failure(self._rooms, sequence):
+                    ended.append(self._end(sequence, "error", error=failure))
+                elif portion := self._try_start(sequence, budget):
+                    shares += portion
+                    budget -= self._charge(portion)
         # Rows of one model lie together, the main one's first; and those of one recipe: one entry
         # per adapter and step.
-        live = [share for share in shares if share.sequence.table_row >= 0]
+        live = [share for share in shares if share.sequence.is_running]
         live.sort(key=lambda share: (share.sequence.request.model, share.sequence.slots or ()))
+        if live:
+            self._pins.begin_step()
         return live, ended
 
-    def update(self, shares: Seq[Share], results: Seq[Sampled]) -> list[TokenEvent]:
-        """Take what the step computed; returns the events for the clients."""
-        events, now = [], self._clock()
+    def advance(self, shares: Seq[Share], draw_rows: Mapping[Sequence, int]) -> None:
+        """The step is on its way; whatever is planned next comes behind it.
+
+        Args:
+            shares: of the step.
+            draw_rows: who draws a token, of a fused request the lead, and its row in the draw.
+        """
         for share in shares:
-            share.sequence.num_computed += share.count
-            request = share.sequence.request
-            self.waiting.charge(request.fairness_key, share.count, request.fairness_weight)
-            self._register_blocks(share.sequence)
+            if share.sequence.is_running:  # or its blocks are gone
+                share.sequence.num_computed += share.count
+                self._register_blocks(share.sequence)
+        for lead, row in draw_rows.items():
+            for member in lead.members:
+                member.tokens.append(0)
+                member.draw_row = row
+
+    def update(self, shares: Seq[Share], results: Seq[Sampled]) -> list[TokenEvent]:
+        """Take what the oldest step on its way brought; returns the events for the clients."""
+        self._pins.end_step()
+        self._put_back.clear()
+        events, now = [], self._clock()
         for share, result in zip(shares, results, strict=True):
             sequence = share.sequence
+            if self._by_id.get(sequence.request.id) is not sequence:
+                continue  # it follows another, or has left meanwhile
             if result.error is not None:
                 events.append(self._end(sequence, "error", error=result.error))
                 continue
@@ -192,17 +174,16 @@ class Scheduler:
                 assert sequence.prompt_logprobs is not None
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:
-                events.append(self._append(sequence, result, now))
+                events.append(self._learn(sequence, result, now))
         return events
 
-    def _append(self, sequence: Sequence, result: Sampled, now: float) -> TokenEvent:
+    def _learn(self, sequence: Sequence, result: Sampled, now: float) -> TokenEvent:
+        """The token that stood for itself as a 0."""
         token, sampling = result.token, sequence.request.sampling
         assert token is not None
-        sequence.tokens.append(token)
-        full = len(sequence.tokens) >= self.limits.max_model_len
-        for member in sequence.others:
-            member.tokens.append(token)
-            full |= len(member.tokens) >= self._room(member).max_model_len
+        for member in sequence.members:
+            member.tokens[-1] = token
+            member.draw_row = -1
         event = TokenEvent(
             id=sequence.request.id,
             tokens=[token],
@@ -219,15 +200,21 @@ class Scheduler:
         finished = sequence.grammar is not None and sequence.grammar.finished
         if stopped or finished:
             event.finish_reason, event.stop_token = "stop", token if stopped else None
-        elif sequence.num_output >= sampling.max_tokens or full:
+        elif self._is_full(sequence):
             event.finish_reason = "length"
         if event.finish_reason:
             self._release(sequence)
         return event
 
+    def _is_full(self, sequence: Sequence) -> bool:
+        """Has it all the tokens that it may have?"""
+        return sequence.num_output >= sequence.request.sampling.max_tokens or any(
+            len(member.tokens) >= self._room(member).max_model_len for member in sequence.members
+        )
+
     def _try_start(self, sequence: Sequence, budget: int) -> list[Share]:
         """Pin adapters, find prefixes, reserve the first portion; all, or nothing and no shares."""
-        if not self._try_pin(sequence):
+        if sequence in self._put_back or not self._pins.take(sequence):
             return []
         for member in sequence.members:
             self._match_prefix(member)
@@ -239,6 +226,8 @@ class Scheduler:
         self.waiting.remove(sequence)
         for member in sequence.members:
             member.table_row = self._table_rows.pop()
+        if sequence.prompt_logprobs is not None and not sequence.num_output:
+            sequence.prompt_logprobs = [None]  # all of them are computed, now or again
         self.running.append(sequence)
         if sequence.started is None:
             sequence.started = self._clock()
@@ -248,21 +237,12 @@ class Scheduler:
                 self.prefix_hits += member.num_cached
         return portion
 
-    def _try_pin(self, sequence: Sequence) -> bool:
-        slots = self._adapters.try_pin(sequence.adapters)
-        if slots is None:
-            return False
-        slot = dict(zip(sequence.adapters, slots, strict=True))
-        for member in sequence.members:
-            member.slots = tuple(slot[digest] for digest in member.recipe)
-        return True
-
     def _match_prefix(self, sequence: Sequence) -> None:
         size, tokens = self.blocks.block_tokens, sequence.tokens
         if sequence.request.sampling.prompt_logprobs is not None and not sequence.num_output:
             return  # every prompt position must be computed
         # At least one token is computed, for its logits.
-        self._extend_keys(sequence, (len(tokens) - 1) // size)
+        sequence.extend_keys((len(tokens) - 1) // size, size)
         blocks = self._room(sequence).blocks
         found = blocks.match(sequence.block_keys[: (len(tokens) - 1) // size])
         blocks.hold(found)
@@ -280,25 +260,11 @@ class Scheduler:
             for other in lead.members
         )
 
-    def _extend_keys(self, sequence: Sequence, count: int) -> None:
-        size, keys = self.blocks.block_tokens, sequence.block_keys
-        if len(keys) >= count:
-            return
-        request, reach = sequence.request, sequence.reach
-        names = [f"{use.digest}:{use.weight!r}" for use in request.adapters]
-        for first in range(len(keys) * size, count * size, size):
-            if not keys:
-                every = [n for i, n in enumerate(names) if reach is None or i in reach.everywhere]
-                every += [request.model] if request.model else []
-                parent = root_key(request.cache_namespace, "|".join(every))
-            else:
-                parent = keys[-1]
-            acting = "" if reach is None else reach.key(first, first + size, names)
-            keys.append(next_key(parent, sequence.tokens[first : first + size], acting))
-
     def _register_blocks(self, sequence: Sequence) -> None:
         full = sequence.num_computed // self.blocks.block_tokens
-        self._extend_keys(sequence, full)
+        if full == sequence.num_registered:
+            return
+        sequence.extend_keys(full, self.blocks.block_tokens)
         for i in range(sequence.num_registered, full):
             self._room(sequence).blocks.register(sequence.blocks[i], sequence.block_keys[i])
         sequence.num_registered = full
@@ -315,12 +281,15 @@ class Scheduler:
     def _allocate(self, portion: list[Share]) -> bool:
         """Blocks for all shares, or for none."""
         size = self.blocks.block_tokens
+        for share in portion:
+            if share.start + share.count > len(share.sequence.blocks) * size:
+                break
+        else:
+            return True
         missing = [
             max(0, -(-(share.start + share.count) // size) - len(share.sequence.blocks))
             for share in portion
         ]
-        if not any(missing):
-            return True
         taken: list[list[int]] = []
         for share, count in zip(portion, missing, strict=True):
             blocks = self._room(share.sequence).blocks.try_allocate(count)
@@ -336,20 +305,46 @@ class Scheduler:
     def _room(self, sequence: Sequence) -> Room:
         return self._rooms[sequence.request.model]
 
+    def _charge(self, portion: list[Share]) -> int:
+        count = sum([share.count for share in portion])
+        self.waiting.charge(portion[0].sequence.request, count)
+        return count
+
+    def _find_rows(self, sequence: Sequence, shares: list[Share]) -> bool:
+        """Rows to start; once, those of sequences whose tenants have more than their share."""
+        if len(self._table_rows) >= len(sequence.members):
+            return True
+        if sequence.was_given_way or not self._pins.take(sequence):
+            return False
+        self._pins.drop(sequence)
+        sequence.was_given_way = True
+        while len(self._table_rows) < len(sequence.members):
+            victim = yields_to(sequence, self.running, self.limits.max_running)
+            if victim is None:
+                return False
+            self._preempt(victim)
+            # It may start again in this very step, from elsewhere.
+            shares[:] = [share for share in shares if share.sequence.is_running]
+        return True
+
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
+        if self._pins.busy:
+            self._put_back.add(sequence)
         self.running.remove(sequence)
         self._drop_resources(sequence)
         self.waiting.push(sequence, front=True)
 
     def _expire(self) -> list[TokenEvent]:
-        now = self._clock()
-        late = [
-            s
-            for s in self._by_id.values()
-            if s.request.deadline_s is not None and now - s.arrival > s.request.deadline_s
-        ]
-        return [self._end(sequence, "deadline") for sequence in late]
+        ended = []
+        for request_id, to_start in self._deadlines.passed(self._clock()):
+            sequence = self._by_id.get(request_id)
+            if sequence is not None and not to_start:
+                ended.append(self._end(sequence, "deadline"))
+            elif sequence is not None and sequence.started is None:
+                error = queued_too_long(sequence.request)
+                ended.append(self._end(sequence, "error", error=error))
+        return ended
 
     def _end(self, sequence: Sequence, reason: str, error: ErrorInfo | None = None) -> TokenEvent:
         self._release(sequence)
@@ -358,7 +353,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         """The one way out: finished, cancelled, failed or late."""
         del self._by_id[sequence.request.id]
-        if sequence.table_row >= 0:
+        if sequence.is_running:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
@@ -366,22 +361,20 @@ class Scheduler:
 
     def _drop_resources(self, sequence: Sequence) -> None:
         """Blocks, adapter pins and the table rows of all members go back, exactly once."""
-        if sequence.slots is not None:
-            self._adapters.unpin(sequence.adapters)
+        self._pins.drop(sequence)
         for member in sequence.members:
-            self._room(member).blocks.release(member.blocks)
+            self._room(member).blocks.release(member.blocks, member.request.cache_owner)
             member.blocks, member.num_computed, member.num_registered = [], 0, 0
-            member.slots = None
             if member.table_row >= 0:
                 self._table_rows.append(member.table_row)
                 member.table_row = -1
-        if sequence.prompt_logprobs is not None and not sequence.num_output:
-            sequence.prompt_logprobs = [None]
 
 
 def _is_in_prompt(sequence: Sequence) -> bool:
     """Has any member more than one token to compute?"""
-    return sequence.remaining > 1 or any(member.remaining > 1 for member in sequence.others)
+    if sequence.remaining > 1 or not sequence.others:
+        return sequence.remaining > 1
+    return any(member.remaining > 1 for member in sequence.others)
 
 
 def _portion(sequence: Sequence, budget: int) -> list[Share]:

@@ -7,9 +7,10 @@ others take its tokens and share its fate.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turret_adapters.positions import Reach
+from turret_server.engine.blocks import next_key, root_key
 from turret_server.engine.messages import EngineRequest, TokenLogprob
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class Sequence:
     Attributes:
         request: what was asked; of a member beside the lead, with that member's prompt and recipe.
         tokens: virtual tokens, prompt, then output. Virtual tokens are -1, -2, …: what they stand
-            for is up to the adapter that brings them.
+            for is up to the adapter that brings them. While `draw_row` says so, the last is a 0
+            that stands for a token drawn and not yet known.
         arrival: monotonic seconds.
         num_computed: tokens whose keys and values are in the cache.
         blocks: KV blocks, in order.
@@ -35,7 +37,10 @@ class Sequence:
         num_cached: prompt tokens found in the prefix cache when it first started.
         reach: which adapters act on which positions, None where all act on all.
         weights: of the recipe's adapters, as steps take them.
+        banned: tokens that its model lacks, an auxiliary with an id map: an int64 tensor [N].
         others: the members that follow this sequence, if it leads a fused request.
+        was_given_way: one that ran was put back for its sake; it happens once.
+        draw_row: where the last token lies among those of the last draw; -1 once it is known.
     """
 
     request: EngineRequest
@@ -54,7 +59,10 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     reach: Reach | None = None
     weights: tuple[float | SiteWeights, ...] = ()
+    banned: Any = None
     others: tuple[Sequence, ...] = ()
+    was_given_way: bool = False
+    draw_row: int = -1
 
     @classmethod
     def of(
@@ -95,13 +103,38 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def is_running(self) -> bool:
+        """Does it hold blocks, adapters and a row of the block table?"""
+        return self.table_row >= 0
+
+    @property
     def recipe(self) -> tuple[str, ...]:
         """Digests of the adapters, in order."""
         return tuple(use.digest for use in self.request.adapters)
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """Digests of the adapters of all members, each once."""
-        if not self.others:
-            return self.recipe
-        return tuple(dict.fromkeys(d for member in self.members for d in member.recipe))
+    def adapters(self) -> dict[str, tuple[str, ...]]:
+        """Digests of the adapters of all members, each once, by the model that they act on."""
+        found: dict[str, tuple[str, ...]] = {}
+        for member in self.members:
+            model = member.request.model
+            found[model] = tuple(dict.fromkeys((*found.get(model, ()), *member.recipe)))
+        return found
+
+    def extend_keys(self, count: int, block_tokens: int) -> None:
+        """Know the content keys of the first `count` blocks, whose tokens are known."""
+        keys = self.block_keys
+        if len(keys) >= count:
+            return
+        names = [f"{use.digest}:{use.weight!r}" for use in self.request.adapters]
+        for first in range(len(keys) * block_tokens, count * block_tokens, block_tokens):
+            stop = first + block_tokens
+            parent = keys[-1] if keys else self._root_key(names)
+            acting = "" if self.reach is None else self.reach.key(first, stop, names)
+            keys.append(next_key(parent, self.tokens[first:stop], acting))
+
+    def _root_key(self, names: list[str]) -> bytes:
+        reach, request = self.reach, self.request
+        every = [n for i, n in enumerate(names) if reach is None or i in reach.everywhere]
+        every += [request.model] if request.model else []
+        return root_key(request.cache_namespace, "|".join(every))

@@ -25,6 +25,7 @@ from turret_adapters.components import (
     Scale,
     SoftPrompt,
     SparseDelta,
+    TernaryLowRank,
     Threshold,
 )
 from turret_adapters.plan import RowUse
@@ -44,6 +45,7 @@ _COMPONENTS = {
         Scale,
         SoftPrompt,
         SparseDelta,
+        TernaryLowRank,
         Threshold,
     )
 }

@@ -37,6 +37,7 @@ class Staging:
             begin = -(-self._ends[name] // _ALIGNMENT) * _ALIGNMENT
         pinned = device.type == "cuda"
         self._host = torch.zeros(begin, dtype=torch.uint8, pin_memory=pinned)
+        self._sent = torch.cuda.Event() if pinned else None
         self._device = self._host if device.type == "cpu" else self._host.to(device)
 
         def view(block: Tensor, name: str) -> Tensor:
@@ -49,7 +50,7 @@ class Staging:
     def send(self, last: str, rows: int | None = None) -> None:
         """Let the device see every array up to `last`, and of that one so many rows.
 
-        The host's arrays may be filled again when the device has finished the step.
+        The host's arrays may be filled again after `wait`.
         """
         if self._device is self._host:
             return
@@ -58,3 +59,10 @@ class Staging:
             array = self.host[last]
             end += (rows - array.shape[0]) * array[:1].nbytes
         self._device[:end].copy_(self._host[:end], non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
+
+    def wait(self) -> None:
+        """Until the device has what was sent: soon, since it finished the step before that."""
+        if self._sent is not None:
+            self._sent.synchronize()

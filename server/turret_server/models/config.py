@@ -79,6 +79,12 @@ _FAMILIES = {
     "Gemma3ForConditionalGeneration": replace(_GEMMA3, model_type="gemma3", has_vision=True),
 }
 
+# Those that transformers also makes classifiers of: the class that classifies -> the decoder.
+CLASSIFYING_DECODERS = {
+    f"{family}ForSequenceClassification": f"{family}ForCausalLM"
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3")
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
@@ -180,9 +186,18 @@ class DecoderConfig:
             StartupError: the file is missing or malformed, or names an architecture, a field or a
                 value that is not implemented.
         """
-        fields = Fields(str(folder), _read_json(folder))
-        architecture = _architecture(fields)
+        fields = open_config(folder)
+        return cls.from_fields(fields, _architecture(fields))
+
+    @classmethod
+    def from_fields(cls, fields: Fields, architecture: str) -> DecoderConfig:
+        """Read the configuration of a decoder, all fields of it.
+
+        Raises:
+            StartupError: as `from_folder`.
+        """
         family = _FAMILIES[architecture]
+        fields.neutral("model_type", family.model_type)
         fields.refuse_foreign_code_and_quantization()
         is_tied = fields.flag("tie_word_embeddings", family.is_gemma)
         if family.has_vision:
@@ -239,6 +254,15 @@ class DecoderConfig:
         )
         fields.refuse_unread()
         return config
+
+
+def open_config(folder: Path) -> Fields:
+    """The fields of `folder/config.json`, none of them read.
+
+    Raises:
+        StartupError: the file is missing or malformed.
+    """
+    return Fields(str(folder), _read_json(folder))
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from turret_adapters.plan import Group
 from turret_adapters.sharding import Shard
 from turret_adapters.spec import ModelShape, Module, Site
+from turret_kernels import gpu
 from turret_kernels.linear import LinearWeight, linear, unpack_linear
 from turret_kernels.norms import add_rms_norm, rms_norm
 from turret_kernels.paged_attention import paged_attention
@@ -145,7 +146,7 @@ class Decoder:
                 size = 0, self.config.vocab_size
                 return torch.empty(size, dtype=torch.float32, device=self.device)
             # From here on, only the rows that somebody samples from.
-            rows = batch.logit_rows.to(residual.device, non_blocking=True)
+            rows = gpu.to_device(batch.logit_rows, residual.device)
             residual, x = residual[rows], None if x is None else x[rows]
         x = self._join(x, residual, weights.norm)
         batch.adapters.touch(-1, Group.HEAD_IN, x)

@@ -21,6 +21,7 @@ from turret_server.models.config import DecoderConfig
 Progress = Callable[[int, int], None]  # bytes read so far, bytes in all
 
 _EMBED, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+_SCORE = "score.weight"  # in place of the head, in a model that classifies sequences
 
 # Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
 _IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -69,7 +70,8 @@ class DecoderWeights:
         embed: [vocab, hidden].
         layers: in order.
         norm: the last norm.
-        head: [vocab, hidden], packed; of a shard its part of the vocabulary.
+        head: [vocab, hidden], packed; of a shard its part of the vocabulary; [labels, hidden] of
+            a model that classifies sequences.
         digest: identity of the model: SHA-256, in hex, over its configuration and a sample of its
             tensors (see Checkpoint.digest), the same for every served dtype, but not for every
             quantisation.
@@ -82,12 +84,19 @@ class DecoderWeights:
     digest: str
 
 
-def expected_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor that the configuration asks for."""
+def expected_tensors(config: DecoderConfig, num_labels: int = 0) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor that the configuration asks for.
+
+    Args:
+        config: sizes and options.
+        num_labels: of a model that classifies sequences; 0 for one that continues them.
+    """
     hidden, inner = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {_EMBED: (config.vocab_size, hidden), _NORM: (hidden,)}
-    if not config.tie_word_embeddings:
+    if num_labels:
+        shapes[_SCORE] = (num_labels, hidden)
+    elif not config.tie_word_embeddings:
         shapes[_HEAD] = (config.vocab_size, hidden)
     linears = {
         "self_attn.q_proj": (q, hidden, config.qkv_bias),
@@ -161,6 +170,7 @@ def load_weights(
     progress: Progress | None = None,
     shard: Shard = Shard(),  # noqa: B008  (a constant)
     quantization: Method | None = None,
+    num_labels: int = 0,
 ) -> DecoderWeights:
     """Read, convert, fuse and pack or quantise the weights in `folder`, or a shard of them.
 
@@ -175,13 +185,14 @@ def load_weights(
         shard: which part of them; see `turret_adapters.sharding`. The biases of o and down are
             rank 0's alone, because their outputs are added up.
         quantization: of the linears of the layers; embedding, head and norms stay as they are.
+        num_labels: as for `expected_tensors`; the head is then [labels, hidden].
 
     Raises:
         StartupError: the files are damaged, or tensors are missing, unexpected or of other shapes,
             or of shapes that cannot be quantised.
     """
     checkpoint = Checkpoint(folder, config.has_vision)
-    shapes = expected_tensors(config)
+    shapes = expected_tensors(config, num_labels)
     check_tensors(checkpoint, config, shapes)
     if quantization is not None:
         _check_quantization(checkpoint, shapes, quantization)
@@ -241,8 +252,10 @@ def load_weights(
     embed = stacked([_EMBED])
     layers = [layer_weights(layer) for layer in range(config.num_layers)]
     last = norm(_NORM)
-    tied = config.tie_word_embeddings
-    head = pack_linear(embed[shard.of(config.vocab_size)] if tied else stacked([_HEAD], split=0))
+    if config.tie_word_embeddings and not num_labels:
+        head = pack_linear(embed[shard.of(config.vocab_size)])
+    else:
+        head = pack_linear(stacked([_SCORE if num_labels else _HEAD], split=0))
     identity = f"{asdict(config)} {checkpoint.digest()}"
     if quantization is not None:
         identity += f" {quantization}"
@@ -264,6 +277,25 @@ def check_tensors(
     Raises:
         StartupError: there are some.
     """
+    unexpected = {n for n in check_shapes(checkpoint, shapes) if not _IGNORED.fullmatch(n)}
+    if config.tie_word_embeddings and _HEAD in unexpected:
+        # Some tools store the tied head again; transformers ties only equal ones.
+        if checkpoint.equal(_HEAD, _EMBED):
+            unexpected.remove(_HEAD)
+        else:
+            checkpoint.refuse(
+                f"config.json ties the head to the embedding, but {_HEAD!r} differs from it",
+                'Set "tie_word_embeddings": false in config.json.',
+            )
+    refuse_unexpected(checkpoint, unexpected, config.architecture)
+
+
+def check_shapes(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> set[str]:
+    """Refuse missing and misshapen tensors, by name; return the names of those left over.
+
+    Raises:
+        StartupError: there are some.
+    """
     stored = checkpoint.names()
     if missing := sorted(shapes.keys() - stored):
         checkpoint.refuse(f"its files lack {_listed(missing)}")
@@ -274,19 +306,18 @@ def check_tensors(
                 f"makes it {list(shape)}",
                 "Use the config.json that belongs to these weights.",
             )
-    unexpected = {name for name in stored - shapes.keys() if not _IGNORED.fullmatch(name)}
-    if config.tie_word_embeddings and _HEAD in unexpected:
-        # Some tools store the tied head again; transformers ties only equal ones.
-        if checkpoint.equal(_HEAD, _EMBED):
-            unexpected.remove(_HEAD)
-        else:
-            checkpoint.refuse(
-                f"config.json ties the head to the embedding, but {_HEAD!r} differs from it",
-                'Set "tie_word_embeddings": false in config.json.',
-            )
-    if unexpected:
+    return stored - shapes.keys()
+
+
+def refuse_unexpected(checkpoint: Checkpoint, names: set[str], architecture: str) -> None:
+    """Refuse tensors that the architecture does not have.
+
+    Raises:
+        StartupError: there are some.
+    """
+    if names:
         checkpoint.refuse(
-            f"its files hold {_listed(sorted(unexpected))}, which a {config.architecture} lacks",
+            f"its files hold {_listed(sorted(names))}, which a {architecture} lacks",
             "Serve the checkpoint of a plain decoder (merge adapters, drop extra heads).",
         )
 

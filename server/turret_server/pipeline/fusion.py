@@ -29,7 +29,8 @@ from turret_server.engine.messages import Fusion, Member
 from turret_server.errors import BadRequest
 
 if TYPE_CHECKING:
-    from turret_server.pipeline.recipe import Recipe, Weight
+    from turret_server.pipeline.adapter_weight import Weight
+    from turret_server.pipeline.recipe import Recipe
 
 MAX_WEIGHT = 16.0  # absolute; bodies are checked for it
 DEFAULT_RANGE = 2.0  # where the paper's grid of dynamic weights ends
@@ -75,6 +76,7 @@ class MemberSpec:
         prompt: text or token ids in place of the request's own.
         messages: a conversation in place of the request's own.
         system: the system message in place of the conversation's; "" for none.
+        documents: it sees those of the request's conversation.
         temperature: of its logits.
     """
 
@@ -83,6 +85,7 @@ class MemberSpec:
     prompt: str | list[int] | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     system: str | None = None
+    documents: bool = True
     temperature: float = 1.0
 
     def __str__(self) -> str:
@@ -93,6 +96,11 @@ class MemberSpec:
     def is_own(self) -> bool:
         """Is it the request's own model, with another prompt or temperature?"""
         return self.model is None and not self.adapters
+
+    @property
+    def sees_documents(self) -> bool:
+        """Are documents of the request in its prompt?"""
+        return self.documents and self.prompt is None and self.messages is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,11 @@ def owned_name(tenant: str, name: str) -> str:
     return f"{tenant}{_BETWEEN}{name}"
 
 
+def is_owned(name: str) -> bool:
+    """Does an adapter of this name belong to a tenant?"""
+    return _BETWEEN in name
+
+
 class Names:
     """A catalog as a tenant reads it.
 
@@ -35,7 +40,7 @@ class Names:
         """The record of a name, None where there is none for this tenant; its own goes first."""
         if (own := self._catalog.get(owned_name(self._tenant.name, name))) is not None:
             return replace(own, name=name)
-        is_plain = _BETWEEN not in name  # or it would be another tenant's
+        is_plain = not is_owned(name)  # or it would be another tenant's
         return self._catalog.get(name) if is_plain and self._tenant.may_use(name) else None
 
     def called(self, name: str) -> str:
@@ -51,7 +56,7 @@ class Names:
             *(
                 record
                 for record in self._catalog.records()
-                if _BETWEEN not in record.name
+                if not is_owned(record.name)
                 and record.name not in own
                 and self._tenant.may_use(record.name)
             ),

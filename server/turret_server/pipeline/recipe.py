@@ -11,7 +11,6 @@ members are resolved like requests.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -22,18 +21,18 @@ import msgspec
 from turret_adapters import weight_table
 from turret_adapters.catalog import AdapterRecord, Catalog
 from turret_adapters.derivation import Derivation
-from turret_adapters.errors import quote
 from turret_server.engine.messages import AdapterUse
 from turret_server.errors import BadRequest, NotFound, TurretError, Unprocessable
+from turret_server.pipeline.adapter_weight import Weight, spell_out
 from turret_server.pipeline.fusion import FusedRecipe, FusionSpec, MemberSpec, check, term_weights
 from turret_server.pipeline.names import Names
+from turret_server.pipeline.rerank import RerankSpec
 from turret_server.tenancy.principal import Tenant
 
 MAX_ADAPTERS = 16  # of one recipe
-MAX_WEIGHT = 16.0  # absolute; beyond it activations overflow long before they mean anything
+COMPOSED = "composed"  # the label of stacks that have no name
 _MAX_COMPARED = 100  # names that an unknown one is compared with
 
-Weight = float | dict[str, float]  # as requests write it; of a table, see weight_table.py
 Stack = tuple[tuple[str, Weight], ...]  # adapters with their weights
 
 
@@ -47,7 +46,7 @@ class Recipe:
             weight 0 is not there.
         digest: identity of the adapted model; equal recipes give equal digests.
         label: a name of bounded variety for metrics: a base, adapter or recipe name, else
-            "composed".
+            COMPOSED.
         num_virtual_tokens: positions that the adapters put before the prompt.
         fusion: with further members, whose logits are combined with this one's.
         auxiliary: of a member, the name of the auxiliary model; "" for the main one.
@@ -80,6 +79,7 @@ class RecipeBook:
         fusions: those of named recipes that are fused; their stacks are the first members.
         max_members: of one fusion.
         auxiliaries: names of models that are members of fusions alone.
+        reranks: those of named recipes that rerank.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class RecipeBook:
         fusions: Mapping[str, FusionSpec] | None = None,
         max_members: int = 8,
         auxiliaries: Sequence[str] = (),
+        reranks: Mapping[str, RerankSpec] | None = None,
     ) -> None:
         self.catalog: Catalog | Names = catalog
         self.base_names = tuple(base_names)
@@ -98,8 +99,17 @@ class RecipeBook:
             for name, stack in (recipes or {}).items()
         }
         self.fusions = dict(fusions or {})
+        self.reranks = dict(reranks or {})
         self._max_members = max_members
         self.auxiliaries = tuple(auxiliaries)
+
+    def over(
+        self, catalog: Catalog, recipes: Mapping[str, Stack], fusions: Mapping[str, FusionSpec]
+    ) -> RecipeBook:
+        """The book as it would be with another catalog and other named recipes."""
+        book = copy(self)
+        book.catalog, book.recipes, book.fusions = catalog, dict(recipes), dict(fusions)
+        return book
 
     def granted(self, tenant: Tenant) -> Tenant:
         """The tenant with what its grants include: a recipe's adapters come with the recipe."""
@@ -113,6 +123,7 @@ class RecipeBook:
         book.catalog = names
         book.recipes = {n: stack for n, stack in self.recipes.items() if tenant.may_use(n)}
         book.fusions = {n: fusion for n, fusion in self.fusions.items() if n in book.recipes}
+        book.reranks = {n: rerank for n, rerank in self.reranks.items() if n in book.recipes}
         return book
 
     def resolve(
@@ -165,28 +176,27 @@ class RecipeBook:
     def _member(self, member: MemberSpec) -> Recipe | None:
         """The recipe of a member; None for the request's own."""
         name = member.model
-        if name not in self.auxiliaries:
-            return None if member.is_own else self._resolve(name, member.adapters)
-        if member.adapters:
-            raise Unprocessable(
-                f"the auxiliary model {name!r} takes no adapters",
-                "they are adapters of the main model",
-                "Leave them out.",
-                param="adapters",
-            )
-        digest = hashlib.sha256(f"auxiliary:{name}".encode()).hexdigest()
-        return Recipe(name, (), digest, name, auxiliary=name)
+        if name is not None and name in self.auxiliaries:
+            return self._resolve(name, member.adapters, auxiliary=name)
+        return None if member.is_own else self._resolve(name, member.adapters)
 
-    def _resolve(self, model: str | None, adapters: Sequence[tuple[str, Weight]]) -> Recipe:
+    def _resolve(
+        self, model: str | None, adapters: Sequence[tuple[str, Weight]], *, auxiliary: str = ""
+    ) -> Recipe:
         """Resolve one member.
+
+        Args:
+            model: as for `resolve`; of a member that runs an auxiliary model, its name.
+            adapters: as for `resolve`.
+            auxiliary: the model that the adapters act on, "" for the main one.
 
         Raises:
             NotFound: a name that is not served; close matches are listed.
             BadRequest: a malformed weight, an adapter named twice, or too many of them.
-            Unprocessable: a weight that the adapter cannot take.
+            Unprocessable: an adapter of another model, or a weight that it cannot take.
         """
         model = self.base_names[0] if model is None else model
-        label, named = self._parse(model)
+        label, named = (model, []) if auxiliary else self._parse(model)
         parts = [(name, weight, "model") for name, weight in named]
         parts += [(name, weight, f"adapters[{i}]") for i, (name, weight) in enumerate(adapters)]
         if len(parts) > MAX_ADAPTERS:
@@ -199,6 +209,8 @@ class RecipeBook:
         num_virtual_tokens = 0
         for name, weight, param in parts:
             record = self._record(name, param)
+            if auxiliary not in record.num_layers:
+                raise self._unfit(record, auxiliary, param)
             if record.digest in weights:
                 raise BadRequest(
                     f"adapter {name!r} is named twice",
@@ -206,15 +218,17 @@ class RecipeBook:
                     "Name it once and give it the sum of the weights.",
                     param=param,
                 )
-            weights[record.digest] = spelt = _weight(weight, record, param)
+            num_layers = record.num_layers[auxiliary]
+            weights[record.digest] = spelt = spell_out(weight, record, num_layers, param)
             num_virtual_tokens += record.num_virtual_tokens if spelt != 0 else 0
         uses = tuple(AdapterUse(digest, weight) for digest, weight in weights.items() if weight)
         return Recipe(
             model=model,
             adapters=uses,
-            digest=_digest(uses),
-            label="composed" if adapters else label,
+            digest=_digest(uses, auxiliary),
+            label=COMPOSED if adapters else label,
             num_virtual_tokens=num_virtual_tokens,
+            auxiliary=auxiliary,
         )
 
     def mentioned(
@@ -278,7 +292,7 @@ class RecipeBook:
             named = self.catalog.called(model) if isinstance(self.catalog, Names) else model
             return named, [(model, 1.0)]
         if "+" in model or ":" in model:
-            return "composed", list(parse_stack(model))
+            return COMPOSED, list(parse_stack(model))
         raise self._unknown(model, "model")
 
     def _record(self, name: str, param: str) -> AdapterRecord:
@@ -286,6 +300,19 @@ class RecipeBook:
         if record is None:
             raise self._unknown(name, param)
         return record
+
+    def _unfit(self, record: AdapterRecord, auxiliary: str, param: str) -> Unprocessable:
+        """What to say of an adapter that another model's member names."""
+        name = record.name
+        fits = [model or self.base_names[0] for model in record.num_layers]
+        shown = f'{{"model": "{fits[0]}", "adapters": [{{"name": "{name}"}}]}}'
+        return Unprocessable(
+            f"the adapter {name!r} does not fit {auxiliary or self.base_names[0]!r}",
+            record.unfit.get(auxiliary, "it was made for another model"),
+            f"It fits {', '.join(fits)}: name it as {shown}"
+            + (", a member of a fusion." if fits[0] in self.auxiliaries else "."),
+            param=param,
+        )
 
     def _unknown(self, name: str, param: str) -> NotFound:
         known = [*self.base_names, *self.recipes, *self.catalog.names()]
@@ -337,46 +364,9 @@ def _part(text: str) -> tuple[str, Weight]:
         ) from None
 
 
-def _weight(weight: Weight, record: AdapterRecord, param: str) -> weight_table.Weight:
-    """Check a weight; a table is spelt out for every place that the adapter touches."""
-    where = param if param == "model" else f"{param}.weight"
-    if isinstance(weight, dict):
-        for number in weight.values():
-            _check(number, record.name, where)
-        try:
-            spelt = weight_table.expand(weight, record.targets, record.num_layers)
-        except weight_table.BadWeightTable as error:
-            raise Unprocessable(
-                f"the weights of adapter {record.name!r} cannot be applied",
-                error.why,
-                error.fix,
-                param=where,
-            ) from None
-    else:
-        _check(weight, record.name, where)
-        spelt = float(weight)
-    if "Threshold" in record.primitives and spelt not in (0, 1):
-        raise Unprocessable(
-            f"adapter {record.name!r} cannot have the weight {quote(weight)}",
-            f"it is {record.kind}: below its thresholds activations are left out, and half of that "
-            "has no meaning",
-            "Give it the weight 1, or 0 to switch it off; fit another one for another sparsity.",
-            param=where,
-        )
-    return spelt
-
-
-def _check(weight: float, name: str, param: str) -> None:
-    if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
-        raise BadRequest(
-            f"weight {weight!r} of adapter {name!r} is out of range",
-            f"weights lie between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
-            param=param,
-        )
-
-
-def _digest(uses: Iterable[AdapterUse]) -> str:
-    return hashlib.sha256(msgspec.json.encode(list(uses), order="sorted")).hexdigest()
+def _digest(uses: Iterable[AdapterUse], auxiliary: str) -> str:
+    stack = msgspec.json.encode(list(uses), order="sorted")
+    return hashlib.sha256(stack + auxiliary.encode()).hexdigest()
 
 
 def _fused_already(model: str, param: str) -> Unprocessable:

@@ -13,7 +13,12 @@ A recipe is an expression such as "a:0.7+b", or a table, on the command line as 
     [recipes.stronger-sql]
     fusion = {method = "proxy", experts = ["sql"], anchor = "demo", weights = 1.5}
 
-The table `fusion` is what a body may hold; `adapters` beside it are the first member's.
+    [recipes.best-sql]
+    adapters = ["sql"]
+    rerank = {scorer = "judge", candidates = 8}
+
+The tables `fusion` and `rerank` are what a body may hold; `adapters` beside `fusion` are the first
+member's.
 """
 
 from __future__ import annotations
@@ -26,8 +31,10 @@ from typing import Any
 from turret_adapters.catalog import name_problem
 from turret_adapters.derivation import Derivation, Source, derivation
 from turret_server.errors import StartupError, TurretError
+from turret_server.pipeline.adapter_weight import Weight
 from turret_server.pipeline.fusion import FusionSpec
-from turret_server.pipeline.recipe import Stack, Weight, parse_stack
+from turret_server.pipeline.recipe import Stack, parse_stack
+from turret_server.pipeline.rerank import RerankSpec
 
 _FIX = "Correct the recipe; docs/adapters.md shows both forms."
 
@@ -40,21 +47,26 @@ class NamedRecipes:
         stacks: adapters that run together, each as it is; of a fusion the first member's.
         derived: adapters to be made of others at the start.
         fusions: what is combined with the stack of the same name.
+        reranks: how answers of the stack of the same name are chosen.
     """
 
     stacks: dict[str, Stack] = field(default_factory=dict)
     derived: dict[str, Derivation] = field(default_factory=dict)
     fusions: dict[str, FusionSpec] = field(default_factory=dict)
+    reranks: dict[str, RerankSpec] = field(default_factory=dict)
 
 
 def parse_recipes(
-    recipes: Mapping[str, str], parse_fusion: Callable[[Any], FusionSpec]
+    recipes: Mapping[str, str],
+    parse_fusion: Callable[[Any], FusionSpec],
+    parse_rerank: Callable[[Any], RerankSpec],
 ) -> NamedRecipes:
     """Parse recipes; adapters that they name are not looked up yet.
 
     Args:
         recipes: by name: an expression, or a table in JSON.
         parse_fusion: reads a table `fusion` as bodies are read; raises ValueError or TurretError.
+        parse_rerank: likewise a table `rerank`.
 
     Raises:
         StartupError: names the recipe, and says what is wrong with it.
@@ -67,13 +79,15 @@ def parse_recipes(
             table = json.loads(text) if text.startswith("{") else None
             if table is None:
                 parsed.stacks[name] = parse_stack(text)
-            elif "fusion" in table:
-                parsed.fusions[name] = parse_fusion(table.pop("fusion"))
-                parsed.stacks[name] = _stack(table) if table else ()
             elif "method" in table:
                 parsed.derived[name] = parse_derivation(table)
             else:
-                parsed.stacks[name] = _stack(table)
+                is_base = bool(table.keys() & {"fusion", "rerank"})  # unless it has adapters
+                if "fusion" in table:
+                    parsed.fusions[name] = parse_fusion(table.pop("fusion"))
+                if "rerank" in table:
+                    parsed.reranks[name] = parse_rerank(table.pop("rerank"))
+                parsed.stacks[name] = () if is_base and not table else _stack(table)
         except (ValueError, TurretError) as error:
             raise recipe_error(name, str(error)) from None
     return parsed
@@ -101,7 +115,9 @@ def recipe_error(name: str, why: str, fix: str = _FIX) -> StartupError:
 
 def _stack(table: dict[str, Any]) -> Stack:
     if unknown := sorted(table.keys() - {"adapters"}):
-        raise ValueError(f"{unknown[0]!r} is not known; there is 'adapters', 'fusion', or 'method'")
+        raise ValueError(
+            f"{unknown[0]!r} is not known; there is adapters, fusion, rerank and method"
+        )
     return tuple(_items(table.get("adapters"), "adapters"))
 
 

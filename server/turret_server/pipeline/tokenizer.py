@@ -205,6 +205,10 @@ class Tokenizer:
         """Tell whether `decode` leaves this token out by default."""
         return token_id in self._special_ids
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token as tokenizer.json spells it, with its id."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def token_id(self, token: str) -> int | None:
         """Return the id of a token by its text in the vocabulary."""
         return self._tokenizer.token_to_id(token)

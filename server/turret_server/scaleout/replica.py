@@ -84,8 +84,8 @@ class Replica:
         return await self._follower.sync()
 
     async def metrics(self) -> tuple[str, bytes]:
-        """The id of this replica and its metrics page."""
-        return self._id, self._service.metrics.text()
+        """The id of this replica and its metrics page, as it is without a key."""
+        return self._id, self._service.metrics.text(with_tenants=False)
 
     async def check_health(self) -> None:
         """Tell Ray whether to replace this replica.

@@ -66,9 +66,13 @@ class AdapterSources:
         remotes: Sequence[str] = (),
         limits: FetchLimits | None = None,
     ) -> None:
+        self.allow(roots, remotes)
+        self._limits = limits or FetchLimits()
+
+    def allow(self, roots: Sequence[Path], remotes: Sequence[str]) -> None:
+        """Let run-time loads read these roots and remotes from now on, and no others."""
         self.roots = [root.expanduser().resolve() for root in roots]
         self._remotes = tuple(remotes)
-        self._limits = limits or FetchLimits()
 
     def locate(self, source: str, *, confined: bool, below: str = "") -> Located:
         """Find out what a source is.

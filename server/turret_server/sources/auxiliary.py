@@ -6,10 +6,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from turret_adapters.catalog import name_problem
 from turret_server.errors import StartupError
+from turret_server.pipeline.auxiliary import AuxiliaryTokens, id_map
 from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.sources.model import resolve_model
+
+ID_MAP = "turret_id_map.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +23,11 @@ class AuxiliaryModel:
 
     Attributes:
         folder: of its files.
-        tokenizer: of its own, for its chat template; its ids mean what the main model's mean.
+        tokens: make its prompts.
     """
 
     folder: Path
-    tokenizer: Tokenizer
+    tokens: AuxiliaryTokens
 
 
 def find_auxiliaries(
@@ -37,7 +42,8 @@ def find_auxiliaries(
         progress: draw a progress bar where something is fetched.
 
     Raises:
-        StartupError: a name cannot be used, a model is not there, or it has another vocabulary.
+        StartupError: a name cannot be used, a model is not there, or its vocabulary is another one
+            without an id map.
     """
     found = {}
     for name, source in models.items():
@@ -46,13 +52,25 @@ def find_auxiliaries(
                 f"{name!r} cannot name an auxiliary model", problem, "Choose another name."
             )
         folder = resolve_model(source, progress=progress)
-        tokenizer = Tokenizer.load(folder)
+        tokenizer, ids = Tokenizer.load(folder), None
         if tokenizer.vocabulary_digest != main.vocabulary_digest:
-            raise StartupError(
-                f"the auxiliary model {name!r} cannot be fused",
-                f"its vocabulary has the digest {tokenizer.vocabulary_digest[:12]}, that of the "
-                f"main model {main.vocabulary_digest[:12]}: token ids do not mean the same",
-                "Use models of one family.",
-            )
-        found[name] = AuxiliaryModel(folder, tokenizer)
+            try:
+                ids = id_map(main, tokenizer, _pairs(folder / ID_MAP))
+            except ValueError as error:
+                raise StartupError(
+                    f"the auxiliary model {name!r} cannot be fused",
+                    f"its vocabulary is not the main model's: {error}",
+                    f"Use models of one family, or put a {ID_MAP} beside it: docs/fusion.md.",
+                ) from error
+        found[name] = AuxiliaryModel(folder, AuxiliaryTokens(tokenizer, ids))
     return found
+
+
+def _pairs(path: Path) -> dict[str, str | None] | None:
+    """What the file says of tokens and their counterparts; None without the file."""
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str | None])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ValueError(f"{ID_MAP} cannot be read ({error})") from error

@@ -16,6 +16,7 @@ from turret_server.errors import StartupError
 from turret_server.sources.hub import parse_repo
 from turret_server.sources.urls import url_problem
 
+_MAX_SHARE = 1000.0
 _FIX = "Correct it; docs/adapters.md shows both forms."
 
 
@@ -27,11 +28,13 @@ class AdapterSetting:
         source: see `AdapterSources`.
         digest: the only content that is accepted, None for any.
         pin: keep it on the device, whatever else is asked for.
+        share: of what its tenant is served, beside other models; 1 is the ordinary one.
     """
 
     source: str
     digest: str | None = None
     pin: bool = False
+    share: float = 1.0
 
 
 def parse_adapters(adapters: Mapping[str, str]) -> dict[str, AdapterSetting]:
@@ -74,8 +77,8 @@ def check_remotes(prefixes: Iterable[str]) -> None:
 
 
 def _from_table(table: dict[str, object]) -> AdapterSetting:
-    if unknown := sorted(table.keys() - {"source", "digest", "pin"}):
-        raise ValueError(f"{unknown[0]!r} is not known; there is source, digest and pin")
+    if unknown := sorted(table.keys() - {"source", "digest", "pin", "share"}):
+        raise ValueError(f"{unknown[0]!r} is not known; there is source, digest, pin and share")
     source, digest, pin = table.get("source"), table.get("digest"), table.get("pin", False)
     if not isinstance(source, str) or not source:
         raise ValueError("its 'source' is missing or no text")
@@ -83,4 +86,9 @@ def _from_table(table: dict[str, object]) -> AdapterSetting:
         raise ValueError("its 'digest' is no text")
     if not isinstance(pin, bool):
         raise ValueError("its 'pin' is neither true nor false")
-    return AdapterSetting(source, None if digest is None else parse_digest(digest), pin)
+    share = table.get("share", 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= _MAX_SHARE:
+        raise ValueError(f"its 'share' is no number above 0 and at most {_MAX_SHARE:g}")
+    return AdapterSetting(
+        source, None if digest is None else parse_digest(digest), pin, float(share)
+    )

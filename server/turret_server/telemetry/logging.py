@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("turret")
 
 # Probes and scrapers would drown everything else.
-_QUIET = frozenset({"/health", "/ping", "/ready", "/metrics", "/version"})
+PROBES = frozenset({"/health", "/ping", "/ready", "/metrics", "/version"})
+# JSON lets them stand as they are; terminals and many readers of lines do not.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
 class JsonFormatter(logging.Formatter):
     """Renders a record, and the fields given as `extra={"fields": {...}}`, as JSON.
 
-    JSON escapes line breaks, so no header or name can forge a line.
+    Every line break is escaped, those of Unicode too, so no header or name can forge a line.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -35,21 +38,27 @@ class JsonFormatter(logging.Formatter):
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return msgspec.json.encode(line).decode().translate(_ESCAPED)
 
 
 def configure_logging(level: str = "info") -> None:
-    """Send the logs of Turret to stderr, in place of whatever was configured before."""
+    """Send the logs of Turret and of its HTTP server to stderr, in place of what was configured.
+
+    Other libraries keep their silence: what they would say at "debug" may quote a request.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logger.handlers[:] = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
+    for name in ("turret", "turret_server", "turret_adapters", "uvicorn"):
+        ours = logging.getLogger(name)
+        ours.handlers[:] = [handler]
+        ours.propagate = False
+        # The HTTP server's own lines below a warning repeat ours.
+        ours.setLevel(logging.WARNING if name == "uvicorn" else level.upper())
 
 
 def log_request(record: RequestRecord, method: str, path: str, status: int) -> None:
     """One line for a request that has ended."""
-    quiet = path in _QUIET and status < 500
+    quiet = path in PROBES and status < 500
     level = logging.DEBUG if quiet else logging.INFO
     if not logger.isEnabledFor(level):
         return
@@ -65,6 +74,7 @@ def log_request(record: RequestRecord, method: str, path: str, status: int) -> N
     if record.model:
         fields |= {
             "model": record.model[:256],
+            "adapter": record.label if record.adapters else None,
             "adapters": record.adapters,
             "stream": record.stream,
             "choices": record.choices,
@@ -75,23 +85,45 @@ def log_request(record: RequestRecord, method: str, path: str, status: int) -> N
             "queued_ms": _ms(record.queued_s),
             "first_token_ms": None if record.first_token_s is None else _ms(record.first_token_s),
         }
+    if record.member_tokens:
+        fields["member_tokens"] = record.member_tokens
+    if record.trace_id:
+        fields["trace_id"] = record.trace_id
     if record.pages:
         fields["pages"] = record.pages
     if record.disconnected:
         fields["disconnected"] = True
     if record.error is not None:
-        # The message may quote the request; class, code and field do not.
-        fields |= {
-            "error": type(record.error).__name__,
-            "code": record.error.code,
-            "param": record.error.param,
-        }
+        # Message and field may quote the request; class and code do not.
+        fields |= {"error": type(record.error).__name__, "code": record.error.code}
     logger.log(level, "request", extra={"fields": fields})
 
 
 def log_unexpected(record: RequestRecord, error: Exception) -> None:
-    """An exception that nothing handled, with its traceback."""
-    logger.error("unhandled_exception", exc_info=error, extra={"fields": {"request_id": record.id}})
+    """An exception that nothing handled: where it came from, without its words.
+
+    They may quote the request: what a library could not parse, it likes to show.
+    """
+    fields = {
+        "request_id": record.id,
+        "error": type(error).__name__,
+        "traceback": _places(error),
+    }
+    logger.error("unhandled_exception", extra={"fields": fields})
+
+
+def _places(error: BaseException | None) -> list[str]:
+    """Classes of an exception and of its causes, each with the lines of code it passed."""
+    found, seen = [], set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        found.append(type(error).__name__)
+        found += [
+            f"{frame.filename}:{frame.lineno} {frame.name}"
+            for frame in traceback.extract_tb(error.__traceback__)
+        ]
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _ms(seconds: float) -> float:

@@ -1,27 +1,37 @@
 """Prometheus metrics: `turret_*`, and the same under the names that vLLM's dashboards read.
 
-What is measured is measured once; `_VllmNames` repeats it under `vllm:` at the scrape. Gauges of
-the engine come from its latest statistics at the scrape, so that no series outlives its cause.
+What is measured is measured once; `VllmNames` repeats it under `vllm:` at the scrape. Who may know
+the tenants gets a page with them; everybody else one that names neither tenants nor adapters of a
+tenant's own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from turret_adapters.catalog import Catalog
 from turret_server.engine.client import EngineClient
 from turret_server.errors import TurretError
+from turret_server.pipeline.names import is_owned
+from turret_server.pipeline.recipe import COMPOSED, RecipeBook
+from turret_server.telemetry.engine_metrics import EngineMetrics
+from turret_server.telemetry.named_metrics import ModelMetrics, TenantMetrics
+from turret_server.telemetry.record import RequestRecord
+from turret_server.telemetry.tenancy_metrics import TenancyMetrics
+from turret_server.telemetry.usage import Usage, UsageByName
+from turret_server.telemetry.vllm_names import VllmAdapters, VllmNames
+from turret_server.tenancy.service import Tenancy
 
 _SECONDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40,
@@ -33,6 +43,7 @@ _GAP_SECONDS = (
 )  # fmt: skip
 _TOKENS = tuple(m * 10**e for e in range(6) for m in (1, 2, 5))
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 128)
+_OUTCOMES = ("loaded", "refused", "failed")
 
 disable_created_metrics()  # a time stamp per series tells nothing and triples the page
 
@@ -42,26 +53,39 @@ class Metrics:
 
     Args:
         engine: whose statistics are shown.
-        catalog: tells the names of resident adapters.
-        model_name: the base model's canonical name, vLLM's label `model_name`.
+        catalog: tells the names of adapters.
+        recipes: tells the names of bases and recipes; the first base is vLLM's `model_name`.
+        tenancy: who calls, and what is known of the ledger.
+        max_labels: models with a label of their own, and tenants; see `UsageByName`.
+
+    Attributes:
+        registry: of what both pages show.
     """
 
-    def __init__(self, engine: EngineClient, catalog: Catalog, model_name: str) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        catalog: Catalog,
+        recipes: RecipeBook,
+        tenancy: Tenancy,
+        max_labels: int,
+    ) -> None:
         self.registry = CollectorRegistry()
-        self._base: list[Counter | Histogram] = []
+        base: list[Counter | Histogram] = []
+        self._model_name = model_name = recipes.base_names[0]
         label = {"model_name": model_name}
 
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
             metric = Histogram(
                 f"turret_{name}", text, ["model_name"], registry=self.registry, buckets=buckets
             )
-            self._base.append(metric)
+            base.append(metric)
             return metric.labels(**label)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             names = ["model_name", *labels]
             metric = Counter(f"turret_{name}", text, names, registry=self.registry)
-            self._base.append(metric)
+            base.append(metric)
             return metric
 
         self.first_token_s = histogram(
@@ -89,22 +113,29 @@ class Metrics:
         self.asked_tokens = histogram("request_params_max_tokens", "Largest answer.", _TOKENS)
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens served.").labels(**label)
         self.answer_tokens = counter("generation_tokens", "Tokens generated.").labels(**label)
-        self._success = counter("request_success", "Finished answers.", "finished_reason")
-        self._model_name = model_name
-
-        # By what the client asked for. Labels are names that are served, so they are bounded, and
-        # `forget` removes those of an adapter that left.
-        self._model_answers = Counter(
-            "turret_model_answers",
-            "Finished answers by base, adapter or recipe name.",
-            ["model", "finished_reason"],
-            registry=self.registry,
+        self.token_s = histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time between the tokens of an answer.",
+            _GAP_SECONDS,
         )
-        self._model_tokens = Counter(
-            "turret_model_generation_tokens",
-            "Tokens generated by base, adapter or recipe name.",
-            ["model"],
+        self.longest_answer = histogram(
+            "request_max_num_generation_tokens", "Tokens of a request's longest answer.", _TOKENS
+        )
+        self.computed_size = histogram(
+            "request_prefill_kv_computed_tokens",
+            "Prompt tokens of a request that were not cached.",
+            _TOKENS,
+        )
+        self._success = counter("request_success", "Finished answers.", "finished_reason")
+        self._scored = Counter(
+            "turret_scored_texts", "Texts that scorers judged.", ["scorer"], registry=self.registry
+        )
+        self._score_s = Histogram(
+            "turret_score_time_seconds",
+            "Time to score the answers to a prompt, waiting included.",
+            ["scorer"],
             registry=self.registry,
+            buckets=_SECONDS,
         )
         self._errors = Counter(
             "turret_errors", "Errors told to clients.", ["code"], registry=self.registry
@@ -112,148 +143,98 @@ class Metrics:
         self._responses = Counter(
             "turret_http_responses", "HTTP responses by status.", ["status"], registry=self.registry
         )
-        self._live = _EngineCollector(engine, catalog, model_name)
-        self.registry.register(self._live)
-        self.registry.register(_VllmNames([*self._base, self._live]))
+        self._loads = Counter(
+            "turret_adapter_loads",
+            "Adapters that were to be loaded, by outcome.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in _OUTCOMES:  # a counter that begins at its first failure has no rate
+            self._loads.labels(outcome)
+        self._load_s = Histogram(
+            "turret_adapter_load_seconds",
+            "Time to load an adapter, fetching included.",
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        ProcessCollector(registry=self.registry)
+        live = EngineMetrics(engine, catalog, model_name)
+        for collector in (live, VllmNames(live, base), TenancyMetrics(tenancy)):
+            self.registry.register(collector)
+
+        self._models, self._tenants = UsageByName(max_labels), UsageByName(max_labels)
+
+        def is_served(name: str) -> bool:
+            return catalog.get(name) is not None or recipes.served(name) or name == COMPOSED
+
+        def is_open(name: str) -> bool:
+            return recipes.served(name) or not is_owned(name)
+
+        def models(page: CollectorRegistry, is_shown: Callable[[str], bool]) -> None:
+            page.register(ModelMetrics(self._models, engine, catalog, is_served, is_shown))
+            page.register(VllmAdapters(live, is_shown))
+
+        self._open, self._whole = CollectorRegistry(), CollectorRegistry()
+        models(self._open, is_open)
+        models(self._whole, lambda name: True)
+        self._whole.register(TenantMetrics(self._tenants, tenancy.meters.running, tenancy.knows))
+
+    def scored(self, scorer: str, count: int, seconds: float) -> None:
+        """Texts were scored."""
+        self._scored.labels(scorer).inc(count)
+        self._score_s.labels(scorer).observe(seconds)
 
     def answer(self, label: str, finish_reason: str, tokens: int) -> None:
         """Count an answer that has ended, for whatever reason."""
         self.answer_tokens.inc(tokens)
         self.answer_size.observe(tokens)
         self._success.labels(self._model_name, finish_reason).inc()
-        self._model_answers.labels(label, finish_reason).inc()
-        self._model_tokens.labels(label).inc(tokens)
+        self._models.of(label).answers[finish_reason] += 1
 
-    def http_response(self, status: int, error: TurretError | None) -> None:
-        """Count a response; status 0 is a client that left before it."""
+    def request(self, record: RequestRecord, status: int) -> None:
+        """Count a request that has ended; status 0 is a client that left before the response."""
         self._responses.labels(str(status or 499)).inc()
-        if error is not None:
-            self._errors.labels(error.code or error.type).inc()
+        if record.error is not None:
+            self._errors.labels(record.error.code or record.error.type).inc()
+        if record.label:
+            _add(self._models.of(record.label), record)
+        if record.tenant and (record.label or record.pages or record.error):  # not a scrape
+            _add(self._tenants.of(record.tenant), record)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around the loading of one adapter."""
+        began = time.perf_counter()
+        outcome = "failed"
+        try:
+            yield
+            outcome = "loaded"
+        except TurretError as error:
+            outcome = "refused" if error.status < 500 else "failed"
+            raise
+        finally:
+            self._loads.labels(outcome).inc()
+            self._load_s.observe(time.perf_counter() - began)
 
     def forget(self, name: str) -> None:
         """Drop the series of a name that is no longer served."""
-        for metric in (self._model_answers, self._model_tokens):
-            metric.remove_by_labels({"model": name})
+        self._models.forget(name)
 
-    def text(self) -> bytes:
+    def text(self, *, with_tenants: bool) -> bytes:
         """The page that Prometheus reads."""
-        return generate_latest(self.registry)
+        page = self._whole if with_tenants else self._open
+        return generate_latest(self.registry) + generate_latest(page)
 
 
-class _EngineCollector(Collector):
-    """Gauges and counters out of the engine's latest statistics."""
-
-    def __init__(self, engine: EngineClient, catalog: Catalog, model_name: str) -> None:
-        self.engine = engine
-        self.catalog = catalog
-        self.model_name = model_name
-
-    def collect(self) -> Iterator[Metric]:
-        """Everything, as of now."""
-        yield from self.shared()
-        yield from self._own()
-
-    def shared(self) -> Iterator[Metric]:
-        """What vLLM has too."""
-        stats = self.engine.stats
-        used = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
-        yield self._gauge("num_requests_running", "Requests in the batch.", stats.running)
-        yield self._gauge("num_requests_waiting", "Requests in the queue.", stats.waiting)
-        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", used)
-        yield self._counter(
-            "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries
-        )
-        yield self._counter("prefix_cache_hits", "Of them found.", stats.prefix_hits)
-        yield self._counter("num_preemptions", "Requests put back.", stats.preemptions)
-
-    def vllm_only(self) -> Iterator[Metric]:
-        """The two info metrics that routers read; the names are vLLM's, the residency is true."""
-        stats, ready = self.engine.stats, self.engine.ready
-        resident = self._names(stats.resident_adapters)
-        waiting = self._names(stats.waiting_adapters)
-        adapters = GaugeMetricFamily(
-            "vllm:lora_requests_info",
-            "Adapters on the device and adapters waited for; the value is the time of this page.",
-            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
-        )
-        labels = [str(self._capacity()), ",".join(resident), ",".join(waiting)]
-        adapters.add_metric(labels, time.time())
-        yield adapters
-        if ready is not None:
-            cache = GaugeMetricFamily(
-                "vllm:cache_config_info",
-                "Shape of the KV cache.",
-                labels=["block_size", "num_gpu_blocks"],
-            )
-            cache.add_metric([str(ready.kv_block_tokens), str(ready.kv_blocks)], 1)
-            yield cache
-
-    def _own(self) -> Iterator[Metric]:
-        stats = self.engine.stats
-        up = self.engine.ready is not None
-        yield self._gauge("engine_up", "1 while the engine serves.", float(up))
-        yield self._gauge("adapters_loaded", "Served adapter names.", len(self.catalog.names()))
-        yield self._gauge(
-            "adapters_resident", "Adapters on the device.", len(stats.resident_adapters)
-        )
-        yield self._gauge(
-            "adapter_host_bytes", "Adapters in host memory.", stats.host_adapter_bytes
-        )
-        yield self._counter("engine_steps", "Steps of the engine.", stats.steps)
-        yield self._counter("engine_step_tokens", "Tokens of all steps.", stats.step_tokens)
-        yield self._counter("engine_step_seconds", "Time in steps.", stats.step_seconds)
-
-    def _names(self, digests: Sequence[str]) -> list[str]:
-        return sorted({name for digest in digests for name in self.catalog.names_of(digest)})
-
-    def _capacity(self) -> int:
-        """How many adapters fit: the resident ones, and as many of the largest rank as are free.
-
-        The device pool counts rank rows, not adapters; routers ask for a number of adapters.
-        """
-        if (ready := self.engine.ready) is None:
-            return 0
-        ranks = {record.digest: record.rank for record in self.catalog.records()}
-        resident = self.engine.stats.resident_adapters
-        free = ready.max_adapter_rank_rows - sum(ranks.get(digest, 0) for digest in resident)
-        return len(resident) + max(0, free) // max([*ranks.values(), 1])
-
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
-        metric = GaugeMetricFamily(f"turret_{name}", text, labels=["model_name"])
-        metric.add_metric([self.model_name], value)
-        return metric
-
-    def _counter(self, name: str, text: str, value: float) -> Metric:
-        metric = CounterMetricFamily(f"turret_{name}", text, labels=["model_name"])
-        metric.add_metric([self.model_name], value)
-        return metric
-
-
-class _VllmNames(Collector):
-    """Repeats the shared metrics as `vllm:*`."""
-
-    def __init__(self, sources: Sequence[Counter | Histogram | _EngineCollector]) -> None:
-        self.sources = sources
-
-    def collect(self) -> Iterator[Metric]:
-        """The copies, then what only vLLM names."""
-        for source in self.sources:
-            live = isinstance(source, _EngineCollector)
-            for metric in source.shared() if live else source.collect():
-                yield _renamed(metric)
-            if live:
-                yield from source.vllm_only()
-
-    def describe(self) -> list[Metric]:
-        """Nothing: the names differ from every other collector's by their prefix."""
-        return []
-
-
-def _renamed(metric: Metric) -> Metric:
-    copy = Metric(_vllm(metric.name), metric.documentation, metric.type)
-    copy.samples = [sample._replace(name=_vllm(sample.name)) for sample in metric.samples]
-    return copy
-
-
-def _vllm(name: str) -> str:
-    return "vllm:" + name.removeprefix("turret_")
+def _add(usage: Usage, record: RequestRecord) -> None:
+    usage.requests += 1
+    if record.error is not None:
+        usage.refused += record.error.status == 429
+        usage.failed += record.error.status >= 500
+    usage.prompt_tokens += record.prompt_tokens
+    usage.cached_tokens += record.cached_tokens
+    usage.completion_tokens += record.completion_tokens
+    usage.pages += record.pages
+    if record.first_token_s is not None:
+        usage.first_tokens += 1
+        usage.first_token_s += record.first_token_s

@@ -10,6 +10,8 @@ from typing import Any
 from turret_server.errors import TurretError
 from turret_server.tenancy.principal import Principal
 
+Attributes = dict[str, str | bool | int | float | list[str]]
+
 
 @dataclass(slots=True)
 class RequestRecord:
@@ -21,7 +23,10 @@ class RequestRecord:
         model: the name the response shows; "" before it is known.
         label: the recipe's metric label.
         started: `time.perf_counter()` at arrival.
+        member_tokens: prompts and answers of a fusion's members beside the request's own model.
         first_token_s: arrival to first token; None before.
+        span: attributes for its span, beside what is told here; None where nothing traces.
+        trace_id: of its span, in hexadecimal; "" without one.
         error: what the client was told went wrong, also in the middle of a stream.
     """
 
@@ -36,17 +41,16 @@ class RequestRecord:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    member_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
     queued_s: float = 0.0
+    prefill_s: float = 0.0
     first_token_s: float | None = None
     error: TurretError | None = None
     disconnected: bool = False
+    span: Attributes | None = None
+    trace_id: str = ""
     started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def weight(self) -> float:
-        """The share of the tenant that called, 1 without keys."""
-        return 1.0 if self.principal is None else self.principal.tenant.weight
 
     @property
     def tenant(self) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, insert, select, update
+from sqlalchemy import DDL, Connection, create_engine, event, insert, inspect, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.schema import CreateColumn
 
 from turret_server.errors import StartupError, TurretError
 from turret_server.tenancy import schema
@@ -59,6 +60,8 @@ class Database:
                 if version is None:
                     row = {"id": 1, "version": schema.VERSION, "revision": 0}
                     connection.execute(insert(schema.state).values(row))
+                elif version < schema.VERSION:
+                    _upgrade(connection, version)
         except SQLAlchemyError as error:
             raise StartupError(
                 f"the database {_shown(url)!r} cannot be opened",
@@ -103,6 +106,21 @@ def changed(connection: Connection) -> None:
     """Let every server that reads the tables know, once the transaction is committed."""
     more = schema.state.c.revision + 1
     connection.execute(update(schema.state).values(revision=more))
+
+
+def _upgrade(connection: Connection, version: int) -> None:
+    """Add the columns that older tables lack; what they hold stays."""
+    this = schema.state.c.version == version
+    done = update(schema.state).where(this).values(version=schema.VERSION)
+    if not connection.execute(done).rowcount:  # the row is locked: another process was faster
+        return
+    found = inspect(connection)
+    for table in schema.metadata.sorted_tables:
+        there = {column["name"] for column in found.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                spec = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(DDL(f"ALTER TABLE {table.name} ADD COLUMN {spec}"))
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:

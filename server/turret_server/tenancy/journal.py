@@ -33,7 +33,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         request: its id, drawn by the server.
-        event: "begin" when it is accepted, "end" when it is over, for whatever reason.
+        event: "begin" when it is accepted, "end" when it is over, for whatever reason; "probe" is
+            of no request: does the disk take it?
         at: when it was accepted, Unix seconds.
         tenant: whose it is.
         key: the prefix of the key.
@@ -41,6 +42,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
         prompt_tokens: of all its prompts.
         cached_tokens: of them found in the prefix cache.
         completion_tokens: of all its answers.
+        member_tokens: prompts and answers of a fusion's members beside the request's own model.
         pages: of documents that were read for it.
         status: how it ended: "done", "error" or "abort"; INTERRUPTED if its process did.
     """
@@ -54,6 +56,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    member_tokens: int = 0
     pages: int = 0
     status: str = ""
 

@@ -12,7 +12,7 @@ import asyncio
 import fcntl
 import logging
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _MAX_LINES = 200_000  # then a new journal begins
 _ROWS_AT_ONCE = 500
+_PROBE = Entry(request="", event="probe", at=0, tenant="", key="", model="")
 
 
 class UsageNotRecorded(EngineUnavailable):
@@ -43,15 +44,27 @@ class Ledger:
         database: where usage ends up.
         folder: of the journals.
         interval_s: how often it is carried over.
+
+    Attributes:
+        folder: as given.
+        journal_errors: requests whose beginning or end the disk did not take.
+        database_errors: attempts to carry over that failed.
     """
 
     def __init__(self, database: Database, folder: Path, interval_s: float = 2.0) -> None:
-        self._database, self._folder, self._interval_s = database, folder, interval_s
+        self._database, self.folder, self._interval_s = database, folder, interval_s
+        self.journal_errors = self.database_errors = 0
         self._journal = Journal(folder)
         self._open: dict[str, Entry] = {}
         self._ended: list[Entry] = []  # not in the database yet
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._problem: str | None = None  # of the disk, when it was last written
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have ended and are not in the database yet."""
+        return len(self._ended)
 
     def start(self) -> None:
         """Begin to carry over, first what processes that died have left."""
@@ -64,8 +77,9 @@ class Ledger:
             UsageNotRecorded: it cannot be written.
         """
         try:
-            await self._journal.append(entry)
+            await self._append(entry)
         except OSError as error:
+            self.journal_errors += 1
             raise UsageNotRecorded(
                 "the request was not accepted",
                 f"its usage cannot be recorded ({error.strerror})",
@@ -76,8 +90,9 @@ class Ledger:
     async def end(self, entry: Entry) -> None:
         """It is over. What the disk does not take counts as long as the process lives."""
         try:
-            await self._journal.append(entry)
+            await self._append(entry)
         except OSError as error:
+            self.journal_errors += 1
             log.error("the end of request %s is not in the journal: %s", entry.request, error)
         self._ended.append(entry)
         self._open.pop(entry.request, None)
@@ -87,6 +102,24 @@ class Ledger:
         task = asyncio.get_running_loop().create_task(self.end(entry))
         self._ending.add(task)  # the loop itself keeps weak references only
         task.add_done_callback(self._ending.discard)
+
+    async def problem(self) -> str | None:
+        """Why requests are refused; None if they are not, or would not be any more.
+
+        Where the disk took nothing it is asked again, because refused requests write nothing.
+        """
+        if self._problem is not None:
+            with suppress(OSError):
+                await self._append(_PROBE)
+        return self._problem
+
+    async def _append(self, entry: Entry) -> None:
+        try:
+            await self._journal.append(entry)
+        except OSError as error:
+            self._problem = f"usage cannot be recorded ({error.strerror})"
+            raise
+        self._problem = None
 
     async def close(self) -> None:
         """Carry over what is left; what still runs is for the next process to count."""
@@ -101,7 +134,7 @@ class Ledger:
 
     async def _run(self) -> None:
         try:
-            await asyncio.to_thread(recover, self._database, self._folder)
+            await asyncio.to_thread(recover, self._database, self.folder)
         except TurretError as error:
             log.warning("journals of earlier processes wait for the next start: %s", error)
         while True:
@@ -116,6 +149,7 @@ class Ledger:
             if ended:
                 await asyncio.to_thread(post, self._database, ended)
         except TurretError as error:
+            self.database_errors += 1
             log.warning("usage of %d requests waits for the database: %s", len(ended), error)
             self._ended = ended + self._ended
             return False
@@ -123,7 +157,7 @@ class Ledger:
 
     async def _turn_over(self) -> None:
         """Begin a new journal with what is open; the old one is in the database."""
-        old, new = self._journal, Journal(self._folder)
+        old, new = self._journal, Journal(self.folder)
         try:
             await new.append(*self._open.values())
         except OSError as error:
@@ -200,6 +234,7 @@ def _row(entry: Entry) -> dict[str, str | int]:
         "prompt_tokens": entry.prompt_tokens,
         "cached_tokens": entry.cached_tokens,
         "completion_tokens": entry.completion_tokens,
+        "member_tokens": entry.member_tokens,
         "pages": entry.pages,
         "status": entry.status,
     }

@@ -16,7 +16,9 @@ class Scope(StrEnum):
 
     INFER = "infer"  # ask for answers, list models
     ADAPTERS = "adapters"  # load and unload its tenant's adapters
+    METRICS = "metrics"  # read metrics that tell tenants apart
     ADMIN = "admin"  # everything, for every tenant
+    GATEWAY = "gateway"  # say whose turn a request takes; of its own, not a part of ADMIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Quotas:
         concurrent_requests: in flight at once.
         resident_adapters: adapters of its own that are loaded.
         pages_per_minute: of documents.
+        queued_requests: answers that wait for their first token.
+        queued_tokens: of their prompts.
     """
 
     requests_per_minute: int | None = None
@@ -36,6 +40,8 @@ class Quotas:
     concurrent_requests: int | None = None
     resident_adapters: int | None = None
     pages_per_minute: int | None = None
+    queued_requests: int | None = None
+    queued_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

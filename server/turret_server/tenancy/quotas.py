@@ -71,6 +71,10 @@ class Reservation:
         self._meter.take(self._tenant, {"tokens": tokens, "pages": pages})
         self._tokens += tokens
 
+    def check(self, *, tokens: int = 0, pages: int = 0) -> None:
+        """Raise what `take` would, and take nothing."""
+        self._meter.check(self._tenant, {"tokens": tokens, "pages": pages})
+
     def __enter__(self) -> Reservation:
         return self
 
@@ -117,6 +121,13 @@ class Meter:
 
     def take(self, tenant: Tenant, amounts: Mapping[str, int]) -> None:
         """Use up some of the buckets, or none; see `Reservation.take`."""
+        self.check(tenant, amounts)
+        for name, amount in amounts.items():
+            if name in self._buckets:
+                self._buckets[name].left -= amount
+
+    def check(self, tenant: Tenant, amounts: Mapping[str, int]) -> None:
+        """Is so much left? See `Reservation.take`."""
         self._follow(tenant.quotas)
         named = ((name, self._buckets.get(name), n) for name, n in amounts.items())
         wanted = [(name, bucket, n) for name, bucket, n in named if bucket is not None and n]
@@ -136,8 +147,6 @@ class Meter:
                     f"Try again in {math.ceil(min(wait_s, _LONGEST_S))} s.",
                     retry_after_s=min(wait_s, _LONGEST_S),
                 )
-        for _, bucket, amount in wanted:
-            bucket.left -= amount
 
     def settle(self, unused_tokens: int) -> None:
         """A request has ended: its place is free, and what it did not use comes back."""
@@ -195,3 +204,7 @@ class Meters:
         if tenant.name not in self._meters:
             self._meters[tenant.name] = Meter(self._clock)
         return self._meters[tenant.name]
+
+    def running(self) -> dict[str, int]:
+        """Requests in flight, by the names of tenants that have any."""
+        return {name: meter.running for name, meter in self._meters.items() if meter.running}

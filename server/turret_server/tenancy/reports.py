@@ -13,6 +13,8 @@ from turret_server.tenancy.directory import read_tenants
 from turret_server.tenancy.journal import INTERRUPTED
 from turret_server.tenancy.principal import Scope, Tenant
 
+_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "member_tokens", "pages")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
@@ -87,10 +89,7 @@ class Reports:
         """
         table = schema.requests
         groups = [table.c.day, table.c.tenant, table.c.key, table.c.model]
-        sums = [
-            func.sum(table.c[name]).label(name)
-            for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "pages")
-        ]
+        sums = [func.sum(table.c[name]).label(name) for name in _COUNTS]
         interrupted = func.sum(case((table.c.status == INTERRUPTED, 1), else_=0))
         query = (
             select(*groups, func.count().label("requests"), *sums, interrupted.label(INTERRUPTED))

@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 1
+VERSION = 3
 NAME_CHARS = 64
 MODEL_CHARS = 256
 
@@ -42,6 +42,8 @@ tenants = Table(
     Column("concurrent_requests", BigInteger),
     Column("resident_adapters", BigInteger),
     Column("pages_per_minute", BigInteger),
+    Column("queued_requests", BigInteger),
+    Column("queued_tokens", BigInteger),
     Column("created_at", BigInteger, nullable=False),
 )
 # A key itself is never stored: what it hashes to, and the beginning by which people know it.
@@ -80,6 +82,8 @@ requests = Table(
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
+    # Of a fusion's members beside the request's own model: prompts and answers.
+    Column("member_tokens", BigInteger, nullable=False, server_default="0"),
     Column("pages", BigInteger, nullable=False),
     # How it ended; "interrupted": with the process that served it.
     Column("status", String(16), nullable=False),

@@ -40,6 +40,7 @@ class Tenancy:
         database: as given.
         meters: the quotas.
         ledger: None without a database.
+        is_database_down: it could not be read the last time, a second ago.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class Tenancy:
         folder: Path | None = None,
     ) -> None:
         self._keys = dict(keys or {})
+        self._names = {principal.tenant.name for principal in self._keys.values()}
         self.database = database
         self._directory = None if database is None else Directory(database)
         self.meters = Meters()
         self.ledger: Ledger | None = None
+        self.is_database_down = False
         if database is not None and folder is not None:
             self.ledger = Ledger(database, folder)
 
@@ -61,10 +64,18 @@ class Tenancy:
         """Nobody needs a key."""
         return not self._keys and self._directory is None
 
+    def use_keys(self, keys: Mapping[str, Principal]) -> None:
+        """Take these in the place of the command line's; those of the database stay."""
+        self._keys = dict(keys)
+
     @property
     def tenants(self) -> Mapping[str, Tenant]:
         """Those of the database, by name."""
         return {} if self._directory is None else self._directory.tenants
+
+    def knows(self, name: str) -> bool:
+        """Is there a tenant of this name, in the database or on the command line?"""
+        return name in self.tenants or name in self._names
 
     def find(self, key: str) -> Principal | None:
         """Who calls with this key; None if nobody has it, or has it no longer.
@@ -82,8 +93,14 @@ class Tenancy:
         Raises:
             DatabaseDown: they cannot be read; what was read before stays.
         """
-        if self._directory is not None:
+        if self._directory is None:
+            return
+        try:
             await asyncio.to_thread(self._directory.refresh)
+        except TurretError:
+            self.is_database_down = True
+            raise
+        self.is_database_down = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -102,26 +119,31 @@ class Tenancy:
                 self.database.close()
 
     async def _follow(self) -> None:
-        is_down = False
         while self._directory is not None:
             await asyncio.sleep(_REFRESH_S)
+            was_down = self.is_database_down
             try:
                 await self.refresh()
-                is_down = False
             except TurretError as error:
-                if not is_down:
+                if not was_down:
                     log.warning("tenants are served as they were read last: %s", error)
-                is_down = True
 
 
-def static_keys(keys: Iterable[str], admin_keys: Iterable[str] = ()) -> dict[str, Principal]:
+def static_keys(
+    keys: Iterable[str],
+    admin_keys: Iterable[str] = (),
+    gateway_keys: Iterable[str] = (),
+    metrics_keys: Iterable[str] = (),
+) -> dict[str, Principal]:
     """Keys of the command line, by their hash; of a key itself nothing is kept."""
     found = {}
-    for key, scope in (
-        *((key, Scope.INFER) for key in keys),
-        *((key, Scope.ADMIN) for key in admin_keys),
+    for key, scopes in (
+        *((key, {Scope.INFER}) for key in keys),
+        *((key, {Scope.METRICS}) for key in metrics_keys),
+        *((key, {Scope.ADMIN}) for key in admin_keys),
+        *((key, {Scope.INFER, Scope.GATEWAY}) for key in gateway_keys),
     ):
         digest = key_digest(key)
         tenant = Tenant(name=f"key-{digest[:12]}", grants=frozenset({EVERYTHING}))
-        found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=frozenset({scope}))
+        found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=frozenset(scopes))
     return found

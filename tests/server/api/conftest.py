@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from turret_server.engine.messages import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    Profiled,
     TokenEvent,
     TokenLogprob,
 )
 from turret_server.errors import NotFound, TurretError, Unprocessable
 from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.scorer import Scorer
 
 CANDIDATES = 24
 
@@ -87,6 +89,8 @@ class FakeEngine:
     load_error: TurretError | None = None
     restarts: int = 0
     num_virtual_tokens: int = 0  # of adapters that are loaded
+    num_layers: dict[str, int] = field(default_factory=lambda: {"": 30})  # likewise
+    unfit: dict[str, str] = field(default_factory=dict)  # likewise
 
     def __post_init__(self) -> None:
         self.model = FakeModel(self.tokenizer.vocab_size)
@@ -176,7 +180,7 @@ class FakeEngine:
                 kind="derived",
                 rank=16,
                 targets=["q_proj", "v_proj"],
-                num_layers=30,
+                num_layers={"": 30},
                 num_parameters=2000,
                 num_bytes=4000,
                 notes=["its rank drops 1.0%"],
@@ -196,7 +200,8 @@ class FakeEngine:
             kind="lora",
             rank=8,
             targets=["q_proj", "v_proj"],
-            num_layers=30,
+            num_layers=self.num_layers,
+            unfit=self.unfit,
             sites={"q_proj": "0-29", "v_proj": "0-29"},
             num_parameters=1000,
             num_bytes=2000,
@@ -209,6 +214,9 @@ class FakeEngine:
         if len(digests) > self.num_slots:
             raise Unprocessable("they cannot be pinned", f"there are {self.num_slots} slots")
         self.held = list(digests)
+
+    async def profile(self, steps: int, wait_s: float, *, trace: bool = False) -> Profiled:
+        return Profiled("profile-0", 0, 0.0, [])
 
     async def unload_adapter(self, digest: str) -> None:
         del self.loaded[digest]
@@ -342,8 +350,8 @@ def make_app(
 ) -> Callable[..., FastAPI]:
     """Build an app with changed settings."""
 
-    def make(**changes: Any) -> FastAPI:
-        return create_app(engine, tokenizer, replace(settings, **changes))
+    def make(scorers: Mapping[str, Scorer] | None = None, **changes: Any) -> FastAPI:
+        return create_app(engine, tokenizer, replace(settings, **changes), scorers=scorers)
 
     return make
 

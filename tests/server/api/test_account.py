@@ -9,6 +9,8 @@ import os
 import pytest
 
 from turret_server.errors import EngineUnavailable
+from turret_server.scorer.scorer import Scorer
+from turret_server.scorer.text import Row
 from turret_server.tenancy import journal as journal_module
 from turret_server.tenancy.administration import Administration
 from turret_server.tenancy.database import Database
@@ -34,11 +36,11 @@ def admin(database):
 def serve(make_client, database, admin, tmp_path):
     """Make a server with one tenant of these quotas; the client and its headers."""
 
-    def serve(**quotas):
+    def serve(scorers=None, **quotas):
         admin.create_tenant("acme", quotas=Quotas(**quotas))
         headers = {"authorization": f"Bearer {admin.create_key('acme')}"}
         tenancy = Tenancy({}, database, tmp_path / "usage")
-        return make_client(tenancy=tenancy), headers, tenancy
+        return make_client(tenancy=tenancy, scorers=scorers), headers, tenancy
 
     return serve
 
@@ -71,6 +73,33 @@ async def test_every_route_is_counted_streamed_or_not(serve, admin, path, stream
     await client.post(path, {**body, "stream": stream, "n": 2}, headers)
     (row,) = await rows(tenancy, admin)
     assert (row["requests"], row["completion_tokens"]) == (1, 10)
+
+
+class Scorable:
+    """A scorer that finds all equal: three tokens each."""
+
+    def rows(self, instruction, answers):
+        return [Row([1, 2, 3]) for _ in answers]
+
+    async def score(self, rows):
+        return [0.0] * len(rows)
+
+
+async def test_reranking_costs_what_was_drawn_and_scoring_what_was_read(serve, admin):
+    scorer = Scorer("judge", Scorable(), Scorable(), 1, 16)
+    client, headers, tenancy = serve(scorers={"judge": scorer}, tokens_per_minute=40)
+    rerank = {"scorer": "judge", "candidates": 4}
+    answer = await client.post("/v1/completions", {**BODY, "rerank": rerank}, headers)
+    assert answer.json["usage"]["completion_tokens"] == 20
+    documents = {"model": "judge", "query": "x", "documents": ["a", "b"]}
+    assert (await client.post("/v1/rerank", documents, headers)).status == 200
+    refused = await client.post("/v1/rerank", {**documents, "documents": ["a"] * 14}, headers)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "documents")
+    refused = await client.post("/v1/rerank", {**documents, "documents": ["a"] * 12}, headers)
+    assert refused.status == 429
+    counted = {row["model"]: row for row in await rows(tenancy, admin)}
+    assert counted["demo"]["completion_tokens"] == 20
+    assert counted["judge"]["prompt_tokens"] == 6
 
 
 async def test_a_request_is_on_the_disk_before_its_first_byte(serve, engine):
@@ -218,3 +247,68 @@ async def test_the_engine_knows_the_tenants_weight(serve, admin, engine):
     await tenancy.refresh()
     await client.post("/v1/completions", BODY, headers)
     assert engine.requests[0].fairness_weight == 3.0
+
+
+async def test_members_of_a_fusion_cost_their_tokens(serve, admin):
+    """The response counts the request; quotas and the ledger what it took."""
+    client, headers, tenancy = serve(tokens_per_minute=1000)
+    body = {"prompt": [1, 2, 3], "max_tokens": 5, "n": 2}
+    fusion = {"method": "guidance", "negative_prompt": [7, 8]}
+    answer = await client.post("/v1/completions", {**body, "fusion": fusion}, headers)
+    usage = answer.json["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 10)
+    assert 970 <= int(answer.headers["x-ratelimit-remaining-tokens"]) <= 980  # 25 are taken
+    (row,) = await rows(tenancy, admin)
+    assert (row["prompt_tokens"], row["completion_tokens"], row["member_tokens"]) == (3, 10, 12)
+
+
+async def test_members_are_reserved(serve):
+    client, headers, _ = serve(tokens_per_minute=100)
+    body = {"prompt": [1, 2, 3], "max_tokens": 60}
+    fusion = {"method": "guidance", "negative_prompt": [7, 8]}
+    answer = await client.post("/v1/completions", {**body, "fusion": fusion}, headers)
+    assert answer.status == 400
+    assert "asks for 125 tokens" in answer.json["error"]["message"]
+    assert (await client.post("/v1/completions", body, headers)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("quota", "spent"), [("tokens_per_minute", "tokens"), ("pages_per_minute", "pages")]
+)
+async def test_no_document_is_read_for_a_tenant_that_has_no_more(serve, monkeypatch, quota, spent):
+    client, headers, tenancy = serve(**{quota: 100})
+
+    async def read(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(client.app.state.service.documents, "read", read)
+    with tenancy.meters.of(tenancy.tenants["acme"]).enter(tenancy.tenants["acme"]) as reservation:
+        reservation.take(**{spent: 100})
+        part = {"type": "document", "document": {"data": {"words": []}}}
+        body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 5}
+        refused = await client.post("/v1/chat/completions", body, headers)
+    assert (refused.status, refused.json["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+async def test_a_tenant_finds_room_beside_one_that_floods(serve, admin, engine):
+    client, headers, tenancy = serve()
+    client.app.state.service.admission._max_waiting = 8
+    admin.create_tenant("other", quotas=Quotas(queued_requests=1))
+    other = {"authorization": f"Bearer {admin.create_key('other')}"}
+    await tenancy.refresh()
+    engine.gate = asyncio.Event()
+    flood = [asyncio.create_task(client.post("/v1/completions", BODY, headers)) for _ in range(9)]
+    async with asyncio.timeout(10):
+        while len(engine.requests) < 4:
+            await asyncio.sleep(0.01)
+    served = asyncio.create_task(client.post("/v1/completions", BODY, other))
+    async with asyncio.timeout(10):
+        while len(engine.requests) < 5:
+            await asyncio.sleep(0.01)
+    refused = await client.post("/v1/completions", BODY, other)
+    assert (refused.status, refused.json["error"]["code"]) == (429, "queue_full")
+    assert "1 of its answers wait" in refused.json["error"]["why"]
+    engine.gate.set()
+    statuses = [answer.status for answer in await asyncio.gather(*flood)]
+    assert sorted(statuses) == [200] * 4 + [429] * 5
+    assert (await served).status == 200

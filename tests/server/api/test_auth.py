@@ -93,6 +93,32 @@ async def test_callers_do_not_share_prefixes_or_turns(guarded, engine):
     assert "other" not in (first.fairness_key, second.fairness_key)
 
 
+async def test_prefixes_are_shared_on_request_and_then_nobody_hears_of_it(make_client, engine):
+    keys = static_keys([USER, "tk-other"])
+    client = make_client(tenancy=Tenancy(keys), share_prefixes=True)
+    body = {"prompt": "Hi", "max_tokens": 1}
+    for key, salt in ((USER, {}), ("tk-other", {}), ("tk-other", {"cache_salt": "mine"})):
+        answer = await client.post("/v1/completions", {**body, **salt}, bearer(key))
+        assert answer.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    first, second, salted = (request.cache_namespace for request in engine.requests)
+    assert first == second != salted
+    assert len({request.cache_owner for request in engine.requests}) == 2
+
+
+async def test_a_key_of_a_gateway_says_whose_turn_it_is(make_client, engine):
+    keys = static_keys([USER], [ADMIN], ["tk-gateway"])
+    client = make_client(tenancy=Tenancy(keys))
+    body = {"prompt": "Hi", "max_tokens": 1}
+    for named in ("a", "b", "x" * 500, ""):
+        headers = {**bearer("tk-gateway"), "x-gateway-inference-fairness-id": named}
+        assert (await client.post("/v1/completions", body, headers)).status == 200
+    tenant = next(p.tenant.name for p in keys.values() if len(p.scopes) == 2)
+    turns = [request.fairness_key for request in engine.requests]
+    assert turns == [f"{tenant}/a", f"{tenant}/b", f"{tenant}/{'x' * 128}", tenant]
+    assert len({request.cache_namespace for request in engine.requests}) == 1
+    assert (await client.get("/v1/admin/tenants", bearer("tk-gateway"))).status == 403
+
+
 async def test_an_open_server_believes_its_gateway(client, engine):
     headers = {"x-gateway-inference-fairness-id": "tenant-7"}
     await client.post("/v1/completions", {"prompt": "Hi", "max_tokens": 1}, headers)

@@ -6,12 +6,9 @@ import hashlib
 from typing import Any
 
 import pytest
-from tests.server.api.conftest import RawClient
 
-from turret_server.api.app import create_app
 from turret_server.api.schema.fusion import parse_fusion
-from turret_server.engine.messages import AdapterUse, AuxiliaryInfo, TokenLogprob
-from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.engine.messages import AdapterUse, TokenLogprob
 
 SYSTEM = {"role": "system", "content": "Answer in French."}
 USER = {"role": "user", "content": "Hi"}
@@ -303,69 +300,3 @@ async def test_traces_stand_beside_log_probabilities(loaded, engine, monkeypatch
         answer = answer.events[0] if stream else answer.json
         (content,) = answer["choices"][0]["logprobs"]["content"]
         assert content["fusion_weights"] == [1.0, -0.25, 0.25]
-
-
-@pytest.fixture
-def helped(engine, tokenizer, settings):
-    """A client of a server with an auxiliary model, whose chat template is another."""
-    small = Tokenizer.load(tokenizer.path.parent)
-    small.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=64, kv_blocks=6)})
-    return RawClient(create_app(engine, tokenizer, settings, auxiliaries={"small": small}))
-
-
-async def test_auxiliaries_are_members_with_templates_of_their_own(helped, engine, tokenizer):
-    body = {"method": "contrastive", "anchor": "small"}
-    assert (await helped.chat("Hi", fusion=body, max_tokens=2)).status == 200
-    (member,) = engine.requests[-1].fusion.members
-    assert (member.model, tokenizer.decode(member.prompt)) == ("small", "<user>Hi")
-    answer = await helped.complete([1, 2], max_tokens=2, fusion=body)
-    assert answer.status == 200
-    (member,) = engine.requests[-1].fusion.members
-    assert (member.model, member.prompt) == ("small", [1, 2])
-    # The longest chat answer is what its context leaves.
-    engine.script = lambda request: [7]
-    assert (await helped.chat("Hi", fusion=body)).status == 200
-    request = engine.requests[-1]
-    assert request.sampling.max_tokens == 64 - len(request.fusion.members[0].prompt)
-
-
-@pytest.mark.parametrize(
-    ("fields", "status", "param"),
-    [
-        ({"model": "small"}, 404, "model"),
-        ({"fusion": {"method": "product", "experts": ["small:2"]}}, 404, "fusion.experts[0].model"),
-        (
-            {
-                "fusion": {
-                    "method": "contrastive",
-                    "anchor": {"model": "small", "adapters": [{"name": "x"}]},
-                }
-            },
-            422,
-            "fusion.anchor.adapters",
-        ),
-        (
-            {"fusion": {"method": "contrastive", "anchor": "small"}, "max_tokens": 63},
-            400,
-            "fusion.anchor",
-        ),
-        (
-            {
-                "fusion": {
-                    "method": "product",
-                    "experts": ["small", *({"model": "small", "prompt": [i]} for i in range(4))],
-                },
-                "max_tokens": 20,
-            },
-            400,
-            "fusion",
-        ),
-    ],
-    ids=["alone", "weight", "adapters", "context", "cache"],
-)
-async def test_what_auxiliaries_are_not(helped, engine, fields, status, param):
-    answer = await helped.complete([1, 2], **fields)
-    assert answer.status == status, answer.body
-    assert answer.json["error"]["param"] == param, answer.json
-    assert engine.requests == []

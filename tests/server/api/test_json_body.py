@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 
+from turret_server.api import json_body
 from turret_server.api.json_body import too_deep
+from turret_server.errors import RequestTimeout
 
 BODY = b'{"messages":[{"role":"user","content":"Hi"}],"max_tokens":1}'
 
@@ -91,3 +94,19 @@ async def test_a_real_size_above_the_limit(make_client):
     answer = await client.post("/v1/completions", b" " * 101, {"content-length": "5"})
     assert answer.status == 413
     assert (await client.post("/v1/completions", BODY[:10] + b" " * 90)).status == 400
+
+
+async def test_a_body_that_trickles(make_app, monkeypatch):
+    monkeypatch.setattr(json_body, "_BODY_GRACE_S", 0.1)
+    sent = 0
+
+    async def receive():
+        nonlocal sent
+        sent += 1
+        await asyncio.sleep(0.03)
+        return {"type": "http.request", "body": b"[", "more_body": True}
+
+    scope = {"type": "http", "headers": [], "app": make_app()}
+    with pytest.raises(RequestTimeout, match=r"bytes came in 0 seconds"):
+        await json_body.JsonRequest(scope, receive).body()
+    assert 1 < sent < 8

@@ -28,7 +28,10 @@ async def test_an_unexpected_error_is_answered_with_the_id(client, engine, caplo
     assert answer.json["error"]["type"] == "server_error"
     assert answer.headers["x-request-id"] in answer.json["error"]["message"]
     assert b"secret" not in answer.body
-    assert "secret" in caplog.text
+    assert "secret" not in caplog.text
+    (logged,) = [r.fields for r in caplog.records if r.getMessage() == "unhandled_exception"]
+    assert logged["error"] == "ZeroDivisionError"
+    assert any("generation.py" in place for place in logged["traceback"])
 
 
 def fields_of(caplog):
@@ -49,7 +52,7 @@ async def test_one_line_per_request_without_its_text(client, engine, caplog):
     assert good["prompt_tokens"] > 0
     assert good["finish_reasons"] == ["stop"]
     assert good["first_token_ms"] <= good["duration_ms"]
-    assert (bad["status"], bad["error"], bad["param"]) == (400, "BadRequest", "temperature")
+    assert (bad["status"], bad["error"], bad["code"]) == (400, "BadRequest", "invalid_value")
     assert (unknown["status"], unknown["code"]) == (404, "model_not_found")
     lines = [JsonFormatter().format(record) for record in caplog.records]
     assert all(json.loads(line) for line in lines)

@@ -104,6 +104,16 @@ def test_a_replayed_decode_is_the_eager_one(served, recipes, monkeypatch):
     assert run(engine, digests, *recipes) == replayed
 
 
+@pytest.mark.parametrize("recipes", RECIPES.values(), ids=RECIPES)
+def test_a_replayed_decode_finds_tokens_that_were_not_known(served, recipes, monkeypatch):
+    engine, digests, _ = served
+    in_order = run(engine, digests, *recipes)
+    graphs = len(engine._runner._graphs)
+    monkeypatch.setattr(engine, "_overlaps", True)
+    assert run(engine, digests, *recipes) == in_order
+    assert len(engine._runner._graphs) == graphs > 0
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_native_cache_holds_what_peft_computes(served, name):
     """bfloat16 keeps 8 bits: as close to float32 as a plain LoRA comes, and far from the others."""

@@ -1,5 +1,7 @@
 """Shares to rows: which adapters act on which of them, and what virtual tokens look like."""
 
+import torch
+
 from turret_adapters.plan import RowUse
 from turret_adapters.positions import Positions, find_reach
 from turret_server.engine.batch import BatchBuilder, Padding, row_uses
@@ -55,6 +57,14 @@ def test_a_share_behind_the_last_border_joins_its_neighbours():
     assert row_uses(shares) == [RowUse(0, 2, (1,), (1.0,))]
 
 
+def test_rows_that_pad_a_step_run_what_its_last_row_runs():
+    adapted, bare = share(0, 1, [1]), share(0, 1)
+    assert row_uses([adapted] * 3, num_rows=4) == [RowUse(0, 4, (1,), (1.0,))]
+    assert row_uses([bare, share(0, 1, [2])], num_rows=4) == [RowUse(1, 3, (2,), (1.0,))]
+    assert row_uses([adapted, bare], num_rows=4) == [RowUse(0, 1, (1,), (1.0,))]
+    assert row_uses([bare], num_rows=4) == []
+
+
 def test_virtual_tokens_take_positions_and_places_and_token_0():
     batch = BatchBuilder(16, 2, 4, 4).build([share(1, 6, [1], [(None, 3)])])
     assert batch.token_ids.tolist() == [0, 0, 10, 11, 12, 13]
@@ -82,3 +92,16 @@ def test_a_step_beyond_the_buckets_and_a_prefill_are_not_padded():
     assert [padding.rows(n) for n in (1, 2, 3)] == [1, 2, 3]
     batch = BatchBuilder(16, 4, 4, 4, padding=padding).build([share(0, 3)])
     assert batch.token_ids.shape[0] == 3
+
+
+def test_tokens_that_only_the_device_knows_are_taken_from_the_draw():
+    shares = [share(5, 1, table_row=row) for row in range(3)]
+    for number, row in ((0, 2), (2, 0)):
+        shares[number].sequence.draw_row = row
+    drawn = torch.tensor([70, 71, 72])
+    for padding, rows in ((None, 3), (Padding((8,), 99), 8)):
+        builder = BatchBuilder(16, 8, 4, 4, padding=padding)
+        expected = [72, PROMPT[5], 70] + [0] * (rows - 3)
+        assert builder.build(shares, drawn).token_ids.tolist() == expected
+    beside = BatchBuilder(16, 8, 4, 4).build([share(0, 4), shares[2]], drawn)
+    assert beside.token_ids.tolist() == [*PROMPT[:4], 70]

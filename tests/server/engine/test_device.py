@@ -8,6 +8,7 @@ from turret_server.engine.device import (
     kv_cache_bytes,
     resolve_device,
     resolve_dtype,
+    resolve_overlap,
     resolve_quantization,
 )
 from turret_server.errors import StartupError
@@ -118,3 +119,15 @@ def test_quantisation_without_torchao(monkeypatch):
     with pytest.raises(StartupError, match="cannot be served") as refused:
         resolve_quantization("int8", CPU, torch.bfloat16)
     assert "turret[quantization]" in refused.value.fix
+
+
+def test_steps_overlap_on_a_gpu():
+    assert resolve_overlap("auto", CUDA, 1)
+    assert not resolve_overlap("auto", CPU, 1)
+    assert not resolve_overlap("auto", CUDA, 2)
+    assert resolve_overlap("on", CPU, 1)
+    assert not resolve_overlap("off", CUDA, 1)
+    with pytest.raises(StartupError, match="several processes"):
+        resolve_overlap("on", CUDA, 2)
+    with pytest.raises(StartupError, match="'1' is not known"):
+        resolve_overlap("1", CPU, 1)

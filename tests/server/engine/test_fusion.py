@@ -155,7 +155,7 @@ class Served:
 
     def assert_clean(self):
         scheduler = self.engine.scheduler
-        assert self.engine.store.num_pins == 0
+        assert all(self.engine.stores[m].num_pins == 0 for m in self.engine.scheduler._rooms)
         assert self.engine.stats.kv_blocks_used == 0
         assert len(scheduler._table_rows) == scheduler.limits.max_running
         assert not scheduler._by_id

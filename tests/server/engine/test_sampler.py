@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from turret_adapters.positions import find_reach
+from turret_server.engine.draw import logprob_table, read_logprobs
 from turret_server.engine.messages import EngineRequest, Sampling
-from turret_server.engine.sampler import num_logit_rows, sample_step, token_logprobs
+from turret_server.engine.sampler import num_logit_rows, sample_step
 from turret_server.engine.scheduler import Share
 from turret_server.engine.sequence import Sequence
 
@@ -18,14 +19,14 @@ def share(prompt=(1, 2, 3), output=(), start=None, count=1, **sampling):
     request = EngineRequest(
         id="r", prompt=list(prompt), sampling=Sampling(**{"temperature": 0, **sampling})
     )
-    sequence = Sequence(request, [*prompt, *output], 0.0)
+    sequence = Sequence(request, [*prompt, *output], 0.0, table_row=0)
     if sampling.get("prompt_logprobs") is not None:
         sequence.prompt_logprobs = [None]
     return Share(sequence, len(sequence.tokens) - 1 if start is None else start, count)
 
 
 def step(logits, *shares):
-    return sample_step(logits.clone(), list(shares))
+    return sample_step(logits.clone(), list(shares)).results()
 
 
 def row(**values):
@@ -157,9 +158,10 @@ def test_a_grammar_that_breaks_ends_its_own_request_only():
     assert results[1].token == 7
 
 
-def test_token_logprobs_ranks():
+def test_ranks_of_log_probabilities():
     logprobs = torch.log_softmax(torch.tensor([[3.0, 1.0, 2.0]]), -1)
-    assert token_logprobs(logprobs, torch.tensor([1]), 1)[0].rank == 3
+    (entry,) = read_logprobs(logprob_table(logprobs, torch.tensor([1]), 1))
+    assert (entry.token, entry.rank, entry.top[0][0]) == (1, 3, 0)
 
 
 def soft_share(start, count, prompt=(1, 2, 3), output=(), virtual=4, **sampling):
@@ -168,6 +170,7 @@ def soft_share(start, count, prompt=(1, 2, 3), output=(), virtual=4, **sampling)
     )
     sequence = Sequence.of(request, 0.0, find_reach(prompt, [(None, virtual)]))
     sequence.tokens += output
+    sequence.table_row = 0
     if sampling.get("prompt_logprobs") is not None:
         sequence.prompt_logprobs = [None]
     return Share(sequence, start, count)

@@ -39,11 +39,15 @@ class Adapters:
 class Bench:
     """A scheduler with a model that answers token 7 to everything."""
 
-    def __init__(self, blocks=16, **limits):
+    def __init__(self, blocks=16, auxiliaries=None, **limits):
         self.now, self.adapters = 0.0, Adapters()
         self.pool = BlockPool(blocks, BLOCK)
         self.scheduler = Scheduler(
-            Limits(**{"max_model_len": 64, **limits}), self.pool, self.adapters, lambda: self.now
+            Limits(**{"max_model_len": 64, **limits}),
+            self.pool,
+            self.adapters,
+            lambda: self.now,
+            auxiliaries,
         )
 
     def add(
@@ -53,21 +57,28 @@ class Bench:
         adapters=(),
         key="",
         weight=1.0,
+        lane_weight=1.0,
         deadline=None,
+        queue_s=None,
         rules=None,
         members=(),
         **sampling,
     ):
-        """`members` are (prompt, adapters) of the others of a fused request."""
+        """`members` are (prompt, adapters, model) of the others of a fused request."""
         tokens = list(range(prompt)) if isinstance(prompt, int) else prompt
         request = EngineRequest(
             id=name,
             prompt=tokens,
             sampling=Sampling(**{"max_tokens": 3, **sampling}),
             adapters=tuple(AdapterUse(a) for a in adapters),
+            cache_namespace=key,
+            cache_owner=key,
             fairness_key=key,
             fairness_weight=weight,
+            lane="|".join(adapters),
+            lane_weight=lane_weight,
             deadline_s=deadline,
+            queue_s=queue_s,
         )
         self.now += 0.001
         sequence = Sequence.of(request, self.now, find_reach(tokens, rules or []))
@@ -76,9 +87,9 @@ class Bench:
         self.scheduler.add(sequence)
         return sequence
 
-    def _member(self, request, prompt, adapters=()):
+    def _member(self, request, prompt, adapters=(), model=""):
         uses = tuple(AdapterUse(a) for a in adapters)
-        request = msgspec.structs.replace(request, prompt=prompt, adapters=uses)
+        request = msgspec.structs.replace(request, prompt=prompt, adapters=uses, model=model)
         return Sequence.of(request, self.now)
 
     def step(self, token=7):
@@ -89,8 +100,9 @@ class Bench:
             if share.samples and share.sequence.others:
                 assert set(share.sequence.others) <= {s.sequence for s in shares if s.samples}
         results = [Sampled(token if s.sequence in led else None) for s in shares]
+        self.scheduler.advance(shares, dict.fromkeys(led, 0))
         plan = [(s.sequence.request.id, s.count) for s in shares]
-        return plan, ended + self.scheduler.update(shares, results)
+        return plan, ended + (self.scheduler.update(shares, results) if shares else [])
 
     def assert_clean(self):
         assert self.pool.num_free == self.pool.num_blocks
@@ -261,6 +273,164 @@ def test_idleness_earns_no_credit():
     assert "".join(order) != "bbbb" + "a" * (len(order) - 4)
 
 
+def test_tenants_take_turns_within_one_step():
+    bench = Bench(max_running=4)
+    for i in range(6):
+        bench.add(f"noisy{i}", [1, 2, i], key="noisy")
+    bench.add("quiet0", [1, 3, 8], key="quiet")
+    bench.add("quiet1", [1, 3, 9], key="quiet")
+    assert sorted(name for name, _ in bench.step()[0]) == ["noisy0", "noisy1", "quiet0", "quiet1"]
+
+
+def test_a_newcomer_starts_level_with_those_that_wait():
+    """Not at zero, from where it would shut out the others until it has caught up."""
+    bench = Bench(max_running=1)
+    for i in range(40):
+        bench.add(f"a{i}", [1, i], key="a")
+    for _ in range(60):
+        bench.step()
+    for i in range(20):
+        bench.add(f"b{i}", [2, i], key="b")
+    order = [e.id[0] for e in drain(bench) if e.finish_reason][:20]
+    assert order.count("a") in (9, 10, 11)
+
+
+def test_a_hot_adapter_leaves_its_siblings_their_turns():
+    bench = Bench(max_running=1)
+    for i in range(20):
+        bench.add(f"hot{i}", [1, 2, i], adapters=["hot"], key="a")
+    for i in range(3):
+        bench.add(f"cold{i}", [1, 2, i], adapters=["cold"], key="a")
+    order = [e.id[:-1] for e in drain(bench) if e.finish_reason]
+    assert order[:7].count("cold") == 3
+
+
+def test_adapters_of_a_tenant_share_by_weight():
+    bench = Bench(max_running=1)
+    for i in range(30):
+        bench.add(f"a{i}", [1, 2, i], adapters=["a"], lane_weight=2.0)
+        bench.add(f"b{i}", [1, 2, i], adapters=["b"])
+    order = [e.id[0] for e in drain(bench) if e.finish_reason]
+    assert order[:30].count("a") == 20
+
+
+def test_many_adapters_win_a_tenant_nothing():
+    bench = Bench(max_running=1)
+    for i in range(30):
+        bench.add(f"a{i}", [1, 2, i], adapters=[f"a{i}"], key="a")
+        bench.add(f"b{i}", [1, 2, i], adapters=["b"], key="b")
+    order = [e.id[0] for e in drain(bench) if e.finish_reason]
+    assert order[:30].count("a") == 15
+
+
+def test_a_tenant_with_all_rows_gives_those_back_that_are_anothers_share():
+    bench = Bench(blocks=64, max_running=4)
+    for i in range(8):
+        bench.add(f"noisy{i}", [1, i], key="noisy", max_tokens=40)
+    bench.step()
+    for i in range(3):
+        bench.add(f"quiet{i}", [2, i], key="quiet", max_tokens=40)
+    for _ in range(4):
+        plan, _ = bench.step()
+    assert sorted(name for name, _ in plan) == ["noisy0", "noisy1", "quiet0", "quiet1"]
+    assert bench.scheduler.preemptions == 2
+    reasons = [e.finish_reason for e in drain(bench) if e.finish_reason]
+    assert reasons == ["length"] * 11
+    bench.assert_clean()
+
+
+def closed_loops(workers, weights, *, steps, rows=8, pause=0):
+    """Workers of each tenant that ask again and again; tokens computed, and steps waited."""
+    bench = Bench(blocks=256, max_running=rows, max_step_tokens=64)
+    rng, count, waits = random.Random(0), 0, {key: [] for key in workers}
+    served, sent = dict.fromkeys(workers, 0), {}
+    due = {key: [0] * number for key, number in workers.items()}
+    for step in range(steps):
+        for key, times in due.items():
+            while times and times[0] <= step:
+                times.pop(0)
+                prompt = [rng.randrange(1000) for _ in range(12)]
+                bench.add(f"{key}:{count}", prompt, key=key, weight=weights[key], max_tokens=20)
+                sent[f"{key}:{count}"] = step
+                count += 1
+        plan, events = bench.step()
+        for name, tokens in plan:
+            served[name.split(":")[0]] += tokens
+        for event in events:
+            key = event.id.split(":")[0]
+            if event.id in sent:
+                waits[key].append(step - sent.pop(event.id))
+            if event.finish_reason:
+                due[key].append(step + 1 + pause * (key != "noisy"))
+    return served, waits
+
+
+def test_tokens_are_even_by_weight_when_one_asks_for_ten_times_more():
+    weights = {"a": 1.0, "b": 1.0, "c": 2.0, "noisy": 1.0}
+    served, _ = closed_loops({"a": 4, "b": 4, "c": 4, "noisy": 40}, weights, steps=2000)
+    shares = [served[key] / weights[key] for key in weights]
+    jain = sum(shares) ** 2 / (len(shares) * sum(x * x for x in shares))
+    assert jain > 0.99
+
+
+def test_who_asks_for_less_than_its_share_waits_no_step_longer_beside_a_flood():
+    quiet = {"a": 1, "b": 1, "c": 1, "d": 1}
+    weights = {**dict.fromkeys(quiet, 1.0), "noisy": 1.0}
+    _, alone = closed_loops(quiet, weights, steps=500, pause=3)
+    _, beside = closed_loops({**quiet, "noisy": 10}, weights, steps=500, pause=3)
+    for key in quiet:
+        assert max(alone[key]) == max(beside[key]) == 0
+
+
+def test_nobody_gives_way_to_what_cannot_start():
+    bench = Bench(max_running=1)
+    bench.adapters.absent.add("away")
+    bench.add("a", [1], key="a", max_tokens=9)
+    bench.step()
+    bench.add("b", [2], key="b", adapters=["away"])
+    bench.step()
+    assert bench.scheduler.preemptions == 0
+
+
+def test_a_request_that_does_not_start_in_time_is_told_so():
+    bench = Bench(max_running=1)
+    bench.add("runs", queue_s=1.0, max_tokens=60)
+    bench.step()
+    bench.add("waits", [2], queue_s=1.0)
+    bench.now += 2
+    _, events = bench.step()
+    assert [(e.id, e.error.kind) for e in events if e.finish_reason] == [
+        ("waits", "ServerOverloaded")
+    ]
+    drain(bench)
+    bench.assert_clean()
+
+
+def test_a_flood_leaves_another_tenants_prefix_where_it_is():
+    bench = Bench(blocks=24)
+    bench.add("first", 24, key="quiet", max_tokens=1)
+    drain(bench)
+    for i in range(50):
+        bench.add(f"flood{i}", [90 + i] * 24, key="noisy", max_tokens=1)
+        drain(bench)
+    again = bench.add("again", 24, key="quiet", max_tokens=1)
+    assert bench.step()[0] == [("again", 4)]
+    assert again.num_cached == 20
+    bench.assert_clean()
+
+
+def test_anothers_cached_prompt_takes_as_long_as_a_new_one():
+    """What could be timed is what is computed: all of it, in as many steps."""
+    plans = {}
+    for cached in ("theirs", "nobody's"):
+        bench = Bench(max_step_tokens=8)
+        bench.add("a", 20 if cached == "theirs" else [9] * 20, key="a")
+        drain(bench)
+        bench.add("b", 20, key="b")
+        plans[cached] = [bench.step()[0] for _ in range(3)]
+    assert plans["theirs"] == plans["nobody's"] == [[("b", 8)], [("b", 8)], [("b", 4)]]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_random_traffic_returns_everything(seed):
     rng = random.Random(seed)
@@ -274,6 +444,7 @@ def test_random_traffic_returns_everything(seed):
                 key=rng.choice("ab"),
                 max_tokens=rng.randrange(1, 20),
                 deadline=rng.choice([None, 0.5]),
+                queue_s=rng.choice([None, 0.3]),
                 members=[
                     ([rng.randrange(3)] * rng.randrange(1, 12), rng.sample(["x", "y"], 1))
                     for _ in range(rng.choice([0, 0, 1, 2]))
@@ -345,7 +516,7 @@ def test_preempted_virtual_tokens_are_computed_again():
 
 
 def keys(bench, sequence):
-    bench.scheduler._extend_keys(sequence, len(sequence.tokens) // BLOCK)
+    sequence.extend_keys(len(sequence.tokens) // BLOCK, BLOCK)
     return sequence.block_keys
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.server.engine.test_scheduler import Bench, drain
+from tests.server.engine.test_scheduler import BLOCK, Adapters, Bench, drain
+
+from turret_server.engine.blocks import BlockPool
+from turret_server.engine.messages import ErrorInfo
+from turret_server.engine.rooms import Room
 
 
 def test_members_hold_their_last_tokens_back_for_each_other():
@@ -47,6 +51,28 @@ def test_members_pin_an_adapter_once_and_wait_for_all_of_them():
     assert bench.adapters.pins == {"x": 1, "y": 1}
     bench.scheduler.cancel("a")
     bench.assert_clean()
+
+
+def test_every_model_pins_its_adapters_or_none_does():
+    small = Room(BlockPool(16, BLOCK), 64, Adapters())
+    bench = Bench(auxiliaries={"small": small})
+    members = [([1], ["x"], "small"), ([2], ["y"], "small"), ([3], [], "small")]
+    bench.adapters.absent.add("x")
+    bench.add("a", 4, adapters=["x"], members=members, max_tokens=9)
+    assert bench.step()[0] == []
+    assert not any((bench.adapters.pins | small.adapters.pins).values())
+    bench.adapters.absent, small.adapters.absent = set(), {"y"}
+    assert bench.step()[0] == []
+    assert not any((bench.adapters.pins | small.adapters.pins).values())
+    small.adapters.absent = set()
+    assert len(bench.step()[0]) == 4
+    assert (bench.adapters.pins, small.adapters.pins) == ({"x": 1}, {"x": 1, "y": 1})
+    small.adapters.failed["y"] = ErrorInfo("Unprocessable", "it broke")
+    bench.add("b", 4, members=members)
+    assert [e.error.what for e in bench.step()[1] if e.error] == ["it broke"]
+    bench.scheduler.cancel("a")
+    bench.assert_clean()
+    assert not any(small.adapters.pins.values())
 
 
 def test_the_longest_member_limits_the_answer():

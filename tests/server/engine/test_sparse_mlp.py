@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from turret_adapters.banks.threshold import ThresholdBank
 from turret_kernels import native
+from turret_server.engine.batch import Padding
 from turret_server.engine.core import Engine
 from turret_server.engine.messages import AdapterUse, EngineRequest, Sampling
+from turret_server.engine.runner import Runner
 from turret_server.engine.settings import EngineSettings
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no CPU kernels here")
@@ -124,3 +126,21 @@ def test_beside_the_base_everything_is_computed(served):
     assert not served.calls
     assert mixed[1] == base[1]
     assert alone[0] != base[0]
+
+
+def test_a_padded_step_still_skips_neurons(folder, served, monkeypatch):
+    """Three rows as a GPU's graphs would have them: four."""
+    want = served.run(True, True, True)
+    monkeypatch.setattr(
+        Runner, "padding", lambda runner, scratch_block: Padding((1, 2, 4), scratch_block)
+    )
+    padded, rows = Served(folder), []
+    original = ThresholdBank.mlp
+    monkeypatch.setattr(
+        ThresholdBank,
+        "mlp",
+        lambda bank, layer, x, *args: rows.append(len(x)) or original(bank, layer, x, *args),
+    )
+    assert padded.run(True, True, True) == want
+    padded.engine.store.close()
+    assert 4 in rows

@@ -47,3 +47,25 @@ def test_what_is_sent(monkeypatch):
     assert [x.numel() for x in sent] == [64 + 12, 128 + 48, 128 + 96]
     assert sent[1][:40].view(torch.int64).tolist() == [1] * 5
     assert sent[1][128:].view(torch.int32).tolist() == list(range(12))
+
+
+def test_the_host_s_arrays_are_filled_again_when_they_have_arrived(monkeypatch):
+    """Of a GPU: its events are named here, and what becomes of them."""
+    did = []
+
+    class Event:
+        def record(self):
+            did.append("record")
+
+        def synchronize(self):
+            did.append("wait")
+
+    zeros, device = torch.zeros, torch.device("cuda")
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, pin_memory: zeros(*size, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device: x.clone())
+    staging = Staging(ARRAYS, device)
+    staging.wait()
+    staging.send("start")
+    staging.wait()
+    assert did == ["wait", "record", "wait"]

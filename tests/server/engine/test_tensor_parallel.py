@@ -11,7 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from turret_adapters.components import LowRank, Offset, Scale, SparseDelta, Threshold
+from turret_adapters.components import (
+    LowRank,
+    Offset,
+    Scale,
+    SparseDelta,
+    TernaryLowRank,
+    Threshold,
+)
 from turret_adapters.plan import RowUse
 from turret_adapters.site_weights import SiteWeights
 from turret_adapters.spec import Module, Site
@@ -45,6 +52,7 @@ def model(tmp_path_factory):
     [
         LowRank(SITE, torch.randn(2, 8).bfloat16(), torch.randn(2, 6).bfloat16(), num_experts=1),
         LowRank(SITE, torch.randn(8, 2).T, torch.randn(2, 6), published_scale=0.5),
+        TernaryLowRank(SITE, *torch.ones(2, 3, 8).short(), torch.ones(3), 64, 60),
         Scale(SITE, torch.ones(6), torch.ones(6), distance=2, before_deltas=True),
         Scale(SITE, torch.ones(6)),
         Offset(SITE, torch.ones(6), absolute=True),

@@ -6,14 +6,16 @@ import pytest
 
 from turret_adapters.derivation import Derivation, Source
 from turret_server.api.schema.fusion import parse_fusion
+from turret_server.api.schema.rerank import parse_rerank
 from turret_server.errors import StartupError
 from turret_server.pipeline.recipe import show_stack
 from turret_server.pipeline.recipe_config import parse_recipes
+from turret_server.pipeline.rerank import RerankSpec
 
 
 def parse(value: object, name: str = "mine"):
     text = value if isinstance(value, str) else json.dumps(value)
-    return parse_recipes({name: text}, parse_fusion)
+    return parse_recipes({name: text}, parse_fusion, parse_rerank)
 
 
 def test_expressions_and_tables_are_stacks() -> None:
@@ -48,6 +50,16 @@ def test_a_fusion_has_a_stack_of_its_own() -> None:
     assert str(parse(table).fusions["mine"]) == "guidance(anchor=itself)"
 
 
+def test_a_recipe_may_rerank_a_stack_or_the_base_or_a_fusion() -> None:
+    rerank = {"scorer": "judge", "candidates": 8}
+    for table, stack in [({}, ()), ({"adapters": ["b"]}, (("b", 1.0),))]:
+        found = parse(table | {"rerank": rerank})
+        assert found.stacks == {"mine": stack}
+        assert found.reranks == {"mine": RerankSpec(8, "judge")}
+    fused = parse({"fusion": {"method": "sum", "experts": ["a"]}, "rerank": {}})
+    assert fused.fusions.keys() == fused.reranks.keys() == fused.stacks.keys()
+
+
 BAD = [
     ("a:x", "not a number"),
     ("{", "Expecting"),
@@ -63,6 +75,10 @@ BAD = [
     ({"fusion": {"method": "sum", "expert": ["a"]}}, "fusion.expert"),
     ({"fusion": {"method": "sum", "experts": [3]}}, "fusion.experts.0"),
     ({"fusion": {"method": "sum"}, "density": 1}, "'density'"),
+    ({"rerank": {"scorer": 3}}, "rerank.scorer"),
+    ({"rerank": {"candidates": 200}}, "rerank.candidates"),
+    ({"rerank": {"template": "x"}}, "rerank.template"),
+    ({"rerank": {}, "method": "ties", "sources": ["a"]}, "rerank"),
     ({"method": "blend", "sources": ["a"], "x": 1}, "'blend'"),
     ({"method": ["ties"], "sources": ["a"]}, "is none of"),
     ({"method": "ties", "sources": ["a"]}, "density"),

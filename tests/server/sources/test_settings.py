@@ -11,10 +11,10 @@ DIGEST = "ab" * 32
 
 
 def test_both_forms():
-    table = f'{{"source": "./legal", "digest": "sha256:{DIGEST.upper()}", "pin": true}}'
+    table = f'{{"source": "./legal", "digest": "sha256:{DIGEST.upper()}", "pin": true, "share": 2}}'
     assert parse_adapters({"sql": "owner/name", "legal": table}) == {
         "sql": AdapterSetting("owner/name"),
-        "legal": AdapterSetting("./legal", DIGEST, pin=True),
+        "legal": AdapterSetting("./legal", DIGEST, pin=True, share=2.0),
     }
 
 
@@ -28,6 +28,8 @@ def test_both_forms():
         ("x", '{"source": "a", "digest": "abc"}', "64 hexadecimal digits"),
         ("x", '{"source": "a", "digest": 4}', "'digest' is no text"),
         ("x", '{"source": "a", "pin": "yes"}', "neither true nor false"),
+        ("x", '{"source": "a", "share": 0}', "'share' is no number above 0"),
+        ("x", '{"source": "a", "share": "2"}', "'share' is no number above 0"),
     ],
 )
 def test_what_is_refused(name: str, text: str, why: str):

@@ -7,6 +7,7 @@ from sqlalchemy import select
 
 from turret_server.errors import BadRequest, Conflict, NotFound, StartupError
 from turret_server.tenancy import schema
+from turret_server.tenancy.administration import Administration
 from turret_server.tenancy.database import Database, DatabaseDown
 from turret_server.tenancy.directory import Directory
 from turret_server.tenancy.principal import Quotas, Scope, key_prefix
@@ -229,6 +230,36 @@ def test_a_database_that_cannot_be_used(url):
     with pytest.raises(StartupError) as caught:
         Database(url)
     assert "secret" not in str(caught.value)
+
+
+def test_older_tables_get_what_they_lack(database, admin, url):
+    admin.create_tenant("acme", weight=2)
+    with database.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE turret_requests DROP COLUMN member_tokens")
+        connection.exec_driver_sql(
+            "INSERT INTO turret_requests VALUES"
+            " ('a', '2025-11-28', 'acme', 'tk-1', 'sql', 10, 2, 5, 0, 'done')"
+        )
+        connection.exec_driver_sql("UPDATE turret_state SET version = 1")
+    for _ in range(2):
+        Database(url).close()
+    (row,) = admin.usage()
+    assert (row["prompt_tokens"], row["member_tokens"]) == (10, 0)
+    assert [tenant.weight for tenant in admin.tenants()] == [2]
+
+
+def test_tables_of_an_older_version_are_brought_up_to_date(database, admin, url):
+    admin.create_tenant("acme", weight=2)
+    with database.begin() as connection:
+        for name in ("queued_requests", "queued_tokens"):
+            connection.exec_driver_sql(f"ALTER TABLE turret_tenants DROP COLUMN {name}")
+        connection.exec_driver_sql("UPDATE turret_state SET version = 1")
+    for _ in range(2):
+        newer = Database(url)
+        Administration(newer, "cli").change_tenant("acme", quotas={"queued_tokens": 7})
+        (tenant,) = Administration(newer, "cli").tenants()
+        assert (tenant.weight, tenant.quotas) == (2, Quotas(queued_tokens=7))
+        newer.close()
 
 
 def test_tables_of_a_newer_version_are_left_alone(database, url):

@@ -48,7 +48,7 @@ async def test_what_ends_is_in_the_database_and_the_journal_is_gone(database, ad
     for name in "abc":
         await ledger.begin(begun(name))
     for name in "ab":
-        await ledger.end(ended(name, pages=1))
+        await ledger.end(ended(name, pages=1, member_tokens=4))
     ledger.end_soon(ended("c", pages=1))
     await ledger.close()
     assert admin.usage() == [
@@ -61,6 +61,7 @@ async def test_what_ends_is_in_the_database_and_the_journal_is_gone(database, ad
             "prompt_tokens": 30,
             "cached_tokens": 6,
             "completion_tokens": 15,
+            "member_tokens": 8,
             "pages": 3,
             "interrupted": 0,
         }

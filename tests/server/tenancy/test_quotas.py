@@ -127,6 +127,16 @@ def test_pages(clock):
     reserve(meter, acme, tokens=1)
 
 
+def test_a_check_takes_nothing(clock):
+    meter, acme = Meter(clock), tenant(pages_per_minute=10, tokens_per_minute=50)
+    reservation = reserve(meter, acme, tokens=20)
+    for _ in range(3):
+        reservation.check(tokens=30, pages=10)
+    with pytest.raises(QuotaExceeded):
+        reservation.check(tokens=31)
+    reserve(meter, acme, tokens=30, pages=10)
+
+
 def test_openais_headers(clock):
     meter, acme = Meter(clock), tenant(requests_per_minute=60, tokens_per_minute=600)
     reserve(meter, acme, tokens=150)

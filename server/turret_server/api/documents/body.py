@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from fastapi import Request
 
+from turret_server.api.fairness import party_of
 from turret_server.api.json_body import JsonRequest, JsonRoute, parse_json, too_large
 from turret_server.errors import BadRequest
 
@@ -71,10 +72,11 @@ class DocumentRequest(JsonRequest):
 
         Raises:
             PayloadTooLarge: it is too long even for documents.
-            Overloaded, EngineUnavailable: it is long, and would be refused once it is there.
+            ServerOverloaded, QueueFull, EngineUnavailable: it is long, and would be refused
+                once it is there.
         """
         if not hasattr(self, "_body") and self.declared_bytes > _INLINE_BYTES:
-            self.app.state.service.admission.check()
+            self.app.state.service.admission.check(party_of(self))
         return await super().body()
 
     async def json(self) -> Any:

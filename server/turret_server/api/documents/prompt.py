@@ -13,7 +13,7 @@ from turret_server.api.schema.chat import num_chars
 from turret_server.api.service import Service
 from turret_server.errors import DeadlineExceeded, PromptTooLong, TurretError, Unprocessable
 from turret_server.pipeline.documents.budget import Fitted, fit
-from turret_server.pipeline.documents.prompt import Sheet, in_order, question_of, with_pages
+from turret_server.pipeline.documents.prompt import Sheet, in_order, question_of
 
 Render = Callable[[list[dict[str, Any]]], list[int]]
 
@@ -109,7 +109,7 @@ class _Composer:
         Raises:
             PromptTooLong: it does not.
         """
-        messages = self._messages([])
+        messages = self._use.text([])
         chars = sum(num_chars(message.get("content")) for message in messages)
         # No token is longer: a text of so many characters is too long, without tokenising it.
         least = chars // self._longest_token
@@ -137,13 +137,13 @@ class _Composer:
             for at, text in zip(fitted.pages, fitted.texts, strict=True)
         ]
         dropped = [sheets[at] for at in fitted.dropped_pages]
-        prompt = self._render(self._messages(kept))
+        prompt = self._render(self._use.text(kept))
         return Shown(prompt, kept, dropped, fitted.shrunk, fitted.cut)
 
     def _fit(self, sheets: list[Sheet], question: str) -> Fitted:
         texts = [sheet.text for sheet in sheets]
         empty = [replace(sheet, text="") for sheet in sheets]
-        around = len(self._render(self._messages(empty)))
+        around = len(self._render(self._use.text(empty)))
         budget = self._room - around - _SLACK_TOKENS * len(sheets)
         if (most := self._use.fields.max_tokens) is not None:
             budget = min(budget, most)
@@ -152,9 +152,6 @@ class _Composer:
         except PromptTooLong as error:
             error.param = "messages"
             raise
-
-    def _messages(self, sheets: list[Sheet]) -> list[dict[str, Any]]:
-        return with_pages(self._use.messages, sheets, self._use.framing)
 
 
 @asynccontextmanager

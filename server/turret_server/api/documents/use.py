@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from turret_server.api.schema.constrain import Constraint
 from turret_server.api.schema.documents import LayoutFields
 from turret_server.api.service import Service
 from turret_server.errors import BadRequest, TurretError
-from turret_server.pipeline.documents.prompt import Framing, Place, with_pages
+from turret_server.pipeline.documents.prompt import Framing, Place, Sheet, with_pages
 from turret_server.pipeline.documents.tasks import (
     Mode,
     Task,
@@ -45,6 +46,14 @@ class DocumentUse:
     task: Task | None
     framing: Framing
     constraint: Constraint | None
+
+    def text(self, sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
+        """The messages as text, with these pages of the documents in them.
+
+        Raises:
+            BadRequest: a part is neither a document nor text, or the task has no question.
+        """
+        return with_pages(self.messages, sheets, self.framing)
 
     @property
     def by_page(self) -> bool:
@@ -92,13 +101,14 @@ def document_use(service: Service, body: ChatBody) -> DocumentUse | None:
         {**message.model_dump(exclude_unset=True, exclude={"content"}), "content": message.content}
         for message in body.messages
     ]
+    constraint = None if schema is None else Constraint("json_schema", schema, "layout.fields")
+    use = DocumentUse(inputs, messages, fields, task, framing, constraint)
     try:
-        with_pages(messages, [], framing)  # what is wrong with them is said before any is read
+        use.text([])  # what is wrong with them is said before any is read
     except TurretError as error:
         error.param = error.param or "messages"
         raise
-    constraint = None if schema is None else Constraint("json_schema", schema, "layout.fields")
-    return DocumentUse(inputs, messages, fields, task, framing, constraint)
+    return use
 
 
 def _task(service: Service, fields: LayoutFields) -> Task | None:

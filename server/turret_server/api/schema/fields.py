@@ -10,6 +10,7 @@ from turret_server.api.schema.adapter import AdapterChoice
 from turret_server.api.schema.base import Part, RequestBody
 from turret_server.api.schema.constrain import ConstraintFields
 from turret_server.api.schema.fusion import FusionBody
+from turret_server.api.schema.rerank import RerankPart
 from turret_server.errors import BadRequest
 
 MAX_STOPS = 16
@@ -90,6 +91,9 @@ class GenerationBody(RequestBody, ConstraintFields):
     )
     fusion: FusionBody | None = Field(
         None, description="Further models whose logits are combined with those of this one."
+    )
+    rerank: RerankPart | None = Field(
+        None, description="Draw several answers, and return those that a scorer finds best."
     )
     stream: bool | None = Field(None, description="Send server-sent events, one per token.")
     stream_options: StreamOptions | None = None

@@ -75,6 +75,11 @@ class FusionMember(ClosedPart):
     system: str | None = Field(
         None, max_length=65_536, description='Chat only: another system message, or none ("").'
     )
+    documents: bool | None = Field(
+        None,
+        description="Chat only: false leaves the documents out of its prompt, which is otherwise "
+        "that of the request.",
+    )
     temperature: Temperature | None = Field(None, description="Of its logits. Default 1.")
 
     def spec(self) -> MemberSpec:
@@ -88,6 +93,7 @@ class FusionMember(ClosedPart):
             prompt=self.prompt,
             messages=messages,
             system=self.system,
+            documents=self.documents is not False,
             temperature=1.0 if self.temperature is None else self.temperature,
         )
 

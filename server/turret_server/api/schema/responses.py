@@ -112,6 +112,24 @@ class DocumentsSummary(BaseModel):
     shrunk: bool = Field(description="Runs of spaces were shortened.")
 
 
+class CandidateScore(BaseModel):
+    """What the reranking found of an answer."""
+
+    score: float
+    candidate: int = Field(description="Its number among all that were drawn.")
+
+
+class RerankSummary(BaseModel):
+    """How the answers were chosen."""
+
+    candidates: int = Field(description="Answers drawn for each prompt.")
+    scorer: str | None = None
+    truncated: int | None = Field(
+        None, description="Candidates that were too long for the scorer, with their instruction."
+    )
+    scores: list[float] | None = Field(None, description="Of all candidates, prompt by prompt.")
+
+
 class ChatChoice(BaseModel):
     """One answer."""
 
@@ -122,6 +140,7 @@ class ChatChoice(BaseModel):
     stop_reason: str | int | None = Field(
         description="The stop string or stop token that ended it."
     )
+    rerank: CandidateScore | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -136,6 +155,7 @@ class ChatCompletion(BaseModel):
     usage: Usage
     prompt_logprobs: list[dict[str, Any] | None] | None = None
     layout: DocumentsSummary | None = None
+    rerank: RerankSummary | None = None
 
 
 class CompletionLogprobs(BaseModel):
@@ -159,6 +179,7 @@ class CompletionChoice(BaseModel):
     finish_reason: Literal["stop", "length", "abort"]
     stop_reason: str | int | None
     prompt_logprobs: list[dict[str, Any] | None] | None = None
+    rerank: CandidateScore | None = None
 
 
 class Completion(BaseModel):
@@ -171,6 +192,37 @@ class Completion(BaseModel):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
+    rerank: RerankSummary | None = None
+
+
+class RankedText(BaseModel):
+    """A text that was put in order."""
+
+    text: str
+
+
+class RankedDocument(BaseModel):
+    """One text and its score."""
+
+    index: int = Field(description="Its place in the request.")
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class RerankUsage(BaseModel):
+    """Tokens that the scorer read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Reranking(BaseModel):
+    """Texts in order, the best first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument]
+    usage: RerankUsage
 
 
 class LaidOutWord(BaseModel):
@@ -250,8 +302,13 @@ class AdapterCard(BaseModel):
     served_base: str = Field(description="The base model of this server.")
     base_match: bool | None = Field(
         default=None,
-        description="Are these one name? Null where it names none. Its shapes fit in any case: "
-        "what does not fit is not loaded.",
+        description="Are these one name? Null where it names none; whether shapes fit, `models` "
+        "says.",
+    )
+    models: list[str] | None = Field(
+        default=None,
+        description="The models of this server that it fits, by its shapes: the base, auxiliaries. "
+        "What fits none is not loaded.",
     )
     loaded_at: float | None = Field(default=None, description="Unix time in seconds.")
     num_virtual_tokens: int | None = Field(
@@ -309,6 +366,15 @@ class Health(BaseModel):
     status: str
 
 
+class Readiness(BaseModel):
+    """Whether new requests should come here."""
+
+    status: Literal["ready", "not ready"]
+    reasons: dict[str, str] = Field(
+        description="What is not as it should be, by part; `database` alone keeps nobody away."
+    )
+
+
 class Version(BaseModel):
     """Of the running server."""
 
@@ -331,3 +397,10 @@ class ErrorBody(BaseModel):
     """Every error has this shape, also inside a stream."""
 
     error: ErrorDetail
+
+
+class NotReady(ErrorBody):
+    """Why new requests should not come here."""
+
+    status: Literal["not ready"]
+    reasons: dict[str, str]

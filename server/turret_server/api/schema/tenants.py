@@ -21,6 +21,8 @@ class QuotaFields(RequestBody):
     concurrent_requests: int | None = _LIMIT
     resident_adapters: int | None = _LIMIT
     pages_per_minute: int | None = _LIMIT
+    queued_requests: int | None = _LIMIT
+    queued_tokens: int | None = _LIMIT
 
 
 class CreateTenantBody(QuotaFields):
@@ -40,8 +42,8 @@ class CreateKeyBody(RequestBody):
 
     tenant: str = Field(max_length=64)
     label: str = Field("", max_length=64)
-    scopes: list[Literal["infer", "adapters", "admin"]] = Field(
-        ["infer"], min_length=1, max_length=3, description="What it may do; admin is everything."
+    scopes: list[Literal["infer", "adapters", "metrics", "admin", "gateway"]] = Field(
+        ["infer"], min_length=1, max_length=5, description="What it may do; admin is everything."
     )
     lifetime_s: int | None = Field(None, ge=1, lt=1 << 40, description="null is for ever.")
 
@@ -64,6 +66,8 @@ class QuotaCard(_Answer):
     concurrent_requests: int | None
     resident_adapters: int | None
     pages_per_minute: int | None
+    queued_requests: int | None
+    queued_tokens: int | None
 
 
 class TenantCard(_Answer):
@@ -118,6 +122,9 @@ class UsageRow(_Answer):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    member_tokens: int = Field(
+        description="Prompts and answers of a fusion's members beside the request's own model."
+    )
     pages: int
     interrupted: int = Field(description="Requests that ended with the process serving them.")
 

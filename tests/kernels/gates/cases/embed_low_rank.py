@@ -12,7 +12,7 @@ from turret_kernels.low_rank import RankPool
 
 
 def _launch(vocab: int, hidden: int, rows: int) -> None:
-    pool = RankPool(meta(1024, vocab), meta(1024, hidden), meta(3, 64, dtype=torch.int32))
+    pool = RankPool(meta(1024, vocab), meta(1024, hidden), slots=meta(3, 64, dtype=torch.int32))
     row = torch.arange(rows, dtype=torch.int32)
     weight, slot = meta(rows, dtype=torch.float32), meta(rows, dtype=torch.int32)
     entries = Entries(slot, weight, row, torch.ones_like(row))

@@ -26,7 +26,7 @@ SITES = {
 def _launch(k: int, widths: tuple[int, ...], rows: int, out: torch.dtype, experts: int = 0) -> None:
     pools = []
     for n in widths:
-        pool = RankPool(meta(1024, k), meta(1024, n), meta(3, 64, dtype=torch.int32))
+        pool = RankPool(meta(1024, k), meta(1024, n), slots=meta(3, 64, dtype=torch.int32))
         pool.assign(0, 0, 16 + experts, experts)
         pools.append(pool)
     columns = [sum(widths[:i]) for i in range(len(widths))]

@@ -1,0 +1,14 @@
+"""The answer of a reload."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+
+class ReloadAnswer(BaseModel):
+    """What the configuration has changed, and what of it this server cannot change."""
+
+    changed: list[str] = Field(description="Settings of turret.toml: `adapters.sql`, `api_keys`.")
+    needs_restart: list[str] = Field(
+        description="Settings that differ from what the server runs with until it is restarted."
+    )

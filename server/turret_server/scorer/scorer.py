@@ -1,0 +1,87 @@
+"""A scorer as requests see it: texts in, scores out, and a bound on what may wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from turret_server.errors import BadRequest, Overloaded
+from turret_server.scorer.text import Instruction, Row, ScorerText
+
+
+class RowScorer(Protocol):
+    """What scores token rows: `ScorerLink`."""
+
+    async def score(self, rows: Sequence[Row]) -> list[float]:
+        """One score for each row."""
+        ...
+
+
+class Scorer:
+    """A scorer of the server.
+
+    Args:
+        name: that requests know it by.
+        text: makes its token rows.
+        rows: scores them.
+        num_labels: outputs of the model; scores are log-probabilities where it has several.
+        max_waiting: answers that may wait for their scores.
+    """
+
+    def __init__(
+        self, name: str, text: ScorerText, rows: RowScorer, num_labels: int, max_waiting: int
+    ) -> None:
+        self.name, self.num_labels = name, num_labels
+        self._text, self._rows = text, rows
+        self._waiting, self._max_waiting = 0, max_waiting
+
+    @contextmanager
+    def enter(self, count: int, param: str) -> Iterator[None]:
+        """Room for the scores of so many answers, for as long as their request runs.
+
+        Args:
+            count: of the answers.
+            param: the field that asks for them.
+
+        Raises:
+            BadRequest: they are more than may ever wait.
+            Overloaded: too many wait already.
+        """
+        if count > self._max_waiting:
+            raise BadRequest(
+                f"the request has {count} texts to score",
+                f"at most {self._max_waiting} can wait at once",
+                "Split it.",
+                param=param,
+            )
+        if self._waiting + count > self._max_waiting:
+            raise Overloaded(
+                f"the scorer {self.name!r} is overloaded",
+                f"{self._waiting} texts wait for it; {self._max_waiting} may",
+                "Try again later, or raise --max-waiting.",
+            )
+        self._waiting += count
+        try:
+            yield
+        finally:
+            self._waiting -= count
+
+    async def rows(self, instruction: Instruction, answers: Sequence[str]) -> list[Row]:
+        """What the scorer reads of answers to an instruction.
+
+        Raises:
+            BadRequest: it is no conversation that the scorer's template knows.
+        """
+        return await asyncio.to_thread(self._text.rows, instruction, answers)
+
+    async def values(self, rows: Sequence[Row]) -> list[float]:
+        """The score of each row; equal ones are scored once.
+
+        Raises:
+            EngineUnavailable: the scorer's process has ended.
+        """
+        unique = {tuple(row.ids): row for row in rows}
+        values = dict(zip(unique, await self._rows.score([*unique.values()]), strict=True))
+        return [values[tuple(row.ids)] for row in rows]
