@@ -79,6 +79,16 @@ FAULTS = (
          "chaos/test_overload.py::test_openais_client_gets_through_a_full_queue_by_itself"),
     ),
     Attack(
+        "one of two replicas is killed under load; clients leave; a stranger calls the cluster",
+        "no whole answer lost, streams end with an error, a new replica; its work ends; refused",
+        ("e2e/test_ray.py", "server/scaleout/test_relay.py"),
+    ),
+    Attack(
+        "a scorer's process is killed",
+        "503 for who waits, started again",
+        ("server/scorer/test_link.py",),
+    ),
+    Attack(
         "seeded sampling, and a restart between",
         "the same tokens",
         ("chaos/test_engine_death.py::test_a_seed_means_the_same_tokens_after_a_restart",),
@@ -198,6 +208,22 @@ ATTACKS = (
         "another tenant's adapters, spelt in every way",
         "404, as what does not exist",
         ("server/api/test_tenant_view.py",),
+    ),
+    Attack(
+        "a flood of prompts beside another tenant: its turns, its queue, its cached blocks",
+        "turns by weight, the other's blocks stay, its cached prompts take what uncached ones take",
+        ("server/engine/test_prefix_cache.py", "server/engine/test_scheduler.py",
+         "server/api/test_admission.py"),
+    ),
+    Attack(
+        "prompts, answers and keys with words to look for; names and headers with line breaks",
+        "in no log line, no span, no error of the server; no line is forged",
+        ("server/telemetry/test_logging.py", "server/telemetry/test_tracing.py"),
+    ),
+    Attack(
+        "10,000 names of adapters and tenants",
+        "no more series in /metrics than the budget",
+        ("server/telemetry/test_usage.py", "server/api/test_tenant_metrics.py"),
     ),
     Attack(
         "keys in the database, or guessed by time",
