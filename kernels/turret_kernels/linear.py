@@ -48,10 +48,13 @@ def pack_linear(weight: Tensor) -> LinearWeight:
     return LinearWeight(weight, n, k, packed)
 
 
-def quantize_linear(weight: Tensor, method: quantized.Method) -> LinearWeight:
-    """Quantise `weight` [out, in] for `linear`; raises what `quantized.quantize` does."""
-    n, k = weight.shape
-    return LinearWeight(quantized.quantize(weight, method), n, k, False, method)
+def quantize_linear(
+    weight: Tensor, method: quantized.Method, inputs: slice = quantized.ALL
+) -> LinearWeight:
+    """Quantise `weight` [out, in], or some inputs of it, for `linear`: see `quantized.quantize`."""
+    data = quantized.quantize(weight, method, inputs)
+    n, k = data.shape
+    return LinearWeight(data, n, k, False, method)
 
 
 def slice_linear(weight: LinearWeight, first: int, last: int) -> LinearWeight:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 Method = Literal["int8", "int4", "fp8"]
 METHODS: tuple[Method, ...] = get_args(Method)
 INT4_GROUP = 64
+ALL = slice(None)
 
 _SLICE = 64  # rows of the widest block in which a kernel for int4 stores them
 _PIECE_ROWS = 128  # of what is computed piece by piece
@@ -41,18 +42,30 @@ def unfit(method: Method, out_features: int, in_features: int) -> str | None:
     return None
 
 
-def quantize(weight: Tensor, method: Method) -> Tensor:
+def quantize(weight: Tensor, method: Method, inputs: slice = ALL) -> Tensor:
     """Round `weight` [out, in] to a torchao tensor on the same device.
+
+    Args:
+        weight: all of it, even where a part is kept.
+        method: how.
+        inputs: keep these alone, rounded as in the whole: a scale of int8 and fp8 is of all the
+            inputs. In int4 they begin where a group does.
 
     Raises:
         ImportError: there is no torchao.
-        ValueError: see `unfit`.
+        ValueError: see `unfit`, or a group of int4 would be cut.
     """
-    if reason := unfit(method, *weight.shape):
+    n, k = weight.shape
+    kept = range(k)[inputs]
+    if reason := unfit(method, n, len(kept)):
         raise ValueError(reason)
     if method == "int8":
-        return _int8(weight)
-    return _int4(weight) if method == "int4" else _fp8(weight)
+        return _int8(weight, inputs)
+    if method == "fp8":
+        return _fp8(weight, inputs)
+    if kept.start % INT4_GROUP:
+        raise ValueError(f"input {kept.start} lies inside a group of {INT4_GROUP}")
+    return _int4(weight[:, inputs].contiguous())
 
 
 def product(x: Tensor, weight: Any, method: Method) -> Tensor:
@@ -100,20 +113,21 @@ def _with_int4(weight: Any, codes: Tensor, scales: Tensor, out_features: int) ->
     return type(weight)(codes, scales, weight.block_size, shape)
 
 
-def _int8(weight: Tensor) -> Tensor:
+def _int8(weight: Tensor, inputs: slice) -> Tensor:
     from torchao.quantization import Int8Tensor, PerRow
 
     # The kernel takes scales in the dtype of the activations: the codes are chosen for those, in
     # float32, as bf16 cannot tell codes above 64 and a half from the next. In pieces: temporaries
     # as large as the weight leave holes in the heap, which took seven times the codes' memory.
-    codes = torch.empty_like(weight, dtype=torch.int8)
+    codes = weight.new_empty(weight[:, inputs].shape, dtype=torch.int8)
     scales = weight.new_empty(len(weight), 1)
     for first in range(0, len(weight), _PIECE_ROWS):
         piece = slice(first, first + _PIECE_ROWS)
         wide = weight[piece].float()
         scales[piece] = Int8Tensor.from_hp(wide, PerRow()).scale
-        codes[piece] = Int8Tensor.from_hp(wide, PerRow(), scale=scales[piece].float()).qdata
-    return Int8Tensor(codes, scales, [1, weight.shape[1]], weight.dtype)
+        kept = Int8Tensor.from_hp(wide[:, inputs], PerRow(), scale=scales[piece].float())
+        codes[piece] = kept.qdata
+    return Int8Tensor(codes, scales, [1, codes.shape[1]], weight.dtype)
 
 
 def _int4(weight: Tensor) -> Tensor:
@@ -126,7 +140,7 @@ def _int4(weight: Tensor) -> Tensor:
     return Int4Tensor.from_hp(weight, [1, INT4_GROUP])
 
 
-def _fp8(weight: Tensor) -> Tensor:
+def _fp8(weight: Tensor, inputs: slice) -> Tensor:
     from torchao.float8.inference import Float8MMConfig
     from torchao.quantization import Float8Tensor, PerRow
     from torchao.quantization.quantize_.common import KernelPreference
@@ -134,7 +148,7 @@ def _fp8(weight: Tensor) -> Tensor:
 
     # torch's kernels, whatever else is installed.
     kernel = KernelPreference.TORCH
-    return Float8Tensor.from_hp(
+    whole = Float8Tensor.from_hp(
         weight,
         granularity=PerRow(),
         mm_config=Float8MMConfig(use_fast_accum=False),
@@ -143,3 +157,4 @@ def _fp8(weight: Tensor) -> Tensor:
         ),
         kernel_preference=kernel,
     )
+    return whole[:, inputs].contiguous()

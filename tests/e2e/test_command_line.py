@@ -61,7 +61,7 @@ def assert_refused(run, what):
         (["demo", "--device", "tpu"], "tpu"),
         (["demo", "--quantization", "int2"], "int2"),
         (["demo", "--quantization", "fp8", "--device", "cpu"], "9.0 or newer"),
-        (["demo", "--quantization", "int8", "--tensor-parallel", "3"], "in 3 processes"),
+        (["demo", "--tensor-parallel", "2"], "over 2 processes"),
         (["demo", "--overlap", "maybe"], "maybe"),
         (["demo", "--adapter", "nameless"], "nameless"),
         (["demo", "--adapter", "a=one", "--adapter", "a=two"], "a=two"),

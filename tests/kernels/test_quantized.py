@@ -79,6 +79,26 @@ def test_a_slice_is_those_outputs(method, first, last):
     )
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("first", "last"), [(0, 64), (64, 128), (64, 192)])
+def test_some_inputs_are_rounded_as_in_the_whole(method, first, last):
+    w = torch.randn(208, 192).to(BF16)
+    w[:, 100] *= 4  # the largest of most rows lies here
+    part = quantize_linear(w, method, slice(first, last))
+    assert (part.out_features, part.in_features) == (208, last - first)
+    whole = unpack_linear(quantize_linear(w, method))
+    assert torch.equal(unpack_linear(part), whole[:, first:last])
+    x = torch.randn(4, last - first).to(BF16)
+    torch.testing.assert_close(
+        linear(x, part).double(), _exact(_served(x, method), part), rtol=2**-7, atol=2**-7
+    )
+
+
+def test_groups_of_int4_are_not_cut():
+    with pytest.raises(ValueError, match="input 32 lies inside a group of 64"):
+        quantize_linear(torch.randn(32, 128), "int4", slice(32, 96))
+
+
 @pytest.mark.parametrize("method", ["int8", "int4"])
 def test_a_row_does_not_depend_on_its_batch(method):
     x, weight = (

@@ -17,6 +17,7 @@ from turret_adapters.errors import AdapterError
 from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.site_weights import SiteWeights
 from turret_adapters.store import AdapterStore, StoreLimits
+from turret_kernels.quantized import Method
 from turret_server.engine.auxiliary import Auxiliary
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
@@ -52,6 +53,7 @@ from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
 from turret_server.models.shape import stored_shape
+from turret_server.models.weights import check_quantization
 
 
 class Engine:
@@ -78,13 +80,6 @@ class Engine:
         dtype = resolve_dtype(settings.dtype, device)
         quantization = resolve_quantization(settings.quantization, device, dtype)
         self._overlaps = resolve_overlap(settings.overlap, device, settings.tensor_parallel)
-        if quantization is not None and settings.tensor_parallel > 1:
-            raise StartupError(
-                f"--quantization {quantization} cannot be served in {settings.tensor_parallel} "
-                "processes",
-                "the shards of a base are not quantised yet",
-                "Use --tensor-parallel 1, or --quantization none.",
-            )
         if settings.auxiliaries and settings.tensor_parallel > 1:
             raise StartupError(
                 f"auxiliary models cannot be served in {settings.tensor_parallel} processes",
@@ -98,7 +93,7 @@ class Engine:
             for name, folder in settings.auxiliaries.items()
         }
         max_len = settings.max_model_len or config.max_context
-        self.followers = _start_followers(settings, config, device, folder)
+        self.followers = _start_followers(settings, config, quantization, device, folder)
         peers = None if self.followers is None else self.followers.peers
         self.decoder = Decoder.load(model, dtype, device, max_len, progress, peers, quantization)
         block_bytes = self.decoder.kv_bytes_per_token * settings.kv_block_tokens
@@ -116,7 +111,7 @@ class Engine:
         shape = self.decoder.shape
         banks = None
         if self.followers is not None:
-            shape = stored_shape(model, dtype)
+            shape = stored_shape(model, dtype, quantization, device)
             banks = ShardedBanks(
                 self.decoder.shape,
                 settings.max_resident_adapters,
@@ -360,7 +355,11 @@ class Engine:
 
 
 def _start_followers(
-    settings: EngineSettings, config: DecoderConfig, device: torch.device, folder: Path | None
+    settings: EngineSettings,
+    config: DecoderConfig,
+    quantization: Method | None,
+    device: torch.device,
+    folder: Path | None,
 ) -> Followers | None:
     """The processes of the other ranks, if there are to be any.
 
@@ -370,6 +369,8 @@ def _start_followers(
     if settings.tensor_parallel == 1:
         return None
     config.split(settings.tensor_parallel)
+    if quantization is not None:
+        check_quantization(Path(settings.model), config, quantization, settings.tensor_parallel)
     for rank in range(settings.tensor_parallel):
         rank_device(settings.device, rank)
     return Followers(settings, device, folder)

@@ -25,6 +25,7 @@ from turret_server.engine.device import (
     kv_cache_bytes,
     rank_device,
     resolve_dtype,
+    resolve_quantization,
     ternary_rows,
     use_threads,
 )
@@ -67,7 +68,10 @@ class Follower:
         peers = Peers(Shard(start.rank, settings.tensor_parallel), device, Path(start.rendezvous))
         folder, dtype = Path(settings.model), resolve_dtype(settings.dtype, device)
         max_len = settings.max_model_len or DecoderConfig.from_folder(folder).max_context
-        self._decoder = Decoder.load(folder, dtype, device, max_len, peers=peers)
+        quantization = resolve_quantization(settings.quantization, device, dtype)
+        self._decoder = Decoder.load(
+            folder, dtype, device, max_len, peers=peers, quantization=quantization
+        )
         self._banks = DeviceBanks(
             self._decoder.shape,
             settings.max_resident_adapters,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from turret_adapters.spec import LINEARS, ModelShape, Module, Site
+from turret_kernels.linear import quantize_linear, unpack_linear
+from turret_kernels.quantized import Method
 from turret_server.models.checkpoint import Checkpoint
 from turret_server.models.config import DecoderConfig
 from turret_server.models.weights import (
@@ -65,7 +68,12 @@ def model_shape(
     )
 
 
-def stored_shape(folder: Path, dtype: torch.dtype) -> ModelShape:
+def stored_shape(
+    folder: Path,
+    dtype: torch.dtype,
+    quantization: Method | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  (a constant)
+) -> ModelShape:
     """The shape of the whole base in `folder`, of which this process holds a shard, or nothing.
 
     Weights, biases and gains are read from its files whenever a format asks for one.
@@ -73,6 +81,8 @@ def stored_shape(folder: Path, dtype: torch.dtype) -> ModelShape:
     Args:
         folder: the model folder.
         dtype: the served dtype.
+        quantization: of the linears of the layers, whose weights are then read dequantised.
+        device: that of the shards: each kind of device rounds in its own kernels' formats.
 
     Raises:
         StartupError: the model cannot be served exactly as its files ask.
@@ -87,7 +97,10 @@ def stored_shape(folder: Path, dtype: torch.dtype) -> ModelShape:
         return out
 
     def weight(site: Site) -> Tensor:
-        return read(tensor_name(site, "weight", config))
+        found = read(tensor_name(site, "weight", config))
+        if quantization is None or site.module not in LINEARS:
+            return found
+        return unpack_linear(quantize_linear(found.to(device), quantization)).cpu()
 
     def bias(site: Site) -> Tensor | None:
         name = tensor_name(site, "bias", config)
@@ -97,4 +110,5 @@ def stored_shape(folder: Path, dtype: torch.dtype) -> ModelShape:
         return read(norm_tensor_name(site, config))
 
     embed_scale = float(torch.tensor(config.embed_scale, dtype=dtype))
-    return model_shape(config, str(folder), embed_scale, weight, bias, gain)
+    shape = model_shape(config, str(folder), embed_scale, weight, bias, gain)
+    return replace(shape, is_quantized=quantization is not None)

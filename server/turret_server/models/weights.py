@@ -15,6 +15,7 @@ from turret_adapters.sharding import Shard
 from turret_adapters.spec import Module, Site
 from turret_kernels.linear import LinearWeight, pack_linear, quantize_linear
 from turret_kernels.quantized import Method, unfit
+from turret_server.errors import StartupError
 from turret_server.models.checkpoint import Checkpoint
 from turret_server.models.config import DecoderConfig
 
@@ -185,6 +186,7 @@ def load_weights(
         shard: which part of them; see `turret_adapters.sharding`. The biases of o and down are
             rank 0's alone, because their outputs are added up.
         quantization: of the linears of the layers; embedding, head and norms stay as they are.
+            Every shard is rounded as it is in the whole.
         num_labels: as for `expected_tensors`; the head is then [labels, hidden].
 
     Raises:
@@ -195,7 +197,7 @@ def load_weights(
     shapes = expected_tensors(config, num_labels)
     check_tensors(checkpoint, config, shapes)
     if quantization is not None:
-        _check_quantization(checkpoint, shapes, quantization)
+        check_quantization(folder, config, quantization, shard.world)
     total, done = sum(checkpoint.num_bytes(name) for name in shapes), 0
 
     def stacked(names: Sequence[str], split: int | None = None) -> Tensor:
@@ -225,8 +227,13 @@ def load_weights(
         prefix = f"model.layers.{layer}."
 
         def fused(*names: str, split: int) -> LinearWeight:
-            weight = stacked([f"{prefix}{name}.weight" for name in names], split)
-            return quantize_linear(weight, quantization) if quantization else pack_linear(weight)
+            weights = [f"{prefix}{name}.weight" for name in names]
+            if quantization is None:
+                return pack_linear(stacked(weights, split))
+            if split == 0:
+                return quantize_linear(stacked(weights, split), quantization)
+            whole = stacked(weights)  # a scale is of all the inputs, wherever they lie
+            return quantize_linear(whole, quantization, shard.of(whole.shape[1]))
 
         def bias(*names: str, split: int | None) -> Tensor | None:
             biases = [f"{prefix}{name}.bias" for name in names]
@@ -322,15 +329,28 @@ def refuse_unexpected(checkpoint: Checkpoint, names: set[str], architecture: str
         )
 
 
-def _check_quantization(
-    checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], method: Method
-) -> None:
-    """Refuse linears that the method has no kernel for, by name."""
-    for name in (n for n in shapes if n.endswith("_proj.weight")):
-        if reason := unfit(method, *shapes[name]):
-            checkpoint.refuse(
-                f"--quantization {method} does not fit {name!r}: {reason}",
-                "Use another --quantization, or none.",
+def check_quantization(folder: Path, config: DecoderConfig, method: Method, world: int = 1) -> None:
+    """Refuse linears that the method has no kernel for, by name.
+
+    Args:
+        folder: of the model, for the message.
+        config: of the whole model.
+        method: of quantisation.
+        world: how many processes share every linear.
+
+    Raises:
+        StartupError: there is one.
+    """
+    part, fix = "", "Use another --quantization, or none."
+    if world > 1:
+        part = f"what each of {world} processes has of "
+        fix = "Use another --quantization or --tensor-parallel."
+    for name, shape in expected_tensors(config.split(world)).items():
+        if name.endswith("_proj.weight") and (reason := unfit(method, *shape)):
+            raise StartupError(
+                f"model {str(folder)!r} cannot be served",
+                f"--quantization {method} does not fit {part}{name!r}: {reason}",
+                fix,
             )
 
 

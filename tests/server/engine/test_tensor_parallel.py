@@ -88,6 +88,13 @@ def test_heads_that_cannot_be_shared_out_are_refused(model):
         Engine(EngineSettings(model=model, dtype="float32", tensor_parallel=4))
 
 
+def test_shards_that_no_kernel_takes_are_refused_before_a_process_starts(model):
+    settings = EngineSettings(model=model, quantization="int4", tensor_parallel=2)
+    with pytest.raises(StartupError, match=r"what each of 2 processes has of .*o_proj"):
+        Engine(settings)
+    assert not followers_of(os.getpid())
+
+
 def followers_of(pid: int) -> list[psutil.Process]:
     found = psutil.Process(pid).children()
     return [process for process in found if "turret_server.engine.follower" in process.cmdline()]

@@ -14,13 +14,16 @@ from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.files import AdapterFiles
 from turret_adapters.kinds.lora import KIND
 from turret_adapters.plan import RowUse, StepPlan
+from turret_adapters.sharding import Shard
 from turret_adapters.spec import LINEARS, Module, Site
-from turret_kernels.quantized import Method
+from turret_kernels.quantized import METHODS, Method
 from turret_server.engine.runner import Runner
 from turret_server.errors import StartupError
+from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
+from turret_server.models.weights import check_quantization, load_weights
 
-CPU = torch.device("cpu")
+CPU, BF16 = torch.device("cpu"), torch.bfloat16
 ADAPTERS = [
     {"r": 8, "target_modules": "all-linear"},
     {"r": 4, "target_modules": ["q_proj", "k_proj", "down_proj"], "use_dora": True},
@@ -104,7 +107,7 @@ def test_every_quantisation_is_another_model(save_tiny):
 
 def test_the_weight_that_adapters_see_is_the_rounded_one(save_tiny):
     folder, model = save_tiny(LlamaConfig, **SIZES)
-    decoder = load(folder, "int8", torch.bfloat16)
+    decoder = load(folder, "int8", BF16)
     trained = model.model.layers[1].mlp.up_proj.weight.bfloat16().float()
     up = decoder.weight(Site(1, Module.UP))
     assert decoder.shape.is_quantized
@@ -116,7 +119,7 @@ def test_the_weight_that_adapters_see_is_the_rounded_one(save_tiny):
 
 def test_steps_are_not_recorded(save_tiny):
     folder, _ = save_tiny(LlamaConfig, **SIZES)
-    decoder = load(folder, "int8", torch.bfloat16)
+    decoder = load(folder, "int8", BF16)
     assert not decoder.has_graphs
     assert Runner(decoder, decoder.allocate_kv(2, 32), 4).padding(1) is None
 
@@ -127,3 +130,32 @@ def test_a_linear_that_does_not_fit_is_named(save_tiny):
         load(folder, "int4")
     assert "int4 needs a multiple of 64 inputs, and it has 96" in refused.value.why
     assert "another --quantization" in refused.value.fix
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shards_are_the_parts_of_the_whole(save_tiny, method):
+    """Bit for bit: every scale is that of the whole weight, however many processes share it."""
+    folder, _ = save_tiny(LlamaConfig, attention_bias=True, **SIZES | {"intermediate_size": 256})
+    config = DecoderConfig.from_folder(folder)
+
+    def decoder(shard: Shard) -> Decoder:
+        weights = load_weights(folder, config, BF16, CPU, shard=shard, quantization=method)
+        return Decoder(config.split(shard.world), weights, 64, str(folder))
+
+    whole, halves = decoder(Shard()), [decoder(Shard(rank, 2)) for rank in range(2)]
+    for site in (Site(1, module) for module in LINEARS):
+        along = 1 if site.module in (Module.O, Module.DOWN) else 0
+        parts = torch.cat([half.weight(site) for half in halves], along)
+        assert torch.equal(parts, whole.weight(site)), site
+    assert {half.weights.digest for half in halves} == {whole.weights.digest}
+
+
+def test_a_shard_that_does_not_fit_is_named(save_tiny):
+    folder, _ = save_tiny(LlamaConfig, **SIZES)
+    config = DecoderConfig.from_folder(folder)
+    check_quantization(folder, config, "int4")
+    with pytest.raises(StartupError, match="down_proj") as refused:
+        check_quantization(folder, config, "int4", world=2)
+    assert "what each of 2 processes has" in refused.value.why
+    assert "int4 needs a multiple of 64 inputs, and it has 96" in refused.value.why
+    assert "--tensor-parallel" in refused.value.fix

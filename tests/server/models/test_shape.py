@@ -35,6 +35,17 @@ def test_stored_is_loaded(save_tiny, config):
             assert torch.equal(stored.gain(site), loaded.gain(site)), site
 
 
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_stored_is_loaded_where_it_is_quantised(save_tiny, method):
+    folder, _ = save_tiny(Qwen2Config, hidden_size=128, intermediate_size=192, head_dim=32)
+    bf16, cpu = torch.bfloat16, torch.device("cpu")
+    loaded = Decoder.load(folder, bf16, cpu, 64, quantization=method).shape
+    stored = stored_shape(folder, bf16, method, cpu)
+    assert stored.is_quantized
+    for site in stored.sites():
+        assert torch.equal(stored.weight(site), loaded.weight(site)), site
+
+
 def test_damaged_files_are_refused_before_anything_is_read(save_tiny):
     folder, _ = save_tiny(Qwen2Config)
     (folder / "model.safetensors").unlink()
