@@ -42,6 +42,7 @@ KERNELS = (
     "row_delta",
     "sparse_mlp",
     "rotate",
+    "linear_int8",
 )
 _MAX_ARGUMENTS = 19
 

@@ -1,7 +1,7 @@
 """Weights of eight or four bits, quantised by torchao as they are loaded; activations stay wide.
 
-    int8  symmetric, one scale per output. On the CPU torch's own int8 kernel multiplies: torchao
-          without a compiler would widen the whole weight at every call.
+    int8  symmetric, one scale per output. On the CPU our kernel multiplies (see `linear`), or else
+          torch's: torchao without a compiler would widen the whole weight at every call.
     int4  asymmetric, one scale and one zero per `INT4_GROUP` inputs (tinygemm's formats).
     fp8   e4m3, one scale per output; the GPU multiplies in fp8, so each row of the activations is
           rounded to e4m3, too, with a scale of its own.
@@ -93,6 +93,11 @@ def dequantize(weight: Any, method: Method) -> Tensor:
         ones[:, first:].fill_diagonal_(1)
         out[:, first : first + len(ones)] = F.linear(ones, weight).T
     return out
+
+
+def int8_parts(weight: Any) -> tuple[Tensor, Tensor]:
+    """The codes [out, in] of an int8 weight, and its scales, float32 [out]."""
+    return weight.qdata, weight.scale.view(-1).float()
 
 
 def rows(weight: Any, method: Method, first: int, last: int) -> Tensor | None:

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
+from turret_kernels import native
 from turret_kernels.linear import linear, quantize_linear, slice_linear, unpack_linear
-from turret_kernels.quantized import METHODS, unfit
+from turret_kernels.quantized import METHODS, dequantize, quantize, unfit
 
 BF16 = torch.bfloat16
 # Largest error of a weight over the largest weight of its row: half a step of 127 (int8), or of the
@@ -106,8 +107,29 @@ def test_a_row_does_not_depend_on_its_batch(method):
         quantize_linear(torch.randn(96, 576).to(BF16), method),
     )
     whole = linear(x, weight)
-    for rows in (1, 5, 16, 33):
+    for rows in (1, 5, 8, 9, 16, 33):
         assert torch.equal(linear(x[:rows].contiguous(), weight), whole[:rows])
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 33), (16, 33), (5, 21)])
+def test_codes_are_cut_anywhere(first, last):
+    w = torch.randn(33, 96).to(BF16)
+    weight = quantize_linear(w, "int8")
+    assert torch.equal(
+        unpack_linear(slice_linear(weight, first, last)), unpack_linear(weight)[first:last]
+    )
+
+
+@pytest.mark.skipif(native.lib is None, reason="no native kernels on this machine")
+def test_native_codes_are_those_of_torchao():
+    w = torch.randn(208, 192).to(BF16)
+    weight = quantize_linear(w, "int8")
+    assert weight.packed
+    assert torch.equal(unpack_linear(weight), dequantize(quantize(w, "int8"), "int8"))
+    # And their logits are not rounded: 192 products of about 1, accumulated in float32.
+    x = torch.randn(11, 192).to(BF16)
+    y = linear(x, weight, out_dtype=torch.float32)
+    torch.testing.assert_close(y.double(), _exact(x, weight), rtol=0, atol=5e-5)
 
 
 def test_writes_where_it_is_told():

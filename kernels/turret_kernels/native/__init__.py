@@ -84,6 +84,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "turret_set_threads": [i],
         "turret_pack": [p, p, n, n],
         "turret_linear": [p, n, p, p, p, n, n, n, i, i],
+        "turret_linear_int8": [p, n, p, p, p, p, n, n, n, i, i],
         "turret_write_rank_rows": [p, p, p, p, n, n, n, n],
         "turret_low_rank": [p, p, p, n, p, p, p, p, n, n, i, i],
         "turret_rope_and_store": [p, p, p, n, n, n, p, p, p, p, p, n, n, n, n, n],

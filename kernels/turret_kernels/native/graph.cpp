@@ -7,6 +7,8 @@
 #define DECLARE(name, ...) extern "C" void turret_##name(__VA_ARGS__)
 DECLARE(linear, void*, int64_t, const bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t,
         int, int);
+DECLARE(linear_int8, void*, int64_t, const bf16*, const int8_t*, const float*, const bf16*, int64_t,
+        int64_t, int64_t, int, int);
 DECLARE(low_rank, void*, const bf16*, const void*, int64_t, const int32_t*, const int32_t*,
         const int32_t*, const int64_t*, int64_t, int64_t, int, int);
 DECLARE(rope_and_store, bf16*, const bf16*, const bf16*, int64_t, int64_t, int64_t, const float*,
@@ -91,6 +93,7 @@ TURRET_API void turret_run(const Call* calls, int64_t count) {
       case 11: invoke(turret_row_delta, a); break;
       case 12: invoke(turret_sparse_mlp, a); break;
       case 13: invoke(turret_rotate, a); break;
+      case 14: invoke(turret_linear_int8, a); break;
     }
   }
 }

@@ -134,7 +134,7 @@ def _recorder(decoder: Decoder, kv: list[KVCache]) -> Recorder | None:
     """What records steps on the decoder's device, None where nothing can."""
     if decoder.is_shard:
         return None  # no graph holds what the processes tell each other
-    if decoder.quantization is not None:
+    if decoder.quantization is not None and not decoder.has_graphs:
         return None  # torchao's and torch's products, which no recorder here has been tried on
     if decoder.device.type == "cuda":
         from turret_kernels.gpu.graph import Recorder as CudaRecorder

@@ -16,9 +16,12 @@ from turret_adapters.kinds.lora import KIND
 from turret_adapters.plan import RowUse, StepPlan
 from turret_adapters.sharding import Shard
 from turret_adapters.spec import LINEARS, Module, Site
+from turret_kernels import native
+from turret_kernels.paged_attention import AttentionMetadata
 from turret_kernels.quantized import METHODS, Method
 from turret_server.engine.runner import Runner
 from turret_server.errors import StartupError
+from turret_server.models.batch import Batch
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
 from turret_server.models.weights import check_quantization, load_weights
@@ -117,11 +120,29 @@ def test_the_weight_that_adapters_see_is_the_rounded_one(save_tiny):
     assert 0 < ((up - trained).abs() / step).max() < 0.51
 
 
-def test_steps_are_not_recorded(save_tiny):
-    folder, _ = save_tiny(LlamaConfig, **SIZES)
-    decoder = load(folder, "int8", BF16)
-    assert not decoder.has_graphs
-    assert Runner(decoder, decoder.allocate_kv(2, 32), 4).padding(1) is None
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_steps_are_recorded_where_our_kernels_multiply(save_tiny, monkeypatch, method):
+    folder, _ = save_tiny(LlamaConfig, **SIZES, head_dim=32)
+    decoder = load(folder, method, BF16)
+    kv = decoder.allocate_kv(2, 32)
+    runner = Runner(decoder, kv, 4)
+    batch = Batch(
+        token_ids=torch.tensor([5, 17]),
+        positions=torch.tensor([0, 0]),
+        slots=torch.tensor([0, 32]),
+        attention=AttentionMetadata(
+            query_start=torch.arange(3, dtype=torch.int32),
+            context_len=torch.ones(2, dtype=torch.int32),
+            block_table=torch.tensor([[0], [1]], dtype=torch.int32),
+        ),
+        logit_rows=None,
+    )
+    expected = decoder.forward(batch, kv).clone()
+    assert torch.equal(runner.forward(batch), expected)
+    replays = method == "int8" and native.lib is not None
+    if replays:
+        monkeypatch.delattr(Decoder, "run")
+    assert torch.equal(runner.forward(batch), expected)
 
 
 def test_a_linear_that_does_not_fit_is_named(save_tiny):
