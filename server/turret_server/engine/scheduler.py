@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import closing
 from dataclasses import dataclass
+from operator import attrgetter
 
 from turret_server.engine import rooms
 from turret_server.engine.blocks import BlockPool
@@ -115,7 +116,7 @@ class Scheduler:
         budget, shares = self.limits.max_step_tokens, []
         has_room, preemptions = True, self.preemptions
         # Decodes first: a long prompt must not hold up those who stream.
-        for sequence in sorted(self.running, key=_is_in_prompt):
+        for sequence in sorted(self.running, key=attrgetter("is_in_prompt")):
             if not sequence.is_running or (sequence.draw_row >= 0 and self._is_full(sequence)):
                 continue  # preempted for the sake of one before it; or ends when its token is known
             portion = _portion(sequence, budget)
@@ -127,10 +128,13 @@ class Scheduler:
         has_room &= self.preemptions == preemptions
         with closing(self.waiting.turns()) as turns:
             for sequence in turns if has_room else ():
-                if budget == 0 or not self._find_rows(sequence, shares):
+                if budget == 0:
                     break
                 if failure := rooms.failure(self._rooms, sequence):
                     ended.append(self._end(sequence, "error", error=failure))
+                elif not self._find_rows(sequence, shares):
+                    if not self._table_rows or self._is_ready(sequence):
+                        break  # nobody overtakes who lacks rows alone
                 elif portion := self._try_start(sequence, budget):
                     shares += portion
                     budget -= self._charge(portion)
@@ -214,13 +218,8 @@ class Scheduler:
 
     def _try_start(self, sequence: Sequence, budget: int) -> list[Share]:
         """Pin adapters, find prefixes, reserve the first portion; all, or nothing and no shares."""
-        if sequence in self._put_back or not self._pins.take(sequence):
-            return []
-        for member in sequence.members:
-            self._match_prefix(member)
-        portion = _portion(sequence, budget)
-        waits = not portion or any(self._prefix_in_flight(m) for m in sequence.members)
-        if waits or not self._allocate(portion):
+        portion = _portion(sequence, budget) if self._prepare(sequence) else []
+        if not portion or not self._allocate(portion):
             self._drop_resources(sequence)
             return []
         self.waiting.remove(sequence)
@@ -236,6 +235,20 @@ class Scheduler:
                 self.prefix_queries += member.num_prompt
                 self.prefix_hits += member.num_cached
         return portion
+
+    def _prepare(self, sequence: Sequence) -> bool:
+        """Pin adapters and find prefixes; False while something of it is on its way."""
+        if sequence in self._put_back or not self._pins.take(sequence):
+            return False
+        for member in sequence.members:
+            self._match_prefix(member)
+        return not any(self._prefix_in_flight(member) for member in sequence.members)
+
+    def _is_ready(self, sequence: Sequence) -> bool:
+        """Would `_prepare` succeed?"""
+        ready = self._prepare(sequence)
+        self._drop_resources(sequence)
+        return ready
 
     def _match_prefix(self, sequence: Sequence) -> None:
         size, tokens = self.blocks.block_tokens, sequence.tokens
@@ -314,14 +327,13 @@ class Scheduler:
         """Rows to start; once, those of sequences whose tenants have more than their share."""
         if len(self._table_rows) >= len(sequence.members):
             return True
-        if sequence.was_given_way or not self._pins.take(sequence):
+        if sequence.was_given_way:
             return False
-        self._pins.drop(sequence)
-        sequence.was_given_way = True
         while len(self._table_rows) < len(sequence.members):
             victim = yields_to(sequence, self.running, self.limits.max_running)
-            if victim is None:
+            if victim is None or not (sequence.was_given_way or self._is_ready(sequence)):
                 return False
+            sequence.was_given_way = True
             self._preempt(victim)
             # It may start again in this very step, from elsewhere.
             shares[:] = [share for share in shares if share.sequence.is_running]
@@ -368,13 +380,6 @@ class Scheduler:
             if member.table_row >= 0:
                 self._table_rows.append(member.table_row)
                 member.table_row = -1
-
-
-def _is_in_prompt(sequence: Sequence) -> bool:
-    """Has any member more than one token to compute?"""
-    if sequence.remaining > 1 or not sequence.others:
-        return sequence.remaining > 1
-    return any(member.remaining > 1 for member in sequence.others)
 
 
 def _portion(sequence: Sequence, budget: int) -> list[Share]:

@@ -103,6 +103,13 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def is_in_prompt(self) -> bool:
+        """Has any member more than one token to compute?"""
+        if self.remaining > 1 or not self.others:
+            return self.remaining > 1
+        return any(member.remaining > 1 for member in self.others)
+
+    @property
     def is_running(self) -> bool:
         """Does it hold blocks, adapters and a row of the block table?"""
         return self.table_row >= 0

@@ -392,6 +392,34 @@ def test_nobody_gives_way_to_what_cannot_start():
     assert bench.scheduler.preemptions == 0
 
 
+def test_rows_are_given_back_once_a_prefix_that_is_computed_is_there():
+    bench = Bench(blocks=64, max_running=4)
+    for i in range(4):
+        bench.add(f"noisy{i}", [1, i], key="noisy", max_tokens=40)
+    bench.step()
+    for i in range(2):  # siblings: the second takes the prefix of the first
+        bench.add(f"quiet{i}", [2] * 9, key="quiet", weight=4.0, max_tokens=40)
+    plans = [sorted(name for name, _ in bench.step()[0]) for _ in range(2)]
+    assert plans[0] == ["noisy0", "noisy1", "noisy2", "quiet0"]
+    assert plans[1] == ["noisy0", "noisy1", "quiet0", "quiet1"]
+    assert bench.scheduler.preemptions == 2
+
+
+def test_who_had_its_share_is_given_rows_when_it_has_less():
+    bench = Bench(max_running=2)
+    bench.add("noisy0", [1], key="noisy", max_tokens=40)
+    bench.add("quiet0", [2], key="quiet", max_tokens=40)
+    bench.step()
+    bench.add("quiet1", [3], key="quiet", adapters=["x"])
+    bench.step()  # the share of its tenant is taken
+    bench.scheduler.cancel("quiet0")
+    bench.adapters.absent.add("x")
+    bench.add("noisy1", [4], key="noisy", max_tokens=40)
+    assert sorted(name for name, _ in bench.step()[0]) == ["noisy0", "noisy1"]
+    bench.adapters.absent.clear()
+    assert "quiet1" in {name for _ in range(3) for name, _ in bench.step()[0]}
+
+
 def test_a_request_that_does_not_start_in_time_is_told_so():
     bench = Bench(max_running=1)
     bench.add("runs", queue_s=1.0, max_tokens=60)

@@ -29,6 +29,27 @@ def test_members_have_the_room_of_a_step_together_or_wait():
     assert started[8] == {"b"}
 
 
+def test_members_without_their_adapters_hold_up_nobody():
+    bench = Bench(max_running=3)
+    bench.adapters.absent.add("away")
+    bench.add("a", [1], max_tokens=9)
+    bench.step()
+    bench.add("three", [2], members=[([3], ["away"]), ([4], [])])
+    bench.add("b", [5])
+    assert sorted(name for name, _ in bench.step()[0]) == ["a", "b"]
+
+
+def test_members_that_can_never_run_are_told_so_before_there_are_rows():
+    bench = Bench(max_running=2)
+    bench.add("a", [1], max_tokens=9)
+    bench.step()
+    bench.add("pair", [2], members=[([3], ["bad"])])
+    bench.adapters.failed["bad"] = ErrorInfo("NotFound", "it was unloaded")
+    assert [(e.id, e.error.what) for e in bench.step()[1] if e.error] == [
+        ("pair", "it was unloaded")
+    ]
+
+
 def test_members_are_preempted_together_and_lose_nothing():
     bench = Bench(blocks=9, max_model_len=24)
     for i in range(3):
