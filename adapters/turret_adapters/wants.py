@@ -6,6 +6,7 @@ ones.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,38 +33,42 @@ class WantQueue:
     """Recipes in the order they were first asked for. The caller serialises access."""
 
     def __init__(self) -> None:
-        self._asked: dict[tuple[str, ...], float] = {}
+        self._recipes: dict[tuple[str, ...], None] = {}
+        self._asked: OrderedDict[tuple[str, ...], float] = OrderedDict()  # the longest ago first
 
     def ask(self, recipe: tuple[str, ...], now: float) -> bool:
-        """Note that a recipe is wanted at the time `now`, in seconds.
+        """Note that a recipe is wanted at the time `now`, in seconds. Amortised constant time.
 
         Returns:
             Whether other recipes were dropped because nobody asks for them any more.
         """
+        self._recipes[recipe] = None
         self._asked[recipe] = now
-        stale = [r for r, asked in self._asked.items() if now - asked > EXPIRES_S]
-        for old in stale:
-            del self._asked[old]
-        return bool(stale)
+        self._asked.move_to_end(recipe)
+        expired = False
+        while now - self._asked[oldest := next(iter(self._asked))] > EXPIRES_S:
+            self.done(oldest)
+            expired = True
+        return expired
 
     def done(self, recipe: tuple[str, ...]) -> None:
         """The recipe runs."""
+        self._recipes.pop(recipe, None)
         self._asked.pop(recipe, None)
 
     def drop(self, digest: str) -> None:
         """Forget the recipes that need an adapter: it failed, or it was unloaded."""
-        for recipe in [recipe for recipe in self._asked if digest in recipe]:
-            del self._asked[recipe]
+        self.retain(lambda recipe: digest not in recipe)
 
     def retain(self, is_possible: Callable[[tuple[str, ...]], bool]) -> None:
         """Forget the recipes that can never run."""
-        for recipe in [recipe for recipe in self._asked if not is_possible(recipe)]:
-            del self._asked[recipe]
+        for recipe in [recipe for recipe in self._recipes if not is_possible(recipe)]:
+            self.done(recipe)
 
     def first(self, is_resident: Callable[[str], bool]) -> Want | None:
         """The first recipe that is not complete, None if there is none."""
         protected: set[str] = set()
-        for recipe in self._asked:
+        for recipe in self._recipes:
             protected.update(recipe)
             missing = tuple(digest for digest in recipe if not is_resident(digest))
             if missing:

@@ -1,5 +1,7 @@
 """Recipes that wait for their adapters."""
 
+import time
+
 from turret_adapters.wants import EXPIRES_S, WantQueue
 
 
@@ -29,6 +31,31 @@ class TestWantQueue:
         assert not queue.ask(("b",), EXPIRES_S)
         assert queue.ask(("b",), EXPIRES_S + 0.1)
         assert queue.first(lambda d: False).missing == ("b",)
+
+    def test_who_keeps_asking_keeps_its_place_when_others_expire(self):
+        queue = WantQueue()
+        for recipe in ("a", "b", "c"):
+            queue.ask((recipe,), 0)
+        queue.ask(("b",), EXPIRES_S)
+        assert queue.ask(("d",), EXPIRES_S + 0.1)
+        assert queue.first(lambda digest: False).missing == ("b",)
+        assert queue.first({"b"}.__contains__).missing == ("d",)
+
+    def test_asking_takes_as_long_however_many_wait(self):
+        """Every waiting recipe asks at every step."""
+        seconds = []
+        for number in (100, 3000):
+            queue, recipes = WantQueue(), [(str(i),) for i in range(number)]
+            for recipe in recipes:
+                queue.ask(recipe, 0)
+            rounds = []
+            for _ in range(3):
+                began = time.process_time()
+                for recipe in recipes[:100]:
+                    queue.ask(recipe, 0)
+                rounds.append(time.process_time() - began)
+            seconds.append(min(rounds))
+        assert seconds[1] < 8 * seconds[0]  # 30 times if all were looked at
 
     def test_a_dropped_adapter_takes_its_recipes_along(self):
         queue = WantQueue()
