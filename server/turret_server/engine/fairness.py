@@ -29,6 +29,7 @@ class _Lane:
 
     paid: float = 0.0
     size: int = 0  # requests, with those that a pass has set aside
+    is_placed: bool = False
     waiting: OrderedDict[Sequence, None] = field(default_factory=OrderedDict)
     num_passed: int = 0
 
@@ -39,6 +40,7 @@ class _Tenant:
 
     paid: float = 0.0
     size: int = 0
+    is_placed: bool = False
     lanes: _Siblings[_Lane] = field(default_factory=lambda: _Siblings(_Lane))
 
 
@@ -49,7 +51,8 @@ class _Siblings(Generic[T]):
     """Those that take turns with each other, in a heap by what they have paid.
 
     What one pays and whether it still waits is found out when it comes up: payments only grow, so
-    an entry is never below its place. Every operation takes logarithmic time, amortised.
+    an entry is never below its place. Nobody has two (`is_placed`), or who sends and cancels again
+    and again would fill the heap. Every operation takes logarithmic time, amortised.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -68,28 +71,33 @@ class _Siblings(Generic[T]):
             self._known[name] = self._make()
         return self._known[name]
 
-    def join(self, one: T) -> None:
-        """It begins to wait."""
+    def join(self, name: str, one: T) -> None:
+        """It is about to wait; its `size` is still 0."""
         if len(self._known) > 2 * len(self._heap) + _MAX_IDLE:
-            self._known = {name: known for name, known in self._known.items() if known.size}
+            self._known = {n: known for n, known in self._known.items() if known.size}
+            self._known[name] = one
         least = self.least()
         one.paid = max(one.paid, self._floor if least is None else least.paid)
-        self.put(one)
+        if not one.is_placed:
+            self.put(one)
 
     def put(self, one: T) -> None:
         """Into the heap."""
+        one.is_placed = True
         heappush(self._heap, (one.paid, next(self._order), one))
 
     def take(self) -> T:
         """Out of the heap: what `least` has just found."""
-        return heappop(self._heap)[2]
+        one = heappop(self._heap)[2]
+        one.is_placed = False
+        return one
 
     def least(self) -> T | None:
         """Who has paid least of those that wait."""
         while self._heap:
             paid, _, one = self._heap[0]
             if one.size == 0:
-                heappop(self._heap)
+                self.take()
                 self._floor = max(self._floor, one.paid)
             elif paid < one.paid:
                 heapreplace(self._heap, (one.paid, next(self._order), one))
@@ -115,16 +123,16 @@ class FairQueue:
 
     def push(self, sequence: Sequence, *, front: bool = False) -> None:
         """Queue a sequence; `front` for one that was preempted."""
-        tenant, lane = self._place(sequence.request)
+        request = sequence.request
+        tenant, lane = self._place(request)
+        if not lane.size:
+            tenant.lanes.join(request.lane, lane)
+        if not tenant.size:
+            self._tenants.join(request.fairness_key, tenant)
+        self._resize(tenant, lane, 1)
         lane.waiting[sequence] = None
         if front:
             lane.waiting.move_to_end(sequence, last=False)
-        is_new_lane, is_new_tenant = not lane.size, not tenant.size
-        self._resize(tenant, lane, 1)
-        if is_new_lane:
-            tenant.lanes.join(lane)
-        if is_new_tenant:
-            self._tenants.join(tenant)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, to start or to drop it."""
