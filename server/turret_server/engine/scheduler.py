@@ -134,12 +134,13 @@ class Scheduler:
                     ended.append(self._end(sequence, "error", error=failure))
                 elif not self._find_rows(sequence, shares):
                     if not self._table_rows or self._is_ready(sequence):
-                        break  # nobody overtakes who lacks rows alone
-                elif portion := self._try_start(sequence, budget):
+                        break  # nobody overtakes who lacks rows alone, or blocks
+                elif (portion := self._try_start(sequence, budget)) is None:
+                    break
+                elif portion:
                     shares += portion
                     budget -= self._charge(portion)
-        # Rows of one model lie together, the main one's first; and those of one recipe: one entry
-        # per adapter and step.
+        # Rows of one model lie together, and of one recipe: one entry per adapter and step.
         live = [share for share in shares if share.sequence.is_running]
         live.sort(key=lambda share: (share.sequence.request.model, share.sequence.slots or ()))
         if live:
@@ -216,12 +217,13 @@ class Scheduler:
             len(member.tokens) >= self._room(member).max_model_len for member in sequence.members
         )
 
-    def _try_start(self, sequence: Sequence, budget: int) -> list[Share]:
-        """Pin adapters, find prefixes, reserve the first portion; all, or nothing and no shares."""
+    def _try_start(self, sequence: Sequence, budget: int) -> list[Share] | None:
+        """Its first portion with all that it takes, or nothing; None for want of main blocks."""
         portion = _portion(sequence, budget) if self._prepare(sequence) else []
-        if not portion or not self._allocate(portion):
+        lacking = self._allocate(portion)
+        if not portion or lacking is not None:
             self._drop_resources(sequence)
-            return []
+            return None if lacking == "" else []
         self.waiting.remove(sequence)
         for member in sequence.members:
             member.table_row = self._table_rows.pop()
@@ -283,22 +285,22 @@ class Scheduler:
         sequence.num_registered = full
 
     def _reserve(self, sequence: Sequence, portion: list[Share]) -> bool:
-        """Blocks for more tokens of a request, preempting the youngest if need be."""
-        while not self._allocate(portion):
-            victim = max(self.running, key=lambda s: s.arrival)
+        """Blocks for more tokens, preempting the youngest that has some of that model."""
+        while (lacking := self._allocate(portion)) is not None:
+            victim = max((s for s in self.running if s.runs(lacking)), key=attrgetter("arrival"))
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _allocate(self, portion: list[Share]) -> bool:
-        """Blocks for all shares, or for none."""
+    def _allocate(self, portion: list[Share]) -> str | None:
+        """Blocks for all shares; or for none, and the model that lacks them."""
         size = self.blocks.block_tokens
         for share in portion:
             if share.start + share.count > len(share.sequence.blocks) * size:
                 break
         else:
-            return True
+            return None
         missing = [
             max(0, -(-(share.start + share.count) // size) - len(share.sequence.blocks))
             for share in portion
@@ -309,11 +311,11 @@ class Scheduler:
             if blocks is None:
                 for other, found in zip(portion, taken, strict=False):
                     self._room(other.sequence).blocks.release(found)
-                return False
+                return share.sequence.request.model
             taken.append(blocks)
         for share, blocks in zip(portion, taken, strict=True):
             share.sequence.blocks += blocks
-        return True
+        return None
 
     def _room(self, sequence: Sequence) -> Room:
         return self._rooms[sequence.request.model]
@@ -354,8 +356,7 @@ class Scheduler:
             if sequence is not None and not to_start:
                 ended.append(self._end(sequence, "deadline"))
             elif sequence is not None and sequence.started is None:
-                error = queued_too_long(sequence.request)
-                ended.append(self._end(sequence, "error", error=error))
+                ended.append(self._end(sequence, "error", queued_too_long(sequence.request)))
         return ended
 
     def _end(self, sequence: Sequence, reason: str, error: ErrorInfo | None = None) -> TokenEvent:

@@ -128,6 +128,10 @@ class Sequence:
             found[model] = tuple(dict.fromkeys((*found.get(model, ()), *member.recipe)))
         return found
 
+    def runs(self, model: str) -> bool:
+        """Is it the model of a member?"""
+        return any(member.request.model == model for member in self.members)
+
     def extend_keys(self, count: int, block_tokens: int) -> None:
         """Know the content keys of the first `count` blocks, whose tokens are known."""
         keys = self.block_keys

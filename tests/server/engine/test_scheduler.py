@@ -222,6 +222,18 @@ def test_preemption_recomputes_and_loses_nothing():
     bench.assert_clean()
 
 
+def test_a_long_prompt_is_not_overtaken_for_ever_by_short_ones():
+    bench = Bench(blocks=16)
+    bench.add("first", [1] * 12, max_tokens=9)
+    bench.step()
+    bench.add("long", [2] * 54)
+    names = set()
+    for i in range(40):
+        bench.add(f"short{i}", [3, i] * 3, max_tokens=5)
+        names |= {name for name, _ in bench.step()[0]}
+    assert "long" in names
+
+
 def test_deadlines():
     bench = Bench()
     bench.add("late", deadline=1.0, max_tokens=60)

@@ -61,6 +61,32 @@ def test_members_are_preempted_together_and_lose_nothing():
     bench.assert_clean()
 
 
+def test_nobody_gives_way_for_blocks_of_a_model_that_it_does_not_run():
+    small = Room(BlockPool(5, BLOCK), 64, Adapters())
+    bench = Bench(blocks=64, auxiliaries={"small": small})
+    for i in range(2):
+        bench.add(f"pair{i}", [i], max_tokens=12, members=[([i], [], "small")])
+        bench.step()
+    alone = [bench.add(f"alone{i}", [9, i], max_tokens=30) for i in range(3)]
+    bench.step()
+    for _ in range(8):
+        bench.step()
+        assert all(sequence.is_running for sequence in alone)
+    assert bench.scheduler.preemptions == 1
+    drain(bench)
+    bench.assert_clean()
+
+
+def test_who_waits_for_blocks_of_an_auxiliary_holds_up_nobody_else():
+    small = Room(BlockPool(5, BLOCK), 64, Adapters())
+    bench = Bench(blocks=64, auxiliaries={"small": small})
+    bench.add("pair", [1], members=[([1] * 12, [], "small")])
+    bench.step()
+    bench.add("waits", [2], members=[([2] * 12, [], "small")])
+    bench.add("alone", [3])
+    assert "alone" in {name for name, _ in bench.step()[0]}
+
+
 def test_members_pin_an_adapter_once_and_wait_for_all_of_them():
     bench = Bench()
     bench.adapters.absent.add("y")
