@@ -64,6 +64,9 @@ class Engine:
         wake: called from the adapter loader's thread when there may be something to do.
         progress: called with (bytes read, bytes in all) while the weights load.
         folder: where processes of one engine may meet; None for the system's own.
+
+    Attributes:
+        steps: that were launched.
     """
 
     def __init__(
@@ -166,7 +169,7 @@ class Engine:
         )
         self._grammars = GrammarQueue(self._grammar_compiler, wake)
         self._in_flight: tuple[list[Share], Draw] | None = None
-        self._steps = self._step_tokens = 0
+        self.steps = self._step_tokens = 0
         self._step_sizes = [0] * (len(STEP_TOKENS) + 1)
         self._step_seconds = 0.0
 
@@ -220,7 +223,7 @@ class Engine:
             draw = sample_step(logits, shares)
             self.scheduler.advance(shares, draw.rows)
             self._in_flight = shares, draw
-            self._steps += 1
+            self.steps += 1
             tokens = sum(share.count for share in shares)
             self._step_tokens += tokens
             self._step_sizes[bisect_left(STEP_TOKENS, tokens)] += 1
@@ -299,7 +302,7 @@ class Engine:
             prefix_queries=scheduler.prefix_queries,
             prefix_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
-            steps=self._steps,
+            steps=self.steps,
             step_tokens=self._step_tokens,
             step_sizes=list(self._step_sizes),
             step_seconds=self._step_seconds,

@@ -9,7 +9,7 @@ credit; where nobody waits, to the last that did.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
@@ -196,10 +196,12 @@ def yields_to(needy: Sequence, running: Iterable[Sequence], max_rows: int) -> Se
     than its share gives way, and only to one that stays within its own, so they do not take turns
     at it.
     """
-    rows, weights = Counter[str](), dict[str, float]()
-    for sequence in (needy, *running):
-        rows[sequence.request.fairness_key] += len(sequence.members)
-        weights[sequence.request.fairness_key] = sequence.request.fairness_weight
+    rows, weights = dict[str, int](), dict[str, float]()
+    for sequence in (needy, *running):  # at every step at which rows are lacking
+        request = sequence.request
+        key = request.fairness_key
+        rows[key] = rows.get(key, 0) + 1 + len(sequence.others)
+        weights[key] = request.fairness_weight
     share = max_rows / sum(weights.values())
     excess = {key: rows[key] - share * weight for key, weight in weights.items()}
     most = max(excess, key=excess.__getitem__)

@@ -92,7 +92,7 @@ class EngineProcess:
                 poller.poll(250 if self._engine.idle else 5)
             events = self._drain()
             events += self._engine.step()
-            if self._profiler is not None and self._profiler.after_step(self._engine.stats.steps):
+            if self._profiler is not None and self._profiler.after_step(self._engine.steps):
                 self._profiler = None
             if events:
                 self._send(m.StepEvents(events))
@@ -196,7 +196,7 @@ class EngineProcess:
         engine = self._engine
         self._profiler = StepProfiler(
             request,
-            engine.stats.steps,
+            engine.steps,
             engine.decoder.device.type,
             engine.phases,
             self._folder,
