@@ -83,8 +83,8 @@ class Account:
             return
         record.member_tokens = member_tokens
         self._reservation.take(tokens=prompt_tokens + member_tokens + most_tokens)
-        self._accepted = True
         if self._tenancy.ledger is None:
+            self._accepted = True
             return
         entry = Entry(
             # Not the request id, which the client may choose.
@@ -99,7 +99,7 @@ class Account:
             pages=record.pages,
         )
         await self._tenancy.ledger.begin(entry)
-        self._entry = entry
+        self._entry, self._accepted = entry, True
 
     def settle(self) -> None:
         """The request is over, however it ended."""

@@ -84,12 +84,7 @@ class Admission:
             QueueFull: too many of the party's wait already.
             BadRequest: the request alone is more than may wait.
         """
-        if self.draining:
-            raise EngineUnavailable(
-                "the server takes no new requests",
-                "it is shutting down",
-                "Send the request to another replica, or again later.",
-            )
+        self.check_draining()
         if self._engine.ready is None:
             raise EngineUnavailable(
                 "the model cannot answer yet",
@@ -130,6 +125,19 @@ class Admission:
             if party.has_peers:
                 raise self._queue_full(party, why)
             raise self._overloaded(party, why, "Try again later, or raise --max-wait-s.")
+
+    def check_draining(self) -> None:
+        """Refuse what comes while the server ends; for requests that do not wait for the engine.
+
+        Raises:
+            EngineUnavailable: the server is shutting down.
+        """
+        if self.draining:
+            raise EngineUnavailable(
+                "the server takes no new requests",
+                "it is shutting down",
+                "Send the request to another replica, or again later.",
+            )
 
     def wait_s(self, party: Party, count: int = 0, tokens: float = 0.0) -> float:
         """How long a request would wait for the first token of its last answer; 0 where unknown.

@@ -42,7 +42,9 @@ async def profile_steps(
     if not found.trace:
         raise Unprocessable(
             "there is no trace",
-            "the engine made no step in that time" if not found.steps else "it is too large",
+            "the engine made no step in that time"
+            if not found.steps
+            else "it is too large, or the disk is full",
             "Profile while requests run." if not found.steps else "Ask for fewer steps.",
             param="steps",
         )

@@ -33,6 +33,7 @@ async def rerank(
     body: RerankBody, request: Request, service: Annotated[Service, Depends(service_of)]
 ) -> Response:
     """Score texts of the client's own, such as passages found by a search."""
+    service.admission.check_draining()
     scorer, record = find_scorer(service, body.model, "model"), record_of(request.scope)
     record.model = record.label = scorer.name
     query = Instruction.of_text(body.query)

@@ -70,6 +70,12 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         values = read_config(path, known)
         for table, flag in _TABLES.items():
             pairs = values.pop(table, {})
+            if not isinstance(pairs, dict):
+                raise StartupError(
+                    f"the configuration {str(path)!r} cannot be served",
+                    f"{table!r} is no table",
+                    f"Write [{table}], and below it NAME = VALUE.",
+                )
             values[flag] = [f"{name}={_as_flag(value)}" for name, value in pairs.items()]
         values["adapter_root"] = values.pop("adapter_roots", [])
         values["adapter_dir"] = values.pop("adapter_dirs", [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,21 @@ class StepProfiler:
             OperationTime(row.key, row.count, _own_us(row) / 1e6, _total_us(row) / 1e6)
             for row in rows[:_ROWS]
         ]
-        path = ""
-        if self._request.trace and steps:
-            file = self._folder / f"{self._request.operation}.json"
-            self._profile.export_chrome_trace(str(file))
-            path = str(file)
-            if file.stat().st_size > _MAX_TRACE_BYTES:
-                file.unlink()
-                path = ""
+        path = self._write_trace() if self._request.trace and steps else ""
         self._done(Profiled(self._request.operation, steps, seconds, operations, path))
+
+    def _write_trace(self) -> str:
+        """The path of the trace; "" where it is too large, or the disk does not take it."""
+        file = self._folder / f"{self._request.operation}.json"
+        try:
+            self._profile.export_chrome_trace(str(file))
+            if file.stat().st_size <= _MAX_TRACE_BYTES:
+                return str(file)
+            file.unlink()
+        except (OSError, RuntimeError):  # whoever asked must hear of it, or could never ask again
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+        return ""
 
 
 def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.types import Send
@@ -122,10 +123,11 @@ class _Attempt:
         async with aclosing(items):
             async with asyncio.timeout(self._accept_s):
                 accepted = await anext(items, None)
+            if isinstance(accepted, Accepted):
+                self.replica = accepted.replica  # also of one that dies before its answer
             head = await anext(items, None)
-            if not isinstance(accepted, Accepted) or not isinstance(head, Head):
+            if not self.replica or not isinstance(head, Head):
                 raise ReplicaLost("the replica ended without an answer")
-            self.replica = accepted.replica
             # Ray's proxy adds the request id by itself.
             kept = [item for item in head.headers if item[0] != b"x-request-id"]
             headers = (*kept, (REPLICA_HEADER, self.replica.encode()))
@@ -154,7 +156,8 @@ class _Attempt:
 
 def _may_be_repeated(request: Forwarded) -> bool:
     """Generating twice harms nobody; making a key twice might."""
-    return request.method in ("GET", "HEAD") or not request.path.startswith(b"/v1/admin")
+    path = unquote_to_bytes(request.path)  # as the replica's routes see it
+    return request.method in ("GET", "HEAD") or not path.startswith(b"/v1/admin")
 
 
 def _lost() -> EngineUnavailable:

@@ -76,16 +76,20 @@ class Ledger:
         Raises:
             UsageNotRecorded: it cannot be written.
         """
+        self._open[entry.request] = entry  # before it is written, for `_turn_over`
         try:
             await self._append(entry)
+        except asyncio.CancelledError:
+            del self._open[entry.request]
+            raise
         except OSError as error:
+            del self._open[entry.request]
             self.journal_errors += 1
             raise UsageNotRecorded(
                 "the request was not accepted",
                 f"its usage cannot be recorded ({error.strerror})",
                 "Try again later; the operator must make room on the disk.",
             ) from error
-        self._open[entry.request] = entry
 
     async def end(self, entry: Entry) -> None:
         """It is over. What the disk does not take counts as long as the process lives."""
@@ -158,8 +162,12 @@ class Ledger:
     async def _turn_over(self) -> None:
         """Begin a new journal with what is open; the old one is in the database."""
         old, new = self._journal, Journal(self.folder)
+        known = dict(self._open)
         try:
-            await new.append(*self._open.values())
+            await new.append(*known.values())
+            while late := {name: e for name, e in self._open.items() if name not in known}:
+                known |= late
+                await new.append(*late.values())
         except OSError as error:
             log.warning("the journal goes on growing: %s", error)
             new.close()

@@ -49,8 +49,7 @@ class Tenancy:
         database: Database | None = None,
         folder: Path | None = None,
     ) -> None:
-        self._keys = dict(keys or {})
-        self._names = {principal.tenant.name for principal in self._keys.values()}
+        self.use_keys(keys or {})
         self.database = database
         self._directory = None if database is None else Directory(database)
         self.meters = Meters()
@@ -67,6 +66,7 @@ class Tenancy:
     def use_keys(self, keys: Mapping[str, Principal]) -> None:
         """Take these in the place of the command line's; those of the database stay."""
         self._keys = dict(keys)
+        self._names = {principal.tenant.name for principal in self._keys.values()}
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:

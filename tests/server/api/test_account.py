@@ -127,6 +127,19 @@ async def test_a_full_disk_refuses_and_nothing_reaches_the_engine(serve, engine,
     assert engine.requests == []
 
 
+async def test_what_a_full_disk_refuses_takes_no_tokens(serve, monkeypatch):
+    client, headers, _ = serve(tokens_per_minute=60)
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module.os, "fdatasync", full)
+        answer = await client.post("/v1/completions", BODY, headers)
+    assert answer.status == 503
+    assert answer.headers["x-ratelimit-remaining-tokens"] == "60"
+
+
 async def test_a_client_that_leaves_pays_for_what_it_got(serve, admin, engine):
     client, headers, tenancy = serve()
     engine.gate, leave = asyncio.Event(), asyncio.Event()

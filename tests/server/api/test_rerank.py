@@ -236,6 +236,7 @@ async def test_documents_in_order(client):
         ({"model": "best"}, 404, "model"),
         ({"model": "demo"}, 404, "model"),
         ({"query": ""}, 400, "query"),
+        ({"query": "x" * 65_537}, 400, "query"),  # it is read once for every document
         ({"documents": []}, 400, "documents"),
         ({"documents": [3]}, 400, "documents[0]"),
         ({"documents": [{"title": "x"}]}, 400, "documents[0]"),
@@ -249,3 +250,11 @@ async def test_refused_documents(client, fields, status, param):
     body = {"model": "judge", "query": "When?", "documents": ["now"]}
     answer = await client.post("/v1/rerank", {**body, **fields})
     assert (answer.status, answer.json["error"]["param"]) == (status, param)
+
+
+async def test_a_server_that_ends_scores_no_more_documents(client, letters):
+    client.app.state.service.admission.draining = True
+    body = {"model": "judge", "query": "When?", "documents": ["now"]}
+    answer = await client.post("/v1/rerank", body)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "engine_unavailable")
+    assert letters.asked == []

@@ -67,6 +67,7 @@ def test_the_file_is_read_again_below_the_same_flags(
         ("max_walking = 1\n", "max_walking"),
         ('max_running = "many"\n', "max-running"),
         ("max_running = 0\n", "max-running"),
+        ("adapters = 5\n", "'adapters' is no table"),
     ):
         Path(file).write_text(text)
         with pytest.raises(StartupError, match=told):

@@ -47,6 +47,16 @@ def test_operations_of_some_steps_are_told_with_their_phases(results, tmp_path):
     assert "work" not in vars(part)  # nothing of the profiler is left behind
 
 
+def test_a_trace_that_cannot_be_written_leaves_the_operations(results, tmp_path):
+    part = Part()
+    profiler = start(results, tmp_path / "nowhere", part, steps=1, trace=True)
+    part.work(4)
+    assert profiler.after_step(11)
+    found = results.get(timeout=30)
+    assert (found.steps, found.trace) == (1, "")
+    assert found.operations
+
+
 def test_a_trace_is_a_file_of_all_operations(results, tmp_path):
     part = Part()
     profiler = start(results, tmp_path, part, steps=1, trace=True)

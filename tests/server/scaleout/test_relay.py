@@ -96,6 +96,19 @@ async def test_the_next_try_avoids_the_replica_that_died(client):
     assert [request.avoid for request in script.asked] == [frozenset(), {"a"}]
 
 
+async def test_the_next_try_avoids_a_replica_that_died_before_its_answer_began(client):
+    script = Script([Accepted("a"), ReplicaLost()], whole(200, b"{}", "b"))
+    await relay(client, script)
+    assert [request.avoid for request in script.asked] == [frozenset(), {"a"}]
+
+
+async def test_an_escaped_path_of_administration_is_not_repeated(client):
+    script = Script([Accepted("a"), ReplicaLost()], whole(201, b"{}", "b"))
+    await relay(client, script, Forwarded(method="POST", path=b"/v1/%61dmin/keys"))
+    assert len(script.asked) == 1
+    assert client.status == 503
+
+
 async def test_a_stream_passes_event_by_event(client):
     script = Script([Accepted("a"), Head(200, EVENTS), b"data: 1\n\n", b"data: [DONE]\n\n"])
     assert await relay(client, script) is None

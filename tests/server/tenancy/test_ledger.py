@@ -257,6 +257,28 @@ async def test_a_long_journal_is_turned_over_with_what_is_open(
     assert totals(admin) == (21, 210, 105, 0)
 
 
+async def test_what_begins_while_the_journal_is_turned_over_is_in_the_new_one(
+    database, folder, monkeypatch
+):
+    ledger = Ledger(database, folder)
+    append, begins = Journal.append, []
+
+    async def slow(journal, *entries):
+        if not begins and journal is not ledger._journal:
+            begins.append(asyncio.create_task(ledger.begin(begun("meanwhile"))))
+            await asyncio.sleep(0)
+        await append(journal, *entries)
+
+    monkeypatch.setattr(Journal, "append", slow)
+    await ledger.begin(begun("open"))
+    await ledger._turn_over()
+    await begins[0]
+    (new,) = folder.iterdir()
+    with new.open("rb") as file:
+        assert {entry.request for entry in read_journal(file)} == {"open", "meanwhile"}
+    await ledger.close()
+
+
 async def test_many_at_once_share_a_sync(database, folder, monkeypatch):
     syncs, sync = [], os.fdatasync
     monkeypatch.setattr(journal_module.os, "fdatasync", lambda fd: (syncs.append(fd), sync(fd)))

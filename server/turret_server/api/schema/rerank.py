@@ -11,6 +11,8 @@ from turret_server.pipeline.rerank import RerankSpec
 
 MAX_CANDIDATES = 128
 MAX_DOCUMENTS = 1000  # more than Cohere's API recommends
+# A scorer with a chat template reads the query once for every document, before any quota is known.
+MAX_QUERY_CHARS = 65_536
 
 
 class RerankPart(ClosedPart):
@@ -88,7 +90,9 @@ class RerankBody(RequestBody):
     )
 
     model: str = Field(min_length=1, max_length=256, description="A model of --scorer.")
-    query: str = Field(min_length=1, description="What the documents should answer.")
+    query: str = Field(
+        min_length=1, max_length=MAX_QUERY_CHARS, description="What the documents should answer."
+    )
     documents: list[Document] = Field(min_length=1, max_length=MAX_DOCUMENTS)
     top_n: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None, description="Return this many of the best. Default all."
