@@ -22,6 +22,7 @@ from turret_adapters.components import Component
 from turret_adapters.plan import RowUse
 from turret_adapters.sharding import Shard
 from turret_server.engine import shard_messages as m
+from turret_server.engine.lifetime import environment_of_child
 from turret_server.engine.settings import EngineSettings
 from turret_server.errors import StartupError
 from turret_server.models.peers import Peers
@@ -147,6 +148,7 @@ class Followers:
                     [sys.executable, "-m", "turret_server.engine.follower", str(descriptor)],
                     stdin=subprocess.DEVNULL,
                     pass_fds=(descriptor,),
+                    env=environment_of_child(),
                 )
             )
         self._pipes.append(pipe)

@@ -7,6 +7,13 @@ import os
 import signal
 import sys
 
+_PARENT = "TURRET_PARENT_PROCESS"
+
+
+def environment_of_child() -> dict[str, str]:
+    """The environment for a process that calls `die_with_parent`."""
+    return {**os.environ, _PARENT: str(os.getpid())}
+
 
 def die_with_parent() -> None:
     """From now on: whatever ends the parent ends this process, and no signal from a terminal."""
@@ -16,5 +23,7 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() == 1:
+        # It may have ended before that. In a container it is number 1 itself.
+        parent = os.environ.get(_PARENT)
+        if parent is not None and os.getppid() != int(parent):
             sys.exit("the parent is gone")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -27,6 +26,7 @@ import zmq.asyncio
 from turret_adapters.derivation import Derivation
 from turret_server import errors
 from turret_server.engine import messages as m
+from turret_server.engine.lifetime import environment_of_child
 from turret_server.engine.settings import EngineSettings
 
 log = logging.getLogger("turret.link")
@@ -138,7 +138,7 @@ class EngineLink:
             stdin=asyncio.subprocess.PIPE,
             # torch's own threads would spin for milliseconds after each op, on cores that the
             # native kernels and this process want.
-            env={**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1"},
+            env={**environment_of_child(), "OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1"},
         )
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(self.settings))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from turret_server.engine.lifetime import environment_of_child
 from turret_server.errors import EngineUnavailable, StartupError
 from turret_server.pipeline.frames import HEAD
 from turret_server.scorer.messages import (
@@ -58,7 +59,11 @@ class ScorerLink:
         """
         # Own session: Ctrl-C is for the server, which ends its children itself.
         self._process = process = await asyncio.create_subprocess_exec(
-            *_COMMAND, stdin=PIPE, stdout=PIPE, start_new_session=True
+            *_COMMAND,
+            stdin=PIPE,
+            stdout=PIPE,
+            start_new_session=True,
+            env=environment_of_child(),
         )
         try:
             reply = await _exchange(process, self._settings)
