@@ -82,6 +82,20 @@ class Scorer:
         Raises:
             EngineUnavailable: the scorer's process has ended.
         """
-        unique = {tuple(row.ids): row for row in rows}
-        values = dict(zip(unique, await self._rows.score([*unique.values()]), strict=True))
-        return [values[tuple(row.ids)] for row in rows]
+        # A thousand rows are millions of tokens: a tenth of a second in which nobody gets one.
+        unique, places = await asyncio.to_thread(_distinct, rows)
+        values = await self._rows.score(unique)
+        return [values[place] for place in places]
+
+
+def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+    """Each different row once, and where among them each row is."""
+    seen: dict[tuple[int, ...], int] = {}
+    unique: list[Row] = []
+    places = []
+    for row in rows:
+        place = seen.setdefault(tuple(row.ids), len(unique))
+        if place == len(unique):
+            unique.append(row)
+        places.append(place)
+    return unique, places
