@@ -130,9 +130,11 @@ def test_the_values_are_what_their_schema_says():
         {"extraArgs": ["max-running=3"]},
         {"state": {"accessMode": "ReadOnlyMany"}},
         {"cache": {"size": "20"}},
+        {"gateway": {"enabled": True}},  # without keys, for all whom the gateway lets through
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**values, **wrong}, schema)
+    jsonschema.validate({**values, "gateway": {"enabled": True}, "secret": "keys"}, schema)
 
 
 def test_every_value_is_used():
