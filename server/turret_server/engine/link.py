@@ -29,6 +29,8 @@ from turret_server.engine import messages as m
 from turret_server.engine.lifetime import environment_of_child
 from turret_server.engine.settings import EngineSettings
 
+_LOOK_MS = 250
+
 log = logging.getLogger("turret.link")
 
 _Result = m.AdapterInfo | m.Profiled | None
@@ -182,7 +184,7 @@ class EngineLink:
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            message = self._decode(await socket.recv())
+            message = self._decode(await _next(socket))
             self._last_message = time.monotonic()
             match message:
                 case m.StepEvents():
@@ -201,7 +203,7 @@ class EngineLink:
 
     async def _receive_results(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            message = self._decode_result(await socket.recv())
+            message = self._decode_result(await _next(socket))
             match message:
                 case m.AdapterLoaded():
                     self._settle(message.operation, message.info)
@@ -379,6 +381,15 @@ def error_from(info: m.ErrorInfo) -> errors.TurretError:
     """The error an ErrorInfo names."""
     kind = getattr(errors, info.kind, errors.TurretError)
     return kind(info.what, info.why, info.fix)
+
+
+async def _next(socket: zmq.asyncio.Socket) -> bytes:
+    """The next message. Looks by itself now and then: the socket's wake-ups are edges, and under
+    load one was seen to be missed, which held up every stream until something was sent.
+    """
+    while not await socket.poll(_LOOK_MS):
+        pass
+    return await socket.recv()
 
 
 def _unavailable(why: str = "it is starting") -> errors.EngineUnavailable:
