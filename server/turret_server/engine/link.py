@@ -29,8 +29,6 @@ from turret_server.engine import messages as m
 from turret_server.engine.lifetime import environment_of_child
 from turret_server.engine.settings import EngineSettings
 
-_LOOK_MS = 250
-
 log = logging.getLogger("turret.link")
 
 _Result = m.AdapterInfo | m.Profiled | None
@@ -184,7 +182,7 @@ class EngineLink:
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            message = self._decode(await _next(socket))
+            message = self._decode(await socket.recv())
             self._last_message = time.monotonic()
             match message:
                 case m.StepEvents():
@@ -203,7 +201,7 @@ class EngineLink:
 
     async def _receive_results(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            message = self._decode_result(await _next(socket))
+            message = self._decode_result(await socket.recv())
             match message:
                 case m.AdapterLoaded():
                     self._settle(message.operation, message.info)
@@ -291,9 +289,8 @@ class EngineLink:
 
     def _cancel(self, request_id: str) -> None:
         if self._socket is not None and not self._socket.closed:
-            zmq.Socket.shadow(self._socket.underlying).send(
-                self._encode(m.CancelRequest(request_id)), zmq.NOBLOCK
-            )
+            # By the asyncio socket: a send below it would take the wake-up of what has arrived.
+            self._socket.send(self._encode(m.CancelRequest(request_id)))
 
     async def load_adapter(
         self,
@@ -381,15 +378,6 @@ def error_from(info: m.ErrorInfo) -> errors.TurretError:
     """The error an ErrorInfo names."""
     kind = getattr(errors, info.kind, errors.TurretError)
     return kind(info.what, info.why, info.fix)
-
-
-async def _next(socket: zmq.asyncio.Socket) -> bytes:
-    """The next message. Looks by itself now and then: the socket's wake-ups are edges, and under
-    load one was seen to be missed, which held up every stream until something was sent.
-    """
-    while not await socket.poll(_LOOK_MS):
-        pass
-    return await socket.recv()
 
 
 def _unavailable(why: str = "it is starting") -> errors.EngineUnavailable:
