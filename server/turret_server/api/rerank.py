@@ -13,8 +13,7 @@ from turret_server.api.account import Account, account
 from turret_server.api.disconnect import ClientDisconnected, or_disconnect
 from turret_server.api.json_body import JsonRoute
 from turret_server.api.ranking import find_scorer, score
-from turret_server.api.schema.rerank import RerankBody
-from turret_server.api.schema.responses import Reranking
+from turret_server.api.schema.rerank import RerankBody, Reranking
 from turret_server.api.service import Service, service_of
 from turret_server.errors import BadRequest
 from turret_server.scorer.text import Instruction

@@ -50,10 +50,14 @@ def git_commit(folder: Path) -> str | None:
 
 
 def redacted(argv: Sequence[str]) -> list[str]:
-    """Return a command line without the values of flags that carry keys, and without the home."""
+    """Return a command line without the values of flags that carry keys, and without the home.
+
+    Paths below the working directory are told from there.
+    """
+    here, home = f"{Path.cwd()}/", str(Path.home())
     shown: list[str] = []
     hide_next = False
-    for word in (word.replace(str(Path.home()), "~") for word in argv):
+    for word in (word.replace(here, "").replace(home, "~") for word in argv):
         flag, equals, _ = word.partition("=")
         if hide_next:
             shown.append("***")

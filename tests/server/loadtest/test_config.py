@@ -72,6 +72,11 @@ def test_a_key_never_shows() -> None:
     assert redacted(argv) == ["bench", "--api-key", "***", "--tenant=***", "--rate", "3"]
 
 
+def test_commands_name_no_folder_of_the_machine() -> None:
+    argv = [f"{Path.cwd()}/bench/soak/__main__.py", f"{Path.home()}/models/demo", "/data/x"]
+    assert redacted(argv) == ["bench/soak/__main__.py", "~/models/demo", "/data/x"]
+
+
 def test_tokens_need_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="needs a tokenizer"):
         flags.prompts(None, "60", None)

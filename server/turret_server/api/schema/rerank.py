@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from turret_server.api.schema.base import ClosedPart, RequestBody
 from turret_server.pipeline.rerank import RerankSpec
@@ -105,3 +105,33 @@ class RerankBody(RequestBody):
         description="Scores from 0 to 1: the sigmoid of a single output, the probability of a "
         "label. Default true, as vLLM does; false gives what `rerank` in completions gives.",
     )
+
+
+class RankedText(BaseModel):
+    """A text that was put in order."""
+
+    text: str
+
+
+class RankedDocument(BaseModel):
+    """One text and its score."""
+
+    index: int = Field(description="Its place in the request.")
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class RerankUsage(BaseModel):
+    """Tokens that the scorer read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Reranking(BaseModel):
+    """Texts in order, the best first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument]
+    usage: RerankUsage

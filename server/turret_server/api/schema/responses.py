@@ -195,36 +195,6 @@ class Completion(BaseModel):
     rerank: RerankSummary | None = None
 
 
-class RankedText(BaseModel):
-    """A text that was put in order."""
-
-    text: str
-
-
-class RankedDocument(BaseModel):
-    """One text and its score."""
-
-    index: int = Field(description="Its place in the request.")
-    relevance_score: float
-    document: RankedText | None = None
-
-
-class RerankUsage(BaseModel):
-    """Tokens that the scorer read."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Reranking(BaseModel):
-    """Texts in order, the best first."""
-
-    id: str
-    model: str
-    results: list[RankedDocument]
-    usage: RerankUsage
-
-
 class LaidOutWord(BaseModel):
     """A word of a page."""
 
