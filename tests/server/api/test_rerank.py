@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from turret_server.api.schema import responses
+from turret_server.api.schema import rerank, responses
 from turret_server.errors import BadRequest, EngineUnavailable
 from turret_server.pipeline.rerank import RerankSpec
 from turret_server.scorer.scorer import Scorer
@@ -224,7 +224,7 @@ async def test_documents_in_order(client):
         {"index": 0, "relevance_score": 1.0, "document": {"text": "none"}},
     ]
     assert found["usage"] == {"prompt_tokens": 20, "total_tokens": 20}
-    responses.Reranking.model_validate_json(answer.body, strict=True, extra="forbid")
+    rerank.Reranking.model_validate_json(answer.body, strict=True, extra="forbid")
     plain = (await client.post("/v1/rerank", {**body, "return_documents": False})).json["results"]
     assert [result["index"] for result in plain] == [1, 0, 2, 3]
     assert plain[0] == {"index": 1, "relevance_score": pytest.approx(1 / (1 + math.exp(-4)))}
