@@ -129,7 +129,12 @@ FAULTS = (
         ("bench/test_soak.py",),
     ),
     Attack(
-        "kill -9, full disk, database down, damaged journal",
+        "the database: kill -9 of PostgreSQL, damaged pages, locked, read-only",
+        "tenants and keys as they were read last; usage waits and is carried over",
+        ("server/tenancy/test_database_faults.py",),
+    ),
+    Attack(
+        "kill -9 of the server, full disk, damaged journal",
         "every accepted request counts once; serving goes on, or 503 by name",
         ("server/tenancy/test_ledger.py", "server/tenancy/test_administration.py",
          "chaos/test_disk_full.py"),

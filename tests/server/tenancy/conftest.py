@@ -23,40 +23,80 @@ _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 _ENGINES = ["sqlite", "postgresql"] if _BINARIES or shutil.which("initdb") else ["sqlite"]
 
 
+class PostgreSQL:
+    """A server of our own on a socket alone.
+
+    Attributes:
+        url: of its first database.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._bin = _BINARIES[0] if _BINARIES else Path(str(shutil.which("initdb"))).parent
+        # It refuses to run as root.
+        user = "postgres" if os.geteuid() == 0 else Path.home().owner()
+        self._as_user = {"user": user, "group": user} if os.geteuid() == 0 else {}
+        if self._as_user:
+            for parent in (folder, folder.parent, folder.parent.parent):
+                parent.chmod(0o755)
+            shutil.chown(folder, user)
+        self._folder, self._data = folder, folder / "data"
+        subprocess.run(
+            [
+                *(self._bin / "initdb", "-D", self._data, "-A", "trust", "-E", "UTF8"),
+                *("-U", user, "--no-sync"),
+            ],
+            check=True,
+            cwd=folder,
+            capture_output=True,
+            **self._as_user,
+        )
+        self.url = f"postgresql+psycopg://{user}@/postgres?host={folder}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also after a crash."""
+        self._process = subprocess.Popen(
+            [
+                *(self._bin / "postgres", "-D", self._data, "-k", self._folder),
+                *("-h", "", "-c", "fsync=off"),
+            ],
+            cwd=self._folder,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            **self._as_user,
+        )
+        for _ in range(300):
+            with contextlib.suppress(OperationalError), create_engine(self.url).connect():
+                return
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL to it and all its backends."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it, and every connection."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(60)
+
+
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server that lives as long as the tests; it listens on a socket alone."""
-    folder = tmp_path_factory.mktemp("postgresql")
-    bin_ = _BINARIES[0] if _BINARIES else Path(str(shutil.which("initdb"))).parent
-    # It refuses to run as root.
-    user = "postgres" if os.geteuid() == 0 else Path.home().owner()
-    as_user = {"user": user, "group": user} if os.geteuid() == 0 else {}
-    if as_user:
-        for parent in (folder, folder.parent, folder.parent.parent):
-            parent.chmod(0o755)
-        shutil.chown(folder, user)
-    data = folder / "data"
-    subprocess.run(
-        [bin_ / "initdb", "-D", data, "-A", "trust", "-E", "UTF8", "-U", user, "--no-sync"],
-        check=True,
-        cwd=folder,
-        capture_output=True,
-        **as_user,
-    )
-    server = subprocess.Popen(
-        [bin_ / "postgres", "-D", data, "-k", folder, "-h", "", "-c", "fsync=off"],
-        cwd=folder,
-        stderr=subprocess.DEVNULL,
-        **as_user,
-    )
-    url = f"postgresql+psycopg://{user}@/postgres?host={folder}"
-    for _ in range(300):
-        with contextlib.suppress(OperationalError), create_engine(url).connect():
-            break
-        time.sleep(0.1)
-    yield url
-    server.send_signal(signal.SIGINT)
-    server.wait(60)
+    """The URL of a server that lives as long as the tests."""
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def mortal_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+    """A server that a test may kill."""
+    if "postgresql" not in _ENGINES:
+        pytest.skip("needs PostgreSQL's programs")
+    server = PostgreSQL(tmp_path_factory.mktemp("mortal"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=_ENGINES)
