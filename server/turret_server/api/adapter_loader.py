@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
 from turret_adapters.derivation import Derivation
@@ -58,7 +57,7 @@ class AdapterLoader:
         self._held: set[str] = set()  # digests that the engine keeps on the device
         # One change at a time: else the same digest could be loaded and forgotten at once.
         self._changing = asyncio.Lock()
-        self._background: set[asyncio.Task[None]] = set()
+        self._dropping: set[asyncio.Task[None]] = set()
 
     async def load(
         self,
@@ -164,28 +163,43 @@ class AdapterLoader:
             self._check_free(name, replace)
             pinned = self._pinned(name, pin)
             try:
-                info = await self._engine.load_adapter(
-                    name, local.folder, local.roots, digest=digest, keep=keep or pinned
-                )
+                record = await self._read(name, local, digest, pinned, keep=keep or pinned)
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
-            self._folders.add(info.digest, local.folder)
-            record = make_record(name, local.folder, local.source, info, local.roots, pinned)
-            old = await self._serve(record)
-        if old is not None:
-            await self._drop_unreferenced([old.digest])
-        return record, old is not None
+            return record, await self._serve(record)
 
-    async def _serve(self, record: AdapterRecord) -> AdapterRecord | None:
-        """Let a name mean what was loaded; returns the record that it replaced."""
+    async def _read(
+        self, name: str, local: LocalAdapter, digest: str | None, pinned: bool, *, keep: bool = True
+    ) -> AdapterRecord:
+        """Give the engine a folder; nothing is served yet."""
+        info = await self._engine.load_adapter(
+            name, local.folder, local.roots, digest=digest, keep=keep
+        )
+        self._folders.add(info.digest, local.folder)
+        return make_record(name, local.folder, local.source, info, local.roots, pinned)
+
+    async def _make(
+        self, name: str, derivation: Derivation, resolved: Derivation, pin: bool | None = None
+    ) -> AdapterRecord:
+        """Let the engine derive an adapter; nothing is served yet."""
+        info = await self._engine.load_adapter(name, "", None, resolved)
+        for made_of in resolved.sources:  # an engine that restarts makes it again
+            self._folders.add(info.digest, made_of.path)
+        source = str(derivation)
+        return make_record(name, source, source, info, None, self._pinned(name, pin))
+
+    async def _serve(self, record: AdapterRecord) -> bool:
+        """Let a name mean what was loaded; says whether it meant something before."""
         try:
             await self._hold(self._with(record))
         except TurretError:
             await self._drop([record.digest])
             raise
         self._shelved.forget(record.name)
-        return self._catalog.put(record)
+        if (old := self._catalog.put(record)) is not None:
+            await self._drop([old.digest])
+        return old is not None
 
     def _pinned(self, name: str, pin: bool | None) -> bool:
         """What is asked for, else what the name has been."""
@@ -223,17 +237,10 @@ class AdapterLoader:
         async with self._changing:
             if self._catalog.get(name) is not None and not replace:
                 raise Conflict(f"the name {name!r} is taken", "an adapter has it")
-            derive = self._recipes.resolve_sources(derivation)
+            resolved = self._recipes.resolve_sources(derivation)
             with self._metrics.loading():
-                info = await self._engine.load_adapter(name, "", None, derive)
-            for made_of in derive.sources:  # an engine that restarts makes it again
-                self._folders.add(info.digest, made_of.path)
-            source = str(derivation)
-            record = make_record(name, source, source, info, None, self._pinned(name, pin))
-            old = await self._serve(record)
-        if old is not None:
-            await self._drop_unreferenced([old.digest])
-        return record, old is not None
+                record = await self._make(name, derivation, resolved, pin)
+            return record, await self._serve(record)
 
     def fetch_own(self, source: str) -> LocalAdapter:
         """The folder of a source that the operator names; held, and may take minutes.
@@ -261,33 +268,22 @@ class AdapterLoader:
             try:
                 for name, (local, digest, pinned) in changes.load.items():
                     with blame(f"adapters.{name}"):
-                        info = await self._engine.load_adapter(
-                            name, local.folder, local.roots, digest=digest
-                        )
-                    loaded.append(info.digest)
-                    self._folders.add(info.digest, local.folder)
-                    future.put(
-                        make_record(name, local.folder, local.source, info, local.roots, pinned)
-                    )
+                        record = await self._read(name, local, digest, pinned)
+                    loaded.append(record.digest)
+                    future.put(record)
                 book = self._recipes.over(future, changes.recipes.stacks, changes.recipes.fusions)
                 for name, derivation in changes.derive.items():
                     with blame(f"recipes.{name}"):
-                        derive = book.resolve_sources(derivation)
-                        info = await self._engine.load_adapter(name, "", None, derive)
-                    loaded.append(info.digest)
-                    for made_of in derive.sources:
-                        self._folders.add(info.digest, made_of.path)
-                    source = str(derivation)
-                    future.put(
-                        make_record(name, source, source, info, None, self._pinned(name, None))
-                    )
-                check_names(book, changes.recipes)
+                        resolved = book.resolve_sources(derivation)
+                        record = await self._make(name, derivation, resolved)
+                    loaded.append(record.digest)
+                    future.put(record)
+                check_names(book)
                 await self._hold(future)
             except TurretError:
                 await self._drop(list(dict.fromkeys(loaded)))
                 raise
-            left = self._commit(future, changes)
-        await self._drop_unreferenced(list(dict.fromkeys(left)))
+            await self._drop(list(dict.fromkeys(self._commit(future, changes))))
 
     def _commit(self, future: Catalog, changes: Changes) -> list[str]:
         """From one step of the event loop to the next; returns the digests that were replaced."""
@@ -329,7 +325,7 @@ class AdapterLoader:
             yield
         finally:
             if free := self._catalog.release(recipe.digests):
-                self._spawn(self._drop_unreferenced(free))
+                self._drop_soon(free)
 
     def _check_name(self, name: str) -> None:
         if (problem := name_problem(name)) is not None:
@@ -356,11 +352,10 @@ class AdapterLoader:
                 param="name",
             )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)  # the loop itself keeps weak references only
-        task.add_done_callback(self._background.discard)
-        return task
+    def _drop_soon(self, digests: Sequence[str]) -> None:
+        task = asyncio.get_running_loop().create_task(self._drop_unreferenced(digests))
+        self._dropping.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(self._dropping.discard)
 
     async def _drop_unreferenced(self, digests: Sequence[str]) -> None:
         async with self._changing:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from turret_adapters.catalog import Catalog
 from turret_adapters.derivation import Derivation
 from turret_server.errors import TurretError
 from turret_server.pipeline.recipe import RecipeBook
@@ -41,16 +40,15 @@ def blame(param: str) -> Iterator[None]:
         raise
 
 
-def check_names(book: RecipeBook, recipes: NamedRecipes) -> None:
-    """Check recipes and names against what will be served.
+def check_names(book: RecipeBook) -> None:
+    """Check the recipes of a book against the names that will be served beside them.
 
     A recipe whose adapters are not loaded is fine: it is a model once they are.
 
     Raises:
         StartupError: a recipe cannot be resolved, or a name means two things.
     """
-    assert isinstance(book.catalog, Catalog)
-    for name in recipes.stacks:
+    for name in book.recipes:
         with blame(f"recipes.{name}"):
             if name in (*book.base_names, *book.auxiliaries):
                 raise recipe_error(name, "a base model has this name", "Choose another name.")
