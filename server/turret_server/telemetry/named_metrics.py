@@ -51,10 +51,6 @@ class ModelMetrics(Collector):
         yield from _tokens("model", "base, adapter or recipe name", shown)
         yield from adapters
 
-    def describe(self) -> list[Metric]:
-        """Nothing is collected to register it."""
-        return []
-
     def _adapters(self) -> Iterator[Metric]:
         resident = set(self._engine.stats.resident_adapters)
         on_device: dict[str, int] = {}
@@ -122,10 +118,6 @@ class TenantMetrics(Collector):
             ("tenant",),
             [((tenant,), number) for tenant, number in running.items()],
         )
-
-    def describe(self) -> list[Metric]:
-        """Nothing is collected to register it."""
-        return []
 
 
 def _tokens(kind: str, of: str, shown: list[tuple[str, Usage]]) -> Iterator[Metric]:

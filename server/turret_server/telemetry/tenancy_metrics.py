@@ -46,7 +46,3 @@ class TenancyMetrics(Collector):
         disk = shutil.disk_usage(ledger.folder)
         yield gauge("state_disk_bytes", "Size of the ledger's disk.", (), [((), disk.total)])
         yield gauge("state_disk_free_bytes", "Of it free.", (), [((), disk.free)])
-
-    def describe(self) -> list[Metric]:
-        """Nothing is collected to register it."""
-        return []

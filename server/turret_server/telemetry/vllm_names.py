@@ -38,10 +38,6 @@ class VllmNames(Collector):
             cache.add_metric([str(ready.kv_block_tokens), str(ready.kv_blocks)], 1)
             yield cache
 
-    def describe(self) -> list[Metric]:
-        """Nothing: the names differ from every other collector's by their prefix."""
-        return []
-
 
 class VllmAdapters(Collector):
     """Where the adapters are, as routers read it: the name is vLLM's, the residency is true.
@@ -73,10 +69,6 @@ class VllmAdapters(Collector):
         labels = [listed(stats.resident_adapters), listed(stats.waiting_adapters)]
         family.add_metric([str(self._capacity()), *labels], time.time())
         yield family
-
-    def describe(self) -> list[Metric]:
-        """Nothing is collected to register it."""
-        return []
 
     def _capacity(self) -> int:
         """How many adapters fit: the resident ones, and as many of the largest rank as are free.
