@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+from http import HTTPStatus
 
 import h11
 import msgspec
@@ -16,8 +16,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from turret_server.api.error_responses import error_body
 from turret_server.errors import BadRequest, HeaderTooLarge, RequestTimeout, TurretError
-
-_PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class BoundedProtocol(H11Protocol):
@@ -104,9 +102,10 @@ class BoundedProtocol(H11Protocol):
 
     def _refuse(self, error: TurretError) -> None:
         """Answer, and close: nothing that follows could be understood."""
-        body: Any = msgspec.json.encode(error_body(error))
+        body = msgspec.json.encode(error_body(error))
+        phrase = HTTPStatus(error.status).phrase
         self.transport.write(
-            f"HTTP/1.1 {error.status} {_PHRASES[error.status]}\r\nconnection: close\r\n"
+            f"HTTP/1.1 {error.status} {phrase}\r\nconnection: close\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
             + body
         )
