@@ -11,10 +11,26 @@ from dataclasses import dataclass
 from turret_server.api.drain import DrainRate
 from turret_server.api.fairness import Party
 from turret_server.engine.client import EngineClient
+from turret_server.engine.messages import EngineReady
 from turret_server.errors import BadRequest, EngineUnavailable, Overloaded, ServerOverloaded
 
 _LONGEST_S = 60.0  # OpenAI's clients heed no longer wait
 _SHORTEST_S = 0.05
+
+
+def engine_ready(engine: EngineClient) -> EngineReady:
+    """What the engine said of the base model when it came up.
+
+    Raises:
+        EngineUnavailable: it is not up.
+    """
+    if engine.ready is None:
+        raise EngineUnavailable(
+            "the model cannot answer yet",
+            "the engine is starting or restarting",
+            "Try again in a moment; GET /ready tells when.",
+        )
+    return engine.ready
 
 
 class QueueFull(Overloaded):
@@ -85,12 +101,7 @@ class Admission:
             BadRequest: the request alone is more than may wait.
         """
         self.check_draining()
-        if self._engine.ready is None:
-            raise EngineUnavailable(
-                "the model cannot answer yet",
-                "the engine is starting or restarting",
-                "Try again in a moment; GET /ready tells when.",
-            )
+        engine_ready(self._engine)
         quotas = party.quotas
         most = self._max_waiting
         if quotas.queued_requests is not None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import turret_server
+from turret_server.api.admission import engine_ready
 from turret_server.api.error_responses import error_response
 from turret_server.api.schema.responses import Health, NotReady, Readiness, Version
 from turret_server.api.service import Service, service_of
@@ -24,7 +25,7 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 @router.get("/ping", name="ping", summary="Is the engine up?")
 async def health(service: ServiceDep) -> Health:
     """200 while the engine can answer, 503 while it starts or restarts."""
-    assert service.ready
+    engine_ready(service.engine)
     return Health(status="ok")
 
 

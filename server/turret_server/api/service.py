@@ -10,14 +10,13 @@ from fastapi import Request
 import turret_server
 from turret_adapters.catalog import Catalog
 from turret_server.api.adapter_loader import AdapterLoader
-from turret_server.api.admission import Admission
+from turret_server.api.admission import Admission, engine_ready
 from turret_server.api.documents.reader import DocumentReader
 from turret_server.api.sampling import ModelLimits
 from turret_server.api.settings import ApiSettings
 from turret_server.api.tenant_view import TenantAdapters
 from turret_server.engine.client import EngineClient
 from turret_server.engine.messages import EngineReady
-from turret_server.errors import EngineUnavailable
 from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.constraints import Constraints
 from turret_server.pipeline.names import Names
@@ -96,13 +95,7 @@ class Service:
         Raises:
             EngineUnavailable: it is not up.
         """
-        if self.engine.ready is None:
-            raise EngineUnavailable(
-                "the model cannot answer yet",
-                "the engine is starting or restarting",
-                "Try again in a moment; GET /ready tells when.",
-            )
-        return self.engine.ready
+        return engine_ready(self.engine)
 
     @property
     def limits(self) -> ModelLimits:
