@@ -29,6 +29,7 @@ async def lay_out(
 
     The text is what the chat route puts into prompts: spaces and line breaks keep the layout.
     """
+    service.admission.check_draining()
     kind = next(name for name in ("document", "image_url", "file") if getattr(body, name))
     source = document_input(getattr(body, kind), kind)
     record = record_of(request.scope)

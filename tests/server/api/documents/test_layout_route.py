@@ -53,6 +53,12 @@ async def test_a_page_without_words_is_an_empty_text(client):
     assert (await client.post("/v1/layout", body)).json["pages"][0]["text"] == ""
 
 
+async def test_a_server_that_ends_lays_no_more_documents_out(client):
+    client.app.state.service.admission.draining = True
+    answer = await client.post("/v1/layout", {"document": {"data": page_of(ROWS)}})
+    assert (answer.status, answer.json["error"]["code"]) == (503, "engine_unavailable")
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
