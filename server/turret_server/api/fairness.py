@@ -43,6 +43,7 @@ def party_of(request: Request) -> Party:
     if principal is None:
         return Party(named, has_peers=bool(named))
     tenant = principal.tenant
+    # Not `has`: ADMIN does not include it.
     if named and Scope.GATEWAY in principal.scopes:
         return Party(f"{tenant.name}/{named}", tenant.weight, tenant.quotas, has_peers=True)
     # Keys of the command line are one team's.
