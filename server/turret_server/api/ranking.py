@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,11 +70,11 @@ class Ranking:
         """Whether the engine must send the log-probabilities of what it draws."""
         return self.scorer is None and (self.spec is not None or self.candidates > self.n)
 
-    async def prepare(self, instructions: Sequence[Instruction], held: ExitStack) -> None:
+    async def prepare(self, instructions: Iterable[Instruction], held: ExitStack) -> None:
         """Take room with the scorer, before anything is queued.
 
         Args:
-            instructions: of each prompt.
+            instructions: of each prompt; not looked at without a scorer.
             held: gets what the request holds.
 
         Raises:
@@ -82,11 +82,11 @@ class Ranking:
         """
         if self.scorer is None:
             return
-        self.instructions = instructions
+        self.instructions = list(instructions)
         try:
-            count = len(instructions) * self.candidates
+            count = len(self.instructions) * self.candidates
             held.enter_context(self.scorer.enter(count, "rerank"))
-            for instruction in instructions:
+            for instruction in self.instructions:
                 await self.scorer.rows(instruction, [""])
         except BadRequest as error:
             error.param = "rerank"

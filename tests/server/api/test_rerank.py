@@ -114,6 +114,14 @@ async def test_a_prompt_of_tokens_is_judged_as_text(client, letters, tokenizer):
     assert letters.asked[-1] == "Say something."
 
 
+async def test_without_a_scorer_tokens_stay_tokens(client, tokenizer, monkeypatch):
+    def decode(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    assert (await client.complete(tokenizer.encode("Say something."))).status == 200
+
+
 async def test_equal_answers_are_scored_once(client, letters):
     await client.complete("Hi", rerank={**RERANK, "candidates": 8}, seed=0)
     assert letters.rows_scored == 4
