@@ -26,19 +26,17 @@ class Ranked:
 
     Attributes:
         choices: of each prompt the best n, best first.
-        scores: of all candidates, by their index; None where nobody asked for a ranking.
+        scores: of all candidates, by their index; None where nobody asked for them.
         summary: what the response says of it; None where it says nothing.
-        tell_scores: beside each answer.
     """
 
     choices: list[Choice]
     scores: list[float] | None = None
     summary: dict[str, Any] | None = None
-    tell_scores: bool = False
 
     def beside(self, choice: Choice) -> dict[str, Any]:
         """What the response says beside an answer."""
-        if self.scores is None or not self.tell_scores:
+        if self.scores is None:
             return {}
         return {"rerank": {"score": self.scores[choice.index], "candidate": choice.index}}
 
@@ -119,9 +117,9 @@ class Ranking:
         if self.spec is None:
             return Ranked(chosen)
         summary = {"candidates": self.candidates, **summary}
-        if self.spec.return_scores:
-            summary["scores"] = scores
-        return Ranked(chosen, scores, summary, self.spec.return_scores)
+        if not self.spec.return_scores:
+            return Ranked(chosen, None, summary)
+        return Ranked(chosen, scores, {**summary, "scores": scores})
 
     async def _scores(self, scorer: Scorer, texts: Sequence[str]) -> tuple[list[float], int]:
         left_s = None if self.deadline is None else max(self.deadline - time.perf_counter(), 0)
