@@ -1,4 +1,4 @@
-"""Settings of the HTTP side, frozen at start."""
+"""Settings of the HTTP side, frozen at start but for what a reload may change."""
 
 from __future__ import annotations
 

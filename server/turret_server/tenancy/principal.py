@@ -72,7 +72,8 @@ class Principal:
     Attributes:
         tenant: whose key it is.
         key: the key's public beginning, "tk-1a2b3c4d".
-        scopes: what the key may do; ADMIN includes the others.
+        scopes: what the key may do; ADMIN includes the others, but GATEWAY counts where it is
+            named alone.
         expires_at: Unix seconds, None for never.
     """
 

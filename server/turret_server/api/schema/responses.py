@@ -331,7 +331,7 @@ class Detokenized(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the server can serve, and why not."""
+    """The engine can answer; where it cannot there is an error."""
 
     status: str
 

@@ -43,7 +43,10 @@ class CreateKeyBody(RequestBody):
     tenant: str = Field(max_length=64)
     label: str = Field("", max_length=64)
     scopes: list[Literal["infer", "adapters", "metrics", "admin", "gateway"]] = Field(
-        ["infer"], min_length=1, max_length=5, description="What it may do; admin is everything."
+        ["infer"],
+        min_length=1,
+        max_length=5,
+        description="What it may do; admin is everything but gateway.",
     )
     lifetime_s: int | None = Field(None, ge=1, lt=1 << 40, description="null is for ever.")
 
