@@ -158,6 +158,50 @@ def mix_kernel(
                     tl.store(hidden + plane * max_rank + rank, tl.zeros_like(value), mask=mask)
 
 
+@triton.jit
+def branches(
+    hidden_ptr,
+    slot_ptr,
+    pools,  # of every slice: b, start, count, weight
+    piece,  # which slice
+    tile,  # first row, [BLOCK_T, 1] which rows are its own, first entry, entries
+    column,  # [BLOCK_N], of the slice
+    n,  # columns that the slice has
+    sizes,  # tokens, depth, max_rank
+    PLANES: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """What a tile's entries add to columns of a slice, and how many ranks they have in it."""
+    b_ptrs, start_ptrs, count_ptrs, weight_ptrs = pools
+    row, is_row, entry, entries = tile
+    tokens, depth, max_rank = sizes
+    start_ptr, count_ptr = pick(start_ptrs, piece), pick(count_ptrs, piece)
+    weight_ptr = pick(weight_ptrs, piece)
+    BLOCK_T: tl.constexpr = is_row.shape[0]
+    BLOCK_N: tl.constexpr = column.shape[0]
+    t, is_column = tl.arange(0, BLOCK_T), (column < n)[None, :]
+    b_columns = pick(b_ptrs, piece) + column[None, :]
+    total, present = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32), 0
+    for i in range(entries):
+        slot = tl.load(slot_ptr + entry + i)
+        count = tl.load(count_ptr + slot)
+        present += count
+        if count > 0:
+            start = tl.load(start_ptr + slot).to(tl.int64)
+            weight = tl.load(weight_ptr + entry + i)
+            place = (piece * depth + i).to(tl.int64) * tokens + row
+            hidden = hidden_ptr + place * PLANES * max_rank + t[:, None] * (PLANES * max_rank)
+            # One stage: most adapters are a block or two, and more would only take registers.
+            for first in tl.range(0, count, BLOCK_R, num_stages=1):
+                rank = first + tl.arange(0, BLOCK_R)
+                # A block's values are all written, and a mask by ranks would make reads narrow.
+                h = sum_planes(hidden + rank[None, :], max_rank, is_row, PLANES)
+                mask = (rank < count)[:, None] & is_column
+                b = tl.load(b_columns + start * n + rank[:, None] * n, mask=mask, other=0.0)
+                total = tl.dot((h * weight).to(b.dtype), b, total, input_precision="ieee")
+    return total, present
+
+
 @triton.jit(
     do_not_specialize=["tokens", "depth"],
     # Rows of a table lie anywhere; and of a tuple's elements no flag is taken.
@@ -195,30 +239,14 @@ def expand_kernel(
     for i in tl.static_range(len(NS) - 1):
         if piece == i and block >= (NS[i] + BLOCK_N - 1) // BLOCK_N:
             piece, block = i + 1, block - (NS[i] + BLOCK_N - 1) // BLOCK_N
-    start_ptr, count_ptr = pick(start_ptrs, piece), pick(count_ptrs, piece)
-    weight_ptr = pick((weight_0_ptr, weight_1_ptr, weight_2_ptr), piece)
     n = pick(NS, piece)
     t, column = tl.arange(0, BLOCK_T), block * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row, is_column = (t < rows)[:, None], (column < n)[None, :]
-    b_columns = pick(b_ptrs, piece) + column[None, :]
-    total, present = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32), 0
-    for i in range(entries):
-        slot = tl.load(slot_ptr + entry + i)
-        count = tl.load(count_ptr + slot)
-        present += count
-        if count > 0:
-            start = tl.load(start_ptr + slot).to(tl.int64)
-            weight = tl.load(weight_ptr + entry + i)
-            place = (piece * depth + i).to(tl.int64) * tokens + row
-            hidden = hidden_ptr + place * PLANES * max_rank + t[:, None] * (PLANES * max_rank)
-            # One stage: most adapters are a block or two, and more would only take registers.
-            for first in tl.range(0, count, BLOCK_R, num_stages=1):
-                rank = first + tl.arange(0, BLOCK_R)
-                # A block's values are all written, and a mask by ranks would make reads narrow.
-                h = sum_planes(hidden + rank[None, :], max_rank, is_row, PLANES)
-                mask = (rank < count)[:, None] & is_column
-                b = tl.load(b_columns + start * n + rank[:, None] * n, mask=mask, other=0.0)
-                total = tl.dot((h * weight).to(b.dtype), b, total, input_precision="ieee")
+    of_tile, sizes = (row, is_row, entry, entries), (tokens, depth, max_rank)
+    pools = b_ptrs, start_ptrs, count_ptrs, (weight_0_ptr, weight_1_ptr, weight_2_ptr)
+    total, present = branches(
+        hidden_ptr, slot_ptr, pools, piece, of_tile, column, n, sizes, PLANES, BLOCK_R
+    )
     if present == 0:
         return
     # Read here, not sooner: its registers would cost a processor one of its programs.

@@ -21,54 +21,10 @@ from torch import Tensor
 from turret_kernels.activation import NUMBER, Activation
 from turret_kernels.entries import Entries
 from turret_kernels.gpu.activation import activate
-from turret_kernels.gpu.low_rank import shrink, sum_planes, tile_rows
+from turret_kernels.gpu.low_rank import branches, shrink, tile_rows
 
 if TYPE_CHECKING:
     from turret_kernels.low_rank import RankSlices
-
-
-@triton.jit
-def _delta(
-    hidden_ptr,
-    row,
-    is_row,
-    entry,
-    entries,
-    slot_ptr,
-    b_ptr,
-    start_ptr,
-    count_ptr,
-    weight_ptr,
-    piece,
-    column,
-    tokens,
-    depth,
-    max_rank,
-    N: tl.constexpr,
-    PLANES: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """What the entries of a tile add to these columns of one slice."""
-    t, is_column = tl.arange(0, BLOCK_T), (column < N)[None, :]
-    total = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-    for i in range(entries):
-        slot = tl.load(slot_ptr + entry + i)
-        count = tl.load(count_ptr + slot)
-        if count > 0:
-            start = tl.load(start_ptr + slot).to(tl.int64)
-            weight = tl.load(weight_ptr + entry + i)
-            place = (piece * depth + i).to(tl.int64) * tokens + row
-            hidden = hidden_ptr + place * PLANES * max_rank + t[:, None] * (PLANES * max_rank)
-            for first in tl.range(0, count, BLOCK_R, num_stages=1):
-                rank = first + tl.arange(0, BLOCK_R)
-                h = sum_planes(hidden + rank[None, :], max_rank, is_row, PLANES)
-                mask = (rank < count)[:, None] & is_column
-                b_tile = b_ptr + column[None, :] + start * N + rank[:, None] * N
-                b = tl.load(b_tile, mask=mask, other=0.0)
-                total = tl.dot((h * weight).to(b.dtype), b, total, input_precision="ieee")
-    return total
 
 
 @triton.jit(do_not_specialize=["tokens", "depth"])
@@ -107,51 +63,15 @@ def expand_act_mul_kernel(
     mask = is_row & (column < I)[None, :]
     of_gate = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
     of_up = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+    of_tile, sizes = (row, is_row, entry, entries), (tokens, depth, max_rank)
+    pools = b_ptrs, start_ptrs, count_ptrs, (weight_0_ptr, weight_1_ptr)
     if GATE >= 0:
-        of_gate = _delta(
-            hidden_ptr,
-            row,
-            is_row,
-            entry,
-            entries,
-            slot_ptr,
-            b_ptrs[GATE],
-            start_ptrs[GATE],
-            count_ptrs[GATE],
-            weight_0_ptr,
-            GATE,
-            column,
-            tokens,
-            depth,
-            max_rank,
-            I,
-            PLANES,
-            BLOCK_T,
-            BLOCK_R,
-            BLOCK_N,
+        of_gate, _ = branches(
+            hidden_ptr, slot_ptr, pools, GATE, of_tile, column, I, sizes, PLANES, BLOCK_R
         )
     if UP >= 0:
-        of_up = _delta(
-            hidden_ptr,
-            row,
-            is_row,
-            entry,
-            entries,
-            slot_ptr,
-            b_ptrs[UP],
-            start_ptrs[UP],
-            count_ptrs[UP],
-            weight_1_ptr if UP == 1 else weight_0_ptr,
-            UP,
-            column,
-            tokens,
-            depth,
-            max_rank,
-            I,
-            PLANES,
-            BLOCK_T,
-            BLOCK_R,
-            BLOCK_N,
+        of_up, _ = branches(
+            hidden_ptr, slot_ptr, pools, UP, of_tile, column, I, sizes, PLANES, BLOCK_R
         )
     values = gate_up_ptr + row * (2 * I) + t[:, None] * (2 * I) + column[None, :]
     gate = tl.load(values, mask=mask, other=0.0)
