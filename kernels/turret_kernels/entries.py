@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from turret_kernels import gpu
 
@@ -27,7 +28,7 @@ class Entries:
         row_start: int32 [E], first token row.
         row_count: int32 [E], at least 1.
         by_site: float32 [P, E], the weights by site where they differ, in the caller's numbering
-            of sites; None where `weight` holds everywhere.
+            of sites; None where `weight` holds everywhere. On a GPU its rows are aligned, too.
         count: int64 [1], E; the tensors may be longer.
     """
 
@@ -58,7 +59,7 @@ class Entries:
         slot, weight = host[0].to(device), torch.zeros(size, device=device)
         entries = cls(slot, weight, *torch.zeros_like(host))
         entries._max_tiles = max_tiles
-        entries._all_sites = torch.zeros(num_sites, size, device=device)
+        entries._all_sites = torch.zeros(num_sites, _aligned(size), device=device)[:, :size]
         return entries
 
     def assign(self, other: Entries) -> None:
@@ -85,10 +86,13 @@ class Entries:
             return self
         count = len(self)
         # In one transfer; both begin at a multiple of 16 bytes: kernels are compiled once for that.
-        both = torch.zeros(2, -(-count // 4) * 4, dtype=torch.int32)
+        both = torch.zeros(2, _aligned(count), dtype=torch.int32)
         both[0, :count], both[1, :count] = self.slot, self.weight.view(torch.int32)
         slot, weight = gpu.to_device(both, device)[:, :count]
-        by_site = None if self.by_site is None else gpu.to_device(self.by_site, device)
+        by_site = None
+        if self.by_site is not None:  # and so does every row of it
+            padded = F.pad(self.by_site, (0, _aligned(count) - count))
+            by_site = gpu.to_device(padded, device)[:, :count]
         weight = weight.view(torch.float32)
         return Entries(slot, weight, self.row_start, self.row_count, by_site)
 
@@ -176,6 +180,11 @@ class Entries:
         pairs = np.zeros((num_rows, 2), dtype=np.int32)
         pairs[rows[:, 0]] = rows[:, 2:]
         return pairs
+
+
+def _aligned(size: int) -> int:
+    """Numbers of four bytes after which the next row begins at a multiple of 16 bytes."""
+    return -(-size // 4) * 4
 
 
 def cut_tiles(row_start: np.ndarray, row_count: np.ndarray, block: int) -> np.ndarray:

@@ -101,6 +101,20 @@ def test_buffers_hold_other_entries_at_the_same_place():
     assert buffers.weight[0] == 2
 
 
+def test_weights_of_every_site_begin_where_16_bytes_do():
+    """Triton compiles a kernel again for a pointer that is not aligned."""
+    row, by_site = torch.arange(3).int(), torch.rand(2, 3)
+    host = Entries(row, torch.ones(3), row, torch.ones(3).int(), by_site)
+    moved = host.to(torch.device("meta")).by_site
+    buffers = Entries.buffers(3, max_tiles=3, num_sites=2, device=torch.device("cpu"))
+    buffers.assign(host)
+    assert moved is not None
+    assert buffers.by_site is not None
+    assert moved.shape == buffers.by_site.shape == (2, 3)
+    assert moved.stride() == buffers.by_site.stride() == (4, 1)
+    assert buffers.by_site.equal(by_site)
+
+
 def test_what_acts_on_every_row():
     start, count = (torch.tensor(x, dtype=torch.int32) for x in ((5, 1, 1), (2, 3, 3)))
     found = Entries(torch.zeros(3, dtype=torch.int32), torch.zeros(3), start, count).of_rows(8)

@@ -21,7 +21,7 @@ from turret_kernels.low_rank import RankPool
 _BLOCK_N = 128
 
 
-@triton.jit(do_not_specialize_on_alignment=["weight_ptr"])
+@triton.jit
 def embed_low_rank_kernel(
     y_ptr,  # [tokens, N], contiguous, updated in place
     ids_ptr,  # int64 [tokens]

@@ -202,11 +202,7 @@ def branches(
     return total, present
 
 
-@triton.jit(
-    do_not_specialize=["tokens", "depth"],
-    # Rows of a table lie anywhere; and of a tuple's elements no flag is taken.
-    do_not_specialize_on_alignment=["weight_0_ptr", "weight_1_ptr", "weight_2_ptr"],
-)
+@triton.jit(do_not_specialize=["tokens", "depth"])
 def expand_kernel(
     y_ptr,  # [tokens, WIDTH], contiguous, updated in place
     hidden_ptr,  # float32 [slices, depth, tokens, PLANES, max_rank]
@@ -215,9 +211,7 @@ def expand_kernel(
     b_ptrs,  # of every slice, [R, N]
     start_ptrs,  # int32 [S]
     count_ptrs,  # int32 [S]
-    weight_0_ptr,  # of every slice, float32 [E]
-    weight_1_ptr,
-    weight_2_ptr,
+    weight_ptrs,  # float32 [E]
     tokens,
     depth,
     max_rank,
@@ -243,7 +237,7 @@ def expand_kernel(
     t, column = tl.arange(0, BLOCK_T), block * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row, is_column = (t < rows)[:, None], (column < n)[None, :]
     of_tile, sizes = (row, is_row, entry, entries), (tokens, depth, max_rank)
-    pools = b_ptrs, start_ptrs, count_ptrs, (weight_0_ptr, weight_1_ptr, weight_2_ptr)
+    pools = b_ptrs, start_ptrs, count_ptrs, weight_ptrs
     total, present = branches(
         hidden_ptr, slot_ptr, pools, piece, of_tile, column, n, sizes, PLANES, BLOCK_R
     )
@@ -362,8 +356,7 @@ def low_rank(
         tuple(p.b for p in pools),
         tuple(p.start for p in pools),
         tuple(p.count for p in pools),
-        *weights,
-        *[weights[0]] * (3 - len(pools)),
+        tuple(weights),
         tokens,
         hidden.depth,
         hidden.max_rank,

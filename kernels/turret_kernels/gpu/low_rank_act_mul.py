@@ -37,8 +37,7 @@ def expand_act_mul_kernel(
     b_ptrs,  # of every slice, [R, I]
     start_ptrs,  # int32 [S]
     count_ptrs,  # int32 [S]
-    weight_0_ptr,  # of every slice, float32 [E]
-    weight_1_ptr,
+    weight_ptrs,  # float32 [E]
     tokens,
     depth,
     max_rank,
@@ -64,7 +63,7 @@ def expand_act_mul_kernel(
     of_gate = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
     of_up = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
     of_tile, sizes = (row, is_row, entry, entries), (tokens, depth, max_rank)
-    pools = b_ptrs, start_ptrs, count_ptrs, (weight_0_ptr, weight_1_ptr)
+    pools = b_ptrs, start_ptrs, count_ptrs, weight_ptrs
     if GATE >= 0:
         of_gate, _ = branches(
             hidden_ptr, slot_ptr, pools, GATE, of_tile, column, I, sizes, PLANES, BLOCK_R
@@ -107,8 +106,7 @@ def low_rank_act_mul(
         tuple(p.b for p in pools),
         tuple(p.start for p in pools),
         tuple(p.count for p in pools),
-        weights[0],
-        weights[-1],
+        tuple(weights),
         tokens,
         hidden.depth,
         hidden.max_rank,

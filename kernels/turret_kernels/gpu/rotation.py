@@ -29,10 +29,7 @@ from turret_kernels.rotation import BlockTable
 _BLOCK = 32
 
 
-@triton.jit(
-    do_not_specialize=["tokens", "tiles"],
-    do_not_specialize_on_alignment=["weight_ptr"],  # rows of a table lie anywhere
-)
+@triton.jit(do_not_specialize=["tokens", "tiles"])
 def rotate_kernel(
     out_ptr,  # [tokens, N], contiguous
     x_ptr,  # [tokens, N], contiguous

@@ -115,9 +115,7 @@ def ternary_expand_kernel(
     b_ptrs,  # of every slice, int16 [R, words]
     start_ptrs,  # int32 [S]
     count_ptrs,  # int32 [S]
-    weight_0_ptr,  # of every slice, float32 [E]
-    weight_1_ptr,
-    weight_2_ptr,
+    weight_ptrs,  # float32 [E]
     tokens,
     depth,
     max_rank,
@@ -142,7 +140,7 @@ def ternary_expand_kernel(
         if piece == i and block >= (WORDS[i] + BLOCK_W - 1) // BLOCK_W:
             piece, block = i + 1, block - (WORDS[i] + BLOCK_W - 1) // BLOCK_W
     start_ptr, count_ptr = pick(start_ptrs, piece), pick(count_ptrs, piece)
-    weight_ptr = pick((weight_0_ptr, weight_1_ptr, weight_2_ptr), piece)
+    weight_ptr = pick(weight_ptrs, piece)
     n, words = pick(NS, piece), pick(WORDS, piece)
     t, word = tl.arange(0, BLOCK_T), block * BLOCK_W + tl.arange(0, BLOCK_W)
     is_row, is_word = (t < rows)[:, None], (word < words)[None, :]
@@ -231,8 +229,7 @@ def ternary_low_rank(
         tuple(p.b for p in pools),
         starts,
         counts,
-        *weights,
-        *[weights[0]] * (3 - count),
+        tuple(weights),
         tokens,
         depth,
         max_rank,
