@@ -109,7 +109,9 @@ class Runner:
     def _fill(self, batch: Batch, entries: Entries | None) -> None:
         """Put the embedded tokens and the adapters' entries where the graphs look for them."""
         if isinstance(batch.adapters, StepPlan) and entries is not None:
-            batch.adapters.entries = entries.to(self._residual.device)
+            # Once: the buffers copy what is on the device then, which waits for nothing.
+            entries = entries.to(self._residual.device)
+            batch.adapters.entries = entries
         self._decoder.embed(batch, out=self._residual[: batch.token_ids.shape[0]])
         if isinstance(batch.adapters, StepPlan) and entries is not None:
             self._entries.assign(entries)
