@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
 from turret_adapters.banks.device import DeviceBanks
+from turret_adapters.banks.sharded import ShardedBanks
 from turret_adapters.components import Component, LowRank, Offset, Scale, Threshold
 from turret_adapters.plan import BASE, RowUse, StepPlan
 from turret_adapters.spec import ModelShape, Module, Site
@@ -222,3 +225,13 @@ def test_a_graph_holds_it(model):
     x.copy_(x_of(2))
     Graph(calls).replay()
     assert torch.equal(y, model.run(x, rows(0, 2, 0))[0])
+
+
+def test_the_bound_holds_where_processes_are_several():
+    shape, peers = Model().banks.shape, Mock()
+    bounds = 0, COPY_BYTES  # of deltas, and of second copies
+    banks = ShardedBanks(
+        shape, 4, 16, CPU, torch.bfloat16, lambda site: None, *bounds, whole=shape, peers=peers
+    )
+    assert banks.threshold.put(0, [cats(), cats(1)])
+    assert [banks.threshold.has_sparse_mlp(layer) for layer in range(LAYERS)] == [True, False]

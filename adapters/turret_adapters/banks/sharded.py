@@ -45,8 +45,8 @@ class ShardedBanks(DeviceBanks):
 
     Args:
         shape: this process's shard of the base.
-        num_slots, max_rank_rows, device, dtype, base_bias, max_delta_bytes, max_ternary_rows:
-            see `DeviceBanks`.
+        num_slots, max_rank_rows, device, dtype, base_bias, max_delta_bytes, max_neuron_bytes,
+            max_ternary_rows: see `DeviceBanks`.
         whole: the base.
         peers: the other processes.
     """
@@ -60,8 +60,9 @@ class ShardedBanks(DeviceBanks):
         dtype: torch.dtype,
         base_bias: Callable[[Site], Tensor | None],
         max_delta_bytes: int,
-        *,
+        max_neuron_bytes: int = 1 << 30,
         max_ternary_rows: int = 0,
+        *,
         whole: ModelShape,
         peers: Peers,
     ):
@@ -73,7 +74,8 @@ class ShardedBanks(DeviceBanks):
             dtype,
             base_bias,
             max_delta_bytes,
-            max_ternary_rows=max_ternary_rows,
+            max_neuron_bytes,
+            max_ternary_rows,
         )
         self._whole, self._peers = whole, peers
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from turret_adapters.plan import BASE, StepPlan
-from turret_adapters.store import AdapterStore, StoreLimits
+from turret_adapters.store import AdapterStore
 from turret_server.engine.batch import BatchBuilder, row_uses
 from turret_server.engine.blocks import BlockPool
-from turret_server.engine.device import ternary_rows
 from turret_server.engine.id_map import IdMap
 from turret_server.engine.messages import AuxiliaryInfo
 from turret_server.engine.rooms import Room
 from turret_server.engine.runner import Runner
 from turret_server.engine.scheduler import Share
 from turret_server.engine.settings import EngineSettings
-from turret_server.engine.stores import Gate
+from turret_server.engine.stores import Gate, store_limits
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
@@ -68,12 +68,8 @@ class Auxiliary:
             )
         self.store = AdapterStore(
             decoder.shape,
-            StoreLimits(
-                max_resident=settings.max_resident_adapters,
-                max_rank_rows=settings.adapter_rank_rows,
-                max_ternary_rows=ternary_rows(settings, device),
-                max_delta_bytes=settings.adapter_delta_bytes,
-                max_neuron_bytes=settings.sparse_mlp_bytes,
+            replace(
+                store_limits(settings, device),
                 max_host_bytes=settings.host_adapter_bytes // 4,
                 warm=False,  # an adapter may fit several models, and be asked of one
             ),

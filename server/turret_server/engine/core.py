@@ -16,7 +16,7 @@ from turret_adapters.banks.sharded import ShardedBanks
 from turret_adapters.errors import AdapterError
 from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.site_weights import SiteWeights
-from turret_adapters.store import AdapterStore, StoreLimits
+from turret_adapters.store import AdapterStore
 from turret_kernels.quantized import Method
 from turret_server.engine.auxiliary import Auxiliary
 from turret_server.engine.batch import BatchBuilder, row_uses
@@ -28,7 +28,6 @@ from turret_server.engine.device import (
     resolve_dtype,
     resolve_overlap,
     resolve_quantization,
-    ternary_rows,
 )
 from turret_server.engine.draw import Draw
 from turret_server.engine.followers import Followers
@@ -48,7 +47,7 @@ from turret_server.engine.sampler import sample_step
 from turret_server.engine.scheduler import Limits, Scheduler, Share
 from turret_server.engine.sequence import Sequence
 from turret_server.engine.settings import EngineSettings
-from turret_server.engine.stores import Gate, Stores, adapter_error
+from turret_server.engine.stores import Gate, Stores, adapter_error, store_limits
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
@@ -111,32 +110,26 @@ class Engine:
                 f"{cache_bytes >> 20} MiB hold {self.max_model_len} tokens",
                 "Raise --kv-cache-gib or lower --max-model-len.",
             )
-        shape = self.decoder.shape
+        shape, bounds = self.decoder.shape, store_limits(settings, device)
         banks = None
         if self.followers is not None:
             shape = stored_shape(model, dtype, quantization, device)
             banks = ShardedBanks(
                 self.decoder.shape,
-                settings.max_resident_adapters,
-                settings.adapter_rank_rows,
+                bounds.max_resident,
+                bounds.max_rank_rows,
                 device,
                 dtype,
                 self.decoder.bias,
-                settings.adapter_delta_bytes,
-                max_ternary_rows=ternary_rows(settings, device),
+                bounds.max_delta_bytes,
+                bounds.max_neuron_bytes,
+                bounds.max_ternary_rows,
                 whole=shape,
                 peers=self.followers,
             )
         self.store = AdapterStore(
             shape,
-            StoreLimits(
-                max_resident=settings.max_resident_adapters,
-                max_rank_rows=settings.adapter_rank_rows,
-                max_ternary_rows=ternary_rows(settings, device),
-                max_delta_bytes=settings.adapter_delta_bytes,
-                max_neuron_bytes=settings.sparse_mlp_bytes,
-                max_host_bytes=settings.host_adapter_bytes,
-            ),
+            bounds,
             device=device,
             dtype=dtype,
             base_bias=self.decoder.bias,

@@ -26,11 +26,11 @@ from turret_server.engine.device import (
     rank_device,
     resolve_dtype,
     resolve_quantization,
-    ternary_rows,
     use_threads,
 )
 from turret_server.engine.lifetime import die_with_parent
 from turret_server.engine.runner import Runner
+from turret_server.engine.stores import store_limits
 from turret_server.models.batch import Batch
 from turret_server.models.config import DecoderConfig
 from turret_server.models.decoder import Decoder
@@ -72,15 +72,17 @@ class Follower:
         self._decoder = Decoder.load(
             folder, dtype, device, max_len, peers=peers, quantization=quantization
         )
+        bounds = store_limits(settings, device)
         self._banks = DeviceBanks(
             self._decoder.shape,
-            settings.max_resident_adapters,
-            settings.adapter_rank_rows,
+            bounds.max_resident,
+            bounds.max_rank_rows,
             device,
             dtype,
             self._decoder.bias,
-            settings.adapter_delta_bytes,
-            max_ternary_rows=ternary_rows(settings, device),
+            bounds.max_delta_bytes,
+            bounds.max_neuron_bytes,
+            bounds.max_ternary_rows,
         )
 
     def run(self) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from turret_adapters.errors import AdapterError
 from turret_adapters.loading import LoadedAdapter, Origin
-from turret_adapters.store import AdapterStore
+from turret_adapters.store import AdapterStore, StoreLimits
+from turret_server.engine.device import ternary_rows
 from turret_server.engine.messages import ErrorInfo
+from turret_server.engine.settings import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,18 @@ class Stores:
         """Stop all loader threads."""
         for store in self._stores.values():
             store.close()
+
+
+def store_limits(settings: EngineSettings, device: torch.device) -> StoreLimits:
+    """What the main model's adapters may take, in each of its processes."""
+    return StoreLimits(
+        max_resident=settings.max_resident_adapters,
+        max_rank_rows=settings.adapter_rank_rows,
+        max_ternary_rows=ternary_rows(settings, device),
+        max_delta_bytes=settings.adapter_delta_bytes,
+        max_neuron_bytes=settings.sparse_mlp_bytes,
+        max_host_bytes=settings.host_adapter_bytes,
+    )
 
 
 class Gate:
