@@ -6,8 +6,10 @@ base, 1 the adapter as it was trained, and values between (or beyond) lie on the
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -266,3 +268,14 @@ class Prefix(Component):
     def to(self, dtype: torch.dtype) -> Prefix:
         """In the served dtype."""
         return replace(self, keys=self.keys.to(dtype), values=self.values.to(dtype))
+
+
+C = TypeVar("C", bound=Component)
+
+
+def by_site(components: Iterable[C]) -> dict[Site, list[C]]:
+    """Those of each site, in their order."""
+    found: defaultdict[Site, list[C]] = defaultdict(list)
+    for component in components:
+        found[component.site].append(component)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 
 from turret_adapters.banks.budget import ByteBudget
 from turret_adapters.banks.slot_tables import SlotTables
-from turret_adapters.components import Component
+from turret_adapters.components import Component, by_site
 from turret_adapters.spec import ModelShape, Site
 
 
@@ -99,12 +99,10 @@ class BudgetBank(ABC, Generic[C, T]):
         """Store an adapter's components; all, or nothing where the budget does not suffice."""
         if not self.budget.try_take(slot, sum(self.demand(components).values())):
             return False
-        by_site: defaultdict[Site, list[C]] = defaultdict(list)
-        for component in components:
-            by_site[component.site].append(component)
+        at_sites = by_site(components)
         try:
-            with self._tables.fill(slot, list(by_site)) as tables:
-                for site, parts in by_site.items():
+            with self._tables.fill(slot, list(at_sites)) as tables:
+                for site, parts in at_sites.items():
                     tables[site].set(slot, self.on_device(parts))
         except BaseException:
             self.budget.release(slot)

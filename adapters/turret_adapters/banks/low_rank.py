@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from turret_adapters.banks.rank_rows import RankRowBank, by_site
-from turret_adapters.components import LowRank
+from turret_adapters.banks.rank_rows import RankRowBank
+from turret_adapters.components import LowRank, by_site
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group
 from turret_adapters.site_weights import weight_at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from turret_adapters.banks.rows import RowAllocator
-from turret_adapters.components import Component
+from turret_adapters.components import Component, by_site
 from turret_adapters.errors import AdapterUnsupported
 from turret_adapters.groups import Group, first_column, num_points, point
 from turret_adapters.spec import ModelShape, Module, Site
@@ -207,14 +207,6 @@ class RankRowBank(ABC, Generic[C, P, S]):
     def _release(self, placed: list[tuple[Site, int, int]]) -> None:
         for site, start, rows in placed:
             self._sites[site].rows.release(start, rows)
-
-
-def by_site(components: Sequence[C]) -> dict[Site, list[C]]:
-    """The branches of each site."""
-    found: defaultdict[Site, list[C]] = defaultdict(list)
-    for component in components:
-        found[component.site].append(component)
-    return found
 
 
 def _rank(parts: Sequence[Component]) -> int:
