@@ -263,6 +263,7 @@ def _api_settings(plan: Plan) -> ApiSettings:
         max_waiting=config.max_waiting,
         max_wait_s=config.max_wait_s,
         max_body_bytes=config.max_body_bytes,
+        metrics_labels=config.metrics_labels,
         documents=plan.documents,
     )
 

@@ -1,8 +1,9 @@
-"""What the flags of `turret serve` come to for documents."""
+"""What the flags of `turret serve` come to, for documents above all."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 from turret_server.cli.main import _typer
 from turret_server.config import ServeConfig
 from turret_server.errors import StartupError
-from turret_server.plan import document_settings
+from turret_server.plan import Plan, document_settings, what_is_served
+from turret_server.reconfigure import LIVE
 
 
 def test_the_defaults_are_those_of_the_settings_themselves():
@@ -47,6 +49,24 @@ def test_flags_and_the_file_reach_the_settings(tmp_path: Path, monkeypatch: pyte
     assert settings.tasks["clause"].instruction == "It is a contract."
     CliRunner().invoke(_typer, ["serve", "demo", "--task", task])
     assert document_settings(given[1]).tasks["other"].directive == "Briefly."
+
+
+def test_no_setting_of_the_api_gets_lost_on_its_way(tmp_path: Path):
+    from turret_server.api.settings import ApiSettings
+    from turret_server.server import _api_settings
+
+    plain = ServeConfig(model=str(tmp_path))
+    shared = {f.name for f in fields(ServeConfig)} & {f.name for f in fields(ApiSettings)} - LIVE
+    assert {"max_body_bytes", "max_waiting", "metrics_labels", "share_prefixes"} <= shared
+    other = {
+        name: not value if isinstance(value := getattr(plain, name), bool) else value + 1
+        for name in shared
+    }
+    config = replace(plain, **other)
+    documents, served = document_settings(config), what_is_served(config)
+    plan = Plan(config=config, documents=documents, folder=tmp_path, served=served, local={})
+    found = _api_settings(plan)
+    assert {name: getattr(found, name) for name in shared} == other
 
 
 @pytest.mark.parametrize(
