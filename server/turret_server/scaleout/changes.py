@@ -71,6 +71,7 @@ class ChangeLog:
         self._epoch = secrets.token_hex(8)
         self._version = 0
         self._last: dict[tuple[str, str], tuple[int, Change]] = {}
+        self._removed: dict[tuple[str, str], None] = {}  # names that are unloaded, oldest first
 
     def put(self, change: Change) -> None:
         """Write down a change."""
@@ -80,9 +81,12 @@ class ChangeLog:
             change = _joined(before[1], change)
         self._version += 1
         self._last[key] = (self._version, change)
-        removed = [key for key, (_, kept) in self._last.items() if kept.body is None]
-        for old in removed[:-_MAX_REMOVED]:
-            del self._last[old]
+        self._removed.pop(key, None)
+        if change.body is None:
+            self._removed[key] = None
+        if len(self._removed) > _MAX_REMOVED:
+            oldest = next(iter(self._removed))
+            del self._removed[oldest], self._last[oldest]
 
     def since(self, epoch: str, version: int) -> tuple[str, int, list[Change]]:
         """What changed after a version of an epoch: this epoch, the version now, the changes."""
