@@ -56,11 +56,6 @@ class Plan:
         default = self.folder.name if config.model == DEMO else config.model.rstrip("/")
         return config.served_names or (default,)
 
-    @property
-    def adapter_cache_bytes(self) -> int:
-        """Disk for fetched adapters."""
-        return int(self.config.adapter_cache_gib * 2**30)
-
 
 def make_plan(config: ServeConfig, console: Console) -> Plan:
     """Find what is to be served; what is not here yet is downloaded.
@@ -71,8 +66,7 @@ def make_plan(config: ServeConfig, console: Console) -> Plan:
     served = what_is_served(config)
     folder = resolve_model(config.model, progress=console.is_terminal)
     documents = document_settings(config)
-    cache_bytes = int(config.adapter_cache_gib * 2**30)
-    sources = AdapterSources(limits=FetchLimits(cache_bytes=cache_bytes))
+    sources = AdapterSources(limits=FetchLimits(cache_bytes=config.adapter_cache_bytes))
     local = {
         name: sources.fetch(
             sources.locate(adapter.source, confined=False), progress=console.is_terminal

@@ -56,7 +56,7 @@ def run_server(config: ServeConfig, reread: Callable[[], ServeConfig] | None = N
     console = Console(stderr=True)
     plan = make_plan(config, console)
     configure_logging(config.log_level)
-    shrink(plan.adapter_cache_bytes)  # the last server may have had more room
+    shrink(config.adapter_cache_bytes)  # the last server may have had more room
     warn_if_open(config, console)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(plan, reread, console))
@@ -255,7 +255,7 @@ def _api_settings(plan: Plan) -> ApiSettings:
         max_fusion_members=min(
             config.max_fusion_members, config.max_running, config.max_step_tokens
         ),
-        adapter_cache_bytes=plan.adapter_cache_bytes,
+        adapter_cache_bytes=config.adapter_cache_bytes,
         adapter_shares={name: adapter.share for name, adapter in served.adapters.items()},
         tenancy=_tenancy(config, served),
         share_prefixes=config.share_prefixes,
