@@ -1,4 +1,4 @@
-"""What the flags of `turret serve` come to, for documents above all."""
+"""What the settings of `turret serve` come to, those of documents above all."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from turret_server.cli.main import _typer
 from turret_server.config import ServeConfig
 from turret_server.errors import StartupError
-from turret_server.plan import Plan, document_settings, what_is_served
+from turret_server.plan import document_settings, make_plan
 from turret_server.reconfigure import LIVE
 
 
@@ -51,21 +52,18 @@ def test_flags_and_the_file_reach_the_settings(tmp_path: Path, monkeypatch: pyte
     assert document_settings(given[1]).tasks["other"].directive == "Briefly."
 
 
-def test_no_setting_of_the_api_gets_lost_on_its_way(tmp_path: Path):
+def test_no_setting_of_the_api_gets_lost_on_its_way(demo_folder: Path):
     from turret_server.api.settings import ApiSettings
     from turret_server.server import _api_settings
 
-    plain = ServeConfig(model=str(tmp_path))
+    plain = ServeConfig(model=str(demo_folder))
     shared = {f.name for f in fields(ServeConfig)} & {f.name for f in fields(ApiSettings)} - LIVE
     assert {"max_body_bytes", "max_waiting", "metrics_labels", "share_prefixes"} <= shared
     other = {
         name: not value if isinstance(value := getattr(plain, name), bool) else value + 1
         for name in shared
     }
-    config = replace(plain, **other)
-    documents, served = document_settings(config), what_is_served(config)
-    plan = Plan(config=config, documents=documents, folder=tmp_path, served=served, local={})
-    found = _api_settings(plan)
+    found = _api_settings(make_plan(replace(plain, **other), Console(quiet=True)))
     assert {name: getattr(found, name) for name in shared} == other
 
 
@@ -82,3 +80,10 @@ def test_no_setting_of_the_api_gets_lost_on_its_way(tmp_path: Path):
 def test_what_cannot_be_served_is_named(changes, what):
     with pytest.raises(StartupError, match=what):
         document_settings(ServeConfig(model="demo", **changes))
+
+
+def test_a_recipe_whose_scorer_is_not_there_is_found_out_before_anything_starts(demo_folder: Path):
+    recipe = json.dumps({"rerank": {"scorer": "judge", "candidates": 2}})
+    config = ServeConfig(model=str(demo_folder), recipes={"best": recipe})
+    with pytest.raises(StartupError, match="there is no scorer 'judge'"):
+        make_plan(config, Console(quiet=True))
