@@ -94,7 +94,7 @@ class Follower:
             await asyncio.sleep(_EVERY_S)
             try:
                 problems = await self.sync()
-            except Exception as error:
+            except Exception as error:  # of Ray, of the log: whatever it is, the next try may do
                 problems = {"": f"the change log does not answer ({type(error).__name__})"}
             if problems and problems != told:
                 log.warning("this replica is behind the others: %s", "; ".join(problems.values()))

@@ -89,7 +89,7 @@ class Relay:
                     return None
             except TimeoutError:
                 return Whole.of_error(_nobody(self._accept_s))
-            except Exception:
+            except Exception:  # who asked gets an answer, whatever went wrong
                 log.exception("the answer to %s failed", request.method)
                 if not attempt.streaming:
                     return Whole.of_error(_fault())
