@@ -1,7 +1,7 @@
 """Settings of `turret serve`: flags before environment (TURRET_*) before turret.toml.
 
 The command line library resolves that order: the file only supplies its defaults. A key of the
-file is a flag's name with underscores; adapters, recipes and tasks are tables.
+file is the name of a field below; what has names of its own, such as adapters, is a table.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ class ServeConfig:
     """Everything `turret serve` was asked for. Lengths are tokens.
 
     `auxiliaries` are models by name, each as `model` is, `scorers` such models or tables
-    (`sources.scorer`). `adapters` are sources or tables
-    (`sources.settings`), `recipes` expressions or tables (`pipeline.recipe_config`), `tasks` tables
-    (`pipeline.documents.tasks`); tables are JSON.
+    (`sources.scorer`), `adapters` sources or tables (`sources.settings`), `recipes` expressions or
+    tables (`pipeline.recipe_config`), `tasks` tables (`pipeline.documents.tasks`); tables are JSON.
     """
 
     model: str
@@ -84,6 +83,11 @@ class ServeConfig:
     def is_open(self) -> bool:
         """No key is needed."""
         return not (self.api_keys or self.admin_keys or self.gateway_keys or self.database)
+
+    @property
+    def adapter_cache_bytes(self) -> int:
+        """Disk for fetched adapters."""
+        return int(self.adapter_cache_gib * 2**30)
 
 
 def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:

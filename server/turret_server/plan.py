@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 from rich.console import Console
 
 import turret_adapters
@@ -20,10 +21,14 @@ from turret_server.config import ServeConfig
 from turret_server.errors import StartupError
 from turret_server.pipeline.documents.ocr import PictureSettings
 from turret_server.pipeline.documents.tasks import load_tasks
-from turret_server.pipeline.recipe_config import parse_recipes
+from turret_server.pipeline.recipe_config import NamedRecipes, parse_recipes, recipe_error
+from turret_server.pipeline.tokenizer import Tokenizer
+from turret_server.scorer.messages import ScorerSettings
 from turret_server.sources import DEMO, resolve_model
 from turret_server.sources.adapter import AdapterSources, LocalAdapter
+from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
 from turret_server.sources.cached import FetchLimits
+from turret_server.sources.scorer import find_scorers
 from turret_server.sources.settings import check_remotes, parse_adapters
 from turret_server.sources.web import check_prefixes
 from turret_server.tenancy.service import static_keys
@@ -39,27 +44,23 @@ class Plan:
         config: as given.
         documents: how documents are read.
         folder: of the base model.
+        base_names: names of the base model; the first is canonical.
+        tokenizer: of the base model.
         served: adapters, recipes and keys, which can change while serving.
         local: where each of the adapters lies.
+        auxiliaries: models that take part in fusions.
+        scorers: what their processes are told.
     """
 
     config: ServeConfig
     documents: DocumentSettings
     folder: Path
+    base_names: tuple[str, ...]
+    tokenizer: Tokenizer
     served: Served
     local: Mapping[str, LocalAdapter]
-
-    @property
-    def base_names(self) -> tuple[str, ...]:
-        """Names of the base model; the first is canonical."""
-        config = self.config
-        default = self.folder.name if config.model == DEMO else config.model.rstrip("/")
-        return config.served_names or (default,)
-
-    @property
-    def adapter_cache_bytes(self) -> int:
-        """Disk for fetched adapters."""
-        return int(self.config.adapter_cache_gib * 2**30)
+    auxiliaries: Mapping[str, AuxiliaryModel]
+    scorers: Mapping[str, ScorerSettings]
 
 
 def make_plan(config: ServeConfig, console: Console) -> Plan:
@@ -68,23 +69,31 @@ def make_plan(config: ServeConfig, console: Console) -> Plan:
     Raises:
         StartupError: what was asked for cannot be served.
     """
+    progress = console.is_terminal
     served = what_is_served(config)
-    folder = resolve_model(config.model, progress=console.is_terminal)
+    folder = resolve_model(config.model, progress=progress)
     documents = document_settings(config)
-    cache_bytes = int(config.adapter_cache_gib * 2**30)
-    sources = AdapterSources(limits=FetchLimits(cache_bytes=cache_bytes))
+    tokenizer = Tokenizer.load(folder)
+    name = folder.name if config.model == DEMO else config.model.rstrip("/")
+    base_names = config.served_names or (name,)
+    taken = (*base_names, *served.recipes.stacks)
+    auxiliaries = find_auxiliaries(config.auxiliaries, tokenizer, taken, progress=progress)
+    scorers = _scorers(config, served.recipes, (*taken, *auxiliaries), progress=progress)
+    sources = AdapterSources(limits=FetchLimits(cache_bytes=config.adapter_cache_bytes))
     local = {
-        name: sources.fetch(
-            sources.locate(adapter.source, confined=False), progress=console.is_terminal
-        )
+        name: sources.fetch(sources.locate(adapter.source, confined=False), progress=progress)
         for name, adapter in served.adapters.items()
     }
     return Plan(
         config=config,
         documents=documents,
         folder=folder,
+        base_names=base_names,
+        tokenizer=tokenizer,
         served=served,
         local=local,
+        auxiliaries=auxiliaries,
+        scorers=scorers,
     )
 
 
@@ -142,6 +151,20 @@ def document_settings(config: ServeConfig) -> DocumentSettings:
         ),
         tasks=load_tasks({name: _table(name, text) for name, text in config.tasks.items()}),
     )
+
+
+def _scorers(
+    config: ServeConfig, recipes: NamedRecipes, taken: Collection[str], *, progress: bool
+) -> dict[str, ScorerSettings]:
+    for name, rerank in recipes.reranks.items():
+        if rerank.scorer is not None and rerank.scorer not in config.scorers:
+            raise recipe_error(name, f"there is no scorer {rerank.scorer!r}", "Name one: --scorer.")
+    return {
+        name: msgspec.structs.replace(
+            one, device=config.device, dtype=config.dtype, threads=config.threads
+        )
+        for name, one in find_scorers(config.scorers, taken, progress=progress).items()
+    }
 
 
 def _table(name: str, text: str) -> Mapping[str, Any]:

@@ -7,11 +7,9 @@ import contextlib
 import gc
 import ipaddress
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-import msgspec
 from fastapi import FastAPI
 from rich.console import Console
 
@@ -27,14 +25,10 @@ from turret_server.errors import StartupError, TurretError
 from turret_server.http_server import HttpServer, bind
 from turret_server.pipeline.generation_defaults import GenerationDefaults
 from turret_server.pipeline.recipe_config import NamedRecipes, recipe_error
-from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.plan import Plan, make_plan, what_is_served
 from turret_server.reconfigure import Reconfigure
-from turret_server.scorer.messages import ScorerSettings
 from turret_server.scorer.start import running_scorers
-from turret_server.sources.auxiliary import AuxiliaryModel, find_auxiliaries
 from turret_server.sources.cached import shrink
-from turret_server.sources.scorer import find_scorers
 from turret_server.telemetry.logging import configure_logging
 from turret_server.telemetry.spans import make_tracing
 from turret_server.tenancy.database import Database
@@ -56,7 +50,7 @@ def run_server(config: ServeConfig, reread: Callable[[], ServeConfig] | None = N
     console = Console(stderr=True)
     plan = make_plan(config, console)
     configure_logging(config.log_level)
-    shrink(plan.adapter_cache_bytes)  # the last server may have had more room
+    shrink(config.adapter_cache_bytes)  # the last server may have had more room
     warn_if_open(config, console)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(plan, reread, console))
@@ -82,25 +76,24 @@ async def open_app(plan: Plan, console: Console) -> AsyncIterator[tuple[FastAPI,
     Raises:
         StartupError: the plan cannot be served.
     """
-    config, folder, served = plan.config, plan.folder, plan.served
-    tokenizer = Tokenizer.load(folder)
-    settings = _api_settings(plan)
-    taken = (*settings.base_names, *settings.recipes)
-    auxiliaries = find_auxiliaries(
-        config.auxiliaries, tokenizer, taken, progress=console.is_terminal
-    )
-    scorers = _scorers(config, served.recipes, (*taken, *auxiliaries), progress=console.is_terminal)
+    config, served, settings = plan.config, plan.served, _api_settings(plan)
     tracing = make_tracing(config.otlp_endpoint)
-    link = EngineLink(_engine_settings(config, folder, tokenizer, auxiliaries))
+    link = EngineLink(_engine_settings(plan))
     stack = contextlib.AsyncExitStack()
     try:
         with console.status(f"loading {config.model}"):
             # Before the engine, which takes most of what is free on a GPU.
-            running = await stack.enter_async_context(running_scorers(scorers, config.max_waiting))
+            scorers = await stack.enter_async_context(
+                running_scorers(plan.scorers, config.max_waiting)
+            )
             await link.start()
-        tokens = {name: model.tokens for name, model in auxiliaries.items()}
         app = create_app(
-            link, tokenizer, settings, auxiliaries=tokens, scorers=running, tracing=tracing
+            link,
+            plan.tokenizer,
+            settings,
+            auxiliaries={name: model.tokens for name, model in plan.auxiliaries.items()},
+            scorers=scorers,
+            tracing=tracing,
         )
         service: Service = app.state.service
         for name, adapter in served.adapters.items():
@@ -185,12 +178,8 @@ async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Con
             raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
 
 
-def _engine_settings(
-    config: ServeConfig,
-    folder: Path,
-    tokenizer: Tokenizer,
-    auxiliaries: Mapping[str, AuxiliaryModel],
-) -> EngineSettings:
+def _engine_settings(plan: Plan) -> EngineSettings:
+    config = plan.config
     if config.dtype not in ("auto", "bfloat16", "float16", "float32"):
         raise StartupError(
             f"the dtype {config.dtype!r} is not served",
@@ -198,7 +187,7 @@ def _engine_settings(
             "Use one of them.",
         )
     return EngineSettings(
-        model=str(folder),
+        model=str(plan.folder),
         device=config.device,
         dtype=config.dtype,
         quantization=config.quantization,
@@ -215,29 +204,15 @@ def _engine_settings(
         overlap=config.overlap,
         threads=config.threads,
         tensor_parallel=config.tensor_parallel,
-        eos_token_ids=tokenizer.eos_token_ids,
-        auxiliaries={name: str(model.folder) for name, model in auxiliaries.items()},
+        eos_token_ids=plan.tokenizer.eos_token_ids,
+        auxiliaries={name: str(model.folder) for name, model in plan.auxiliaries.items()},
         auxiliary_ids={
             name: tuple(model.tokens.ids)
-            for name, model in auxiliaries.items()
+            for name, model in plan.auxiliaries.items()
             if model.tokens.ids is not None
         },
         auxiliary_kv_bytes=int(config.auxiliary_kv_gib * 2**30),
     )
-
-
-def _scorers(
-    config: ServeConfig, recipes: NamedRecipes, taken: Collection[str], *, progress: bool
-) -> dict[str, ScorerSettings]:
-    for name, rerank in recipes.reranks.items():
-        if rerank.scorer is not None and rerank.scorer not in config.scorers:
-            raise recipe_error(name, f"there is no scorer {rerank.scorer!r}", "Name one: --scorer.")
-    return {
-        name: msgspec.structs.replace(
-            one, device=config.device, dtype=config.dtype, threads=config.threads
-        )
-        for name, one in find_scorers(config.scorers, taken, progress=progress).items()
-    }
 
 
 def _api_settings(plan: Plan) -> ApiSettings:
@@ -255,7 +230,7 @@ def _api_settings(plan: Plan) -> ApiSettings:
         max_fusion_members=min(
             config.max_fusion_members, config.max_running, config.max_step_tokens
         ),
-        adapter_cache_bytes=plan.adapter_cache_bytes,
+        adapter_cache_bytes=config.adapter_cache_bytes,
         adapter_shares={name: adapter.share for name, adapter in served.adapters.items()},
         tenancy=_tenancy(config, served),
         share_prefixes=config.share_prefixes,
@@ -263,6 +238,7 @@ def _api_settings(plan: Plan) -> ApiSettings:
         max_waiting=config.max_waiting,
         max_wait_s=config.max_wait_s,
         max_body_bytes=config.max_body_bytes,
+        metrics_labels=config.metrics_labels,
         documents=plan.documents,
     )
 

@@ -1,17 +1,20 @@
-"""What the flags of `turret serve` come to for documents."""
+"""What the settings of `turret serve` come to, those of documents above all."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from turret_server.cli.main import _typer
 from turret_server.config import ServeConfig
 from turret_server.errors import StartupError
-from turret_server.plan import document_settings
+from turret_server.plan import document_settings, make_plan
+from turret_server.reconfigure import LIVE
 
 
 def test_the_defaults_are_those_of_the_settings_themselves():
@@ -49,6 +52,21 @@ def test_flags_and_the_file_reach_the_settings(tmp_path: Path, monkeypatch: pyte
     assert document_settings(given[1]).tasks["other"].directive == "Briefly."
 
 
+def test_no_setting_of_the_api_gets_lost_on_its_way(demo_folder: Path):
+    from turret_server.api.settings import ApiSettings
+    from turret_server.server import _api_settings
+
+    plain = ServeConfig(model=str(demo_folder))
+    shared = {f.name for f in fields(ServeConfig)} & {f.name for f in fields(ApiSettings)} - LIVE
+    assert {"max_body_bytes", "max_waiting", "metrics_labels", "share_prefixes"} <= shared
+    other = {
+        name: not value if isinstance(value := getattr(plain, name), bool) else value + 1
+        for name in shared
+    }
+    found = _api_settings(make_plan(replace(plain, **other), Console(quiet=True)))
+    assert {name: getattr(found, name) for name in shared} == other
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -62,3 +80,10 @@ def test_flags_and_the_file_reach_the_settings(tmp_path: Path, monkeypatch: pyte
 def test_what_cannot_be_served_is_named(changes, what):
     with pytest.raises(StartupError, match=what):
         document_settings(ServeConfig(model="demo", **changes))
+
+
+def test_a_recipe_whose_scorer_is_not_there_is_found_out_before_anything_starts(demo_folder: Path):
+    recipe = json.dumps({"rerank": {"scorer": "judge", "candidates": 2}})
+    config = ServeConfig(model=str(demo_folder), recipes={"best": recipe})
+    with pytest.raises(StartupError, match="there is no scorer 'judge'"):
+        make_plan(config, Console(quiet=True))

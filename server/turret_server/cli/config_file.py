@@ -25,6 +25,18 @@ _TABLES = {
     "scorers": "scorer",
     "tasks": "task",
 }
+# Lists of turret.toml; a flag of each is named in the singular, and may be repeated.
+_LISTS = (
+    "adapter_dirs",
+    "adapter_remotes",
+    "adapter_roots",
+    "admin_keys",
+    "api_keys",
+    "document_remotes",
+    "gateway_keys",
+    "metrics_keys",
+    "served_names",
+)
 
 
 class ServeCommand(TyperCommand):
@@ -77,15 +89,8 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
                     f"Write [{table}], and below it NAME = VALUE.",
                 )
             values[flag] = [f"{name}={_as_flag(value)}" for name, value in pairs.items()]
-        values["adapter_root"] = values.pop("adapter_roots", [])
-        values["adapter_dir"] = values.pop("adapter_dirs", [])
-        values["adapter_remote"] = values.pop("adapter_remotes", [])
-        values["document_remote"] = values.pop("document_remotes", [])
-        values["served_name"] = values.pop("served_names", [])
-        values["api_key"] = values.pop("api_keys", [])
-        values["admin_key"] = values.pop("admin_keys", [])
-        values["gateway_key"] = values.pop("gateway_keys", [])
-        values["metrics_key"] = values.pop("metrics_keys", [])
+        for several in _LISTS:
+            values[several.removesuffix("s")] = values.pop(several, [])
         context.default_map = {name: value for name, value in values.items() if value != []}
     return path
 

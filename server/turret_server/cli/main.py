@@ -34,7 +34,6 @@ _typer = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _typer.command(cls=ServeCommand, context_settings={"auto_envvar_prefix": ENVIRONMENT})(serve.serve)
-_typer.add_typer(deploy.app, name="deploy")
 _typer.command()(reload.reload)
 _typer.command()(chat.chat)
 _typer.command()(layout.layout)

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from turret_server.cli.options import DEFAULT_URL, ApiKeyOption, UrlOption
-from turret_server.cli.remote import Remote
 from turret_server.cli.terminal import marked, note
 
 
@@ -43,5 +42,7 @@ def profile(
 
 
 async def _ask(url: str, api_key: str | None, body: dict[str, Any]) -> Any:
+    from turret_server.cli.remote import Remote
+
     async with Remote(url, api_key) as remote:
         return await remote.call("POST", "/v1/admin/profile", body)

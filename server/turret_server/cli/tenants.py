@@ -10,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from turret_server.cli.terminal import marked, note
-from turret_server.tenancy.administration import Administration
-from turret_server.tenancy.database import Database
 from turret_server.tenancy.principal import Quotas, Scope
+
+if TYPE_CHECKING:
+    from turret_server.tenancy.administration import Administration
 
 _NO_ARGS: dict[str, Any] = {"no_args_is_help": True}
 tenants = typer.Typer(help="Tenants: their quotas, and the adapters they may use.", **_NO_ARGS)
@@ -51,6 +52,9 @@ _SHORT = {
 
 @contextmanager
 def _administration(url: str) -> Iterator[Administration]:
+    from turret_server.tenancy.administration import Administration
+    from turret_server.tenancy.database import Database
+
     database = Database(url)
     try:
         yield Administration(database, "cli")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Message
 
@@ -22,7 +21,7 @@ def scope_of(request: Forwarded) -> MutableMapping[str, Any]:
         "http_version": "1.1",
         "method": request.method,
         "scheme": "http",
-        "path": unquote_to_bytes(request.path).decode(errors="replace"),
+        "path": request.route,
         "raw_path": request.path,
         "query_string": request.query,
         "root_path": "",

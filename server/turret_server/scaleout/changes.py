@@ -10,15 +10,14 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from turret_server.scaleout.wire import Forwarded
 
 _MAX_REMOVED = 10_000  # names that are remembered as unloaded
-_ADAPTER = b"/v1/adapters/"
-_LOAD, _UNLOAD = b"/v1/load_lora_adapter", b"/v1/unload_lora_adapter"
+_ADAPTER = "/v1/adapters/"
+_LOAD, _UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +39,9 @@ class Change:
 
 def change_in(request: Forwarded) -> Change | None:
     """What a request would change; None for one that loads and unloads nothing."""
-    is_own = request.path.startswith(_ADAPTER) and request.method in ("PUT", "DELETE")
-    is_vllm = request.path in (_LOAD, _UNLOAD) and request.method == "POST"
+    route = request.route
+    is_own = route.startswith(_ADAPTER) and request.method in ("PUT", "DELETE")
+    is_vllm = route in (_LOAD, _UNLOAD) and request.method == "POST"
     if not (is_own or is_vllm):
         return None
     try:
@@ -51,11 +51,11 @@ def change_in(request: Forwarded) -> Change | None:
     if not isinstance(body, dict):
         body = {}  # the replica will refuse it
     if is_own:
-        name = unquote_to_bytes(request.path.removeprefix(_ADAPTER)).decode(errors="replace")
+        name = route.removeprefix(_ADAPTER)
         put = {key: body[key] for key in ("path", "derive", "digest", "pin") if key in body}
         return Change(name=name, body=put if request.method == "PUT" else None)
     name = str(body.get("lora_name", ""))
-    if request.path == _UNLOAD:
+    if route == _UNLOAD:
         return Change(name=name)
     put = {key: body[key] for key in ("digest", "pin") if key in body}
     return Change(name=name, body={"path": body.get("lora_path"), **put})
@@ -71,6 +71,7 @@ class ChangeLog:
         self._epoch = secrets.token_hex(8)
         self._version = 0
         self._last: dict[tuple[str, str], tuple[int, Change]] = {}
+        self._removed: dict[tuple[str, str], None] = {}  # names that are unloaded, oldest first
 
     def put(self, change: Change) -> None:
         """Write down a change."""
@@ -80,9 +81,12 @@ class ChangeLog:
             change = _joined(before[1], change)
         self._version += 1
         self._last[key] = (self._version, change)
-        removed = [key for key, (_, kept) in self._last.items() if kept.body is None]
-        for old in removed[:-_MAX_REMOVED]:
-            del self._last[old]
+        self._removed.pop(key, None)
+        if change.body is None:
+            self._removed[key] = None
+        if len(self._removed) > _MAX_REMOVED:
+            oldest = next(iter(self._removed))
+            del self._removed[oldest], self._last[oldest]
 
     def since(self, epoch: str, version: int) -> tuple[str, int, list[Change]]:
         """What changed after a version of an epoch: this epoch, the version now, the changes."""

@@ -14,7 +14,7 @@ from turret_server.api.adapters import put_adapter
 from turret_server.api.schema.admin import PutAdapterBody
 from turret_server.api.service import Service
 from turret_server.errors import TurretError
-from turret_server.scaleout.changes import Change
+from turret_server.scaleout.changes import Change, ChangeLog
 from turret_server.tenancy.principal import Principal, Scope
 
 _EVERY_S = 5.0
@@ -51,7 +51,7 @@ class Follower:
         self._service = service
         self._remote = remote
         self._epoch, self._version = "", 0
-        self._known: dict[tuple[str, str], Change] = {}
+        self._known = ChangeLog()  # what the log was told, should it be lost
         self._behind: dict[tuple[str, str], Change] = {}  # what failed, and is tried again
         self._syncing = asyncio.Lock()
 
@@ -72,12 +72,11 @@ class Follower:
         async with self._syncing:
             async with asyncio.timeout(_CALL_S):
                 epoch, version, changes = await self._remote.since(self._epoch, self._version)
-                if epoch != self._epoch and self._known:
-                    await self._remote.restore(list(self._known.values()))
+                if epoch != self._epoch and (known := self._known.since("", 0)[2]):
+                    await self._remote.restore(known)
             for change in changes:
-                key = (change.owner, change.name)
-                self._known.pop(key, None)  # the newest last
-                self._known[key] = self._behind[key] = change
+                self._known.put(change)
+                self._behind[change.owner, change.name] = change
             problems = {}
             for key, change in list(self._behind.items()):
                 try:
@@ -95,7 +94,7 @@ class Follower:
             await asyncio.sleep(_EVERY_S)
             try:
                 problems = await self.sync()
-            except Exception as error:
+            except Exception as error:  # of Ray, of the log: whatever it is, the next try may do
                 problems = {"": f"the change log does not answer ({type(error).__name__})"}
             if problems and problems != told:
                 log.warning("this replica is behind the others: %s", "; ".join(problems.values()))

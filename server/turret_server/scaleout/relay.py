@@ -12,7 +12,6 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 from starlette.types import Send
@@ -90,7 +89,7 @@ class Relay:
                     return None
             except TimeoutError:
                 return Whole.of_error(_nobody(self._accept_s))
-            except Exception:
+            except Exception:  # who asked gets an answer, whatever went wrong
                 log.exception("the answer to %s failed", request.method)
                 if not attempt.streaming:
                     return Whole.of_error(_fault())
@@ -156,8 +155,7 @@ class _Attempt:
 
 def _may_be_repeated(request: Forwarded) -> bool:
     """Generating twice harms nobody; making a key twice might."""
-    path = unquote_to_bytes(request.path)  # as the replica's routes see it
-    return request.method in ("GET", "HEAD") or not path.startswith(b"/v1/admin")
+    return request.method in ("GET", "HEAD") or not request.route.startswith("/v1/admin")
 
 
 def _lost() -> EngineUnavailable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -36,6 +37,11 @@ class Forwarded:
     client: tuple[str, int] | None = None
     names: tuple[str, ...] = ()
     avoid: frozenset[str] = frozenset()
+
+    @property
+    def route(self) -> str:
+        """The path without its percent escapes, as routes see it."""
+        return unquote_to_bytes(self.path).decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,7 @@ def main() -> None:
     if first is None:
         return
     settings = decode_settings(first)
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(_NICENESS)  # the engine comes first
+    os.nice(_NICENESS)  # the engine comes first
     if settings.threads:
         torch.set_num_threads(settings.threads)
         native.set_threads(settings.threads)

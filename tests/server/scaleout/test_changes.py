@@ -34,6 +34,7 @@ def asked(method: str, path: str, body: Any = None) -> Forwarded:
             Change(name="a b", body={"path": "x", "pin": True}),
         ),
         (asked("DELETE", "/v1/adapters/a"), Change(name="a")),
+        (asked("DELETE", "/v1/%61dapters/a"), Change(name="a")),
         (
             asked("POST", "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "x"}),
             Change(name="a", body={"path": "x"}),
