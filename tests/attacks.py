@@ -217,7 +217,7 @@ ATTACKS = (
     Attack(
         "a flood of prompts beside another tenant: its turns, its queue, its cached blocks",
         "turns by weight, the other's blocks stay, its cached prompts take what uncached ones take",
-        ("server/engine/test_prefix_cache.py", "server/engine/test_scheduler.py",
+        ("server/engine/test_prefix_cache.py", "server/engine/test_scheduler_fairness.py",
          "server/api/test_admission.py"),
     ),
     Attack(

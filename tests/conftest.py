@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
 TURRET = Path(sys.executable).with_name("turret")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-_START_S = 120.0  # a machine busy with other tests; a quiet one takes three seconds
 _servers: list[Server] = []
 
 
@@ -26,16 +25,21 @@ class Server:
     """A `turret serve` process of its own.
 
     Attributes:
+        COMMAND: of `turret`.
+        START_S: how long it may take to listen.
         url: where it listens.
         lines: what it has written so far.
     """
+
+    COMMAND: tuple[str, ...] = ("serve",)
+    START_S = 120.0  # a machine busy with other tests; a quiet one takes three seconds
 
     def __init__(self, *arguments: str) -> None:
         self.url = ""
         self.lines: list[str] = []
         self._listening = threading.Event()
         self.process = subprocess.Popen(
-            [TURRET, "serve", "demo", "--port", "0", "--log-level", "warning", *arguments],
+            [TURRET, *self.COMMAND, "demo", "--port", "0", "--log-level", "warning", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -46,7 +50,7 @@ class Server:
 
     def wait_until_listening(self) -> None:
         """Until requests can be sent; the process may have ended instead."""
-        assert self._listening.wait(_START_S), "the server did not start in time"
+        assert self._listening.wait(self.START_S), "the server did not start in time"
         assert self.url, "the server ended before it listened"
 
     def close(self) -> None:
@@ -98,6 +102,9 @@ class Server:
         self._listening.set()
 
 
+AnyServer = TypeVar("AnyServer", bound=Server)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
     """Show with a failure what the servers of this moment have said."""
@@ -110,8 +117,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @contextmanager
-def _serve(*arguments: str) -> Iterator[Server]:
-    server = Server(*arguments)
+def running(server: AnyServer) -> Iterator[AnyServer]:
+    """Wait until it listens, show with failures what it has said, and end it."""
     _servers.append(server)
     try:
         server.wait_until_listening()
@@ -124,7 +131,7 @@ def _serve(*arguments: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def serve() -> Callable[..., Any]:
     """`with serve(*flags) as server`: the demo model on a free port."""
-    return _serve
+    return lambda *arguments: running(Server(*arguments))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,12 +25,17 @@ from bench.dashboard.draw import draw
 from bench.dashboard.evaluate import History
 from bench.dashboard.panels import read_panels
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
+
+from deployment import Launch
+from process import free_port, running
+
 from turret_server.tenancy.administration import Administration
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.principal import Quotas
 
 _BOARD = Path(__file__).parents[2] / "deploy/grafana/turret.json"
-_TURRET = Path(sys.executable).with_name("turret")
+_TURRET = str(Path(sys.executable).with_name("turret"))
 _MODELS = ("sql", "triage", "dates")
 _ADMIN_KEY = "tk-of-the-bench"
 _SCRAPE_S = 1.0
@@ -69,24 +73,12 @@ def _make_tenants(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _served(folder: Path) -> Iterator[str]:
-    flags = ["--database", folder / "turret.db", "--state-dir", folder, "--admin-key", _ADMIN_KEY]
-    process = subprocess.Popen(
-        [_TURRET, "serve", "demo", "--port", "0", "--log-level", "error", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.search(r"listening on (http://\S+)", line):
-                threading.Thread(target=process.stdout.read, daemon=True).start()
-                yield found[1]
-                return
-        raise RuntimeError("the server did not start")
-    finally:
-        process.terminate()
-        process.wait()
+    port = free_port()
+    argv = [_TURRET, "serve", "demo", "--port", str(port), "--log-level", "error"]
+    argv += ["--database", str(folder / "turret.db"), "--state-dir", str(folder)]
+    argv += ["--admin-key", _ADMIN_KEY]
+    with running(Launch(argv=argv, ready_path="/ready"), port, folder / "server.log"):
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager

@@ -67,20 +67,25 @@ def turret_calls(
     adapters: int,
     sets: int,
 ) -> Calls:
-    """Through `low_rank`, on one pool per slice; a step has slots of its own."""
+    """Through `low_rank`; a step has slots of its own."""
+    slices = fill_slices(a, b, columns)
+    steps = [(split_rows(len(x), adapters, step, x.device.type),) for step in range(sets)]
+    return bind(changed(y, lambda entries: low_rank(y, x, slices, entries)), steps)
+
+
+def fill_slices(a: list[Tensor], b: list[Tensor], columns: list[int]) -> RankSlices:
+    """A pool per slice, with the factors [slots, rank, width] of its adapters in it."""
     pools = []
     for a_of_slice, b_of_slice in zip(a, b, strict=True):
         slots, rank = a_of_slice.shape[:2]
-        empty = torch.zeros(3, slots, dtype=torch.int32, device=x.device)
+        empty = torch.zeros(3, slots, dtype=torch.int32, device=a_of_slice.device)
         rows = torch.empty_like(a_of_slice), torch.empty_like(b_of_slice)
         pool = RankPool(*(part.flatten(0, 1) for part in rows), slots=empty)
         for slot in range(slots):
             write_rank_rows(pool, slot * rank, a_of_slice[slot], b_of_slice[slot])
             pool.assign(slot, slot * rank, rank)
         pools.append(pool)
-    slices = RankSlices(pools, columns)
-    steps = [(split_rows(len(x), adapters, step, x.device.type),) for step in range(sets)]
-    return bind(changed(y, lambda entries: low_rank(y, x, slices, entries)), steps)
+    return RankSlices(pools, columns)
 
 
 def bmm_calls(

@@ -10,13 +10,14 @@ from functools import partial
 
 import torch
 from bench.kernels.case import Calls, Case
+from bench.kernels.low_rank import fill_slices
 from bench.kernels.operands import bind, random, split_rows
 from torch import Tensor
 from torch.nn import functional as F
 
 from turret_kernels.activation import act_mul
 from turret_kernels.entries import Entries
-from turret_kernels.low_rank import RankPool, RankSlices, low_rank, write_rank_rows
+from turret_kernels.low_rank import low_rank
 from turret_kernels.low_rank_act_mul import low_rank_act_mul
 
 # Rows, adapters among them, rank, hidden and inner width.
@@ -37,15 +38,7 @@ def case(rows: int, adapters: int, rank: int, k: int, inner: int) -> Case:
             random(2, slots, rank, inner, device=device),
         )
         x, gate_up = random(rows, k, device=device), random(rows, 2 * inner, device=device)
-        pools = []
-        for of_a, of_b in zip(a, b, strict=True):
-            empty = torch.zeros(3, slots, dtype=torch.int32, device=device)
-            pool = RankPool(*(torch.empty_like(f).flatten(0, 1) for f in (of_a, of_b)), slots=empty)
-            for slot in range(slots):
-                write_rank_rows(pool, slot * rank, of_a[slot], of_b[slot])
-                pool.assign(slot, slot * rank, rank)
-            pools.append(pool)
-        slices = RankSlices(pools, [0, inner])
+        slices = fill_slices(list(a), list(b), [0, inner])
         steps = [(split_rows(rows, adapters, step, device),) for step in range(sets)]
 
         def fused(entries: Entries) -> Tensor:

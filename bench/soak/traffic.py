@@ -166,8 +166,7 @@ class Traffic:
         async with self._request(tenant, body) as response:
             self._count(response.status)
             answer = await response.json()
-        if response.status == 429:
-            await asyncio.sleep(float(response.headers["retry-after-ms"]) / 1000)
+        await _wait_as_told(response)
         return response.status, answer
 
     async def _stream(
@@ -183,8 +182,7 @@ class Traffic:
             self._count(response.status)
             if response.status != 200:
                 await response.read()
-                if response.status == 429:
-                    await asyncio.sleep(float(response.headers["retry-after-ms"]) / 1000)
+                await _wait_as_told(response)
                 return
             async for line in response.content:
                 if line == b"data: [DONE]\n":
@@ -233,3 +231,8 @@ class Traffic:
         self.outcomes.checked += 1
         if text != expected:
             self.outcomes.unexplained.append(f"{body['model']}: {text!r}, quiet {expected!r}")
+
+
+async def _wait_as_told(response: aiohttp.ClientResponse) -> None:
+    if response.status == 429:
+        await asyncio.sleep(float(response.headers["retry-after-ms"]) / 1000)

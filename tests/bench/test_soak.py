@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import textwrap
@@ -46,20 +45,24 @@ async def test_a_process_that_leaks_is_found_out(leaking):
     """The control: the soak must fail where it should."""
     program = f"""
         import time
+        print("up", flush=True)
         kept = []
         for _ in range(1000):
             if {leaking}:
                 kept.append((bytearray(b"x" * 4_000_000), open("/dev/null")))
             time.sleep(0.02)
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE
+    )
     try:
-        await asyncio.sleep(0.3)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
         quiet = look(process.pid, time.monotonic())
         found = await watch(process.pid, 0.05, time.monotonic() + 1.5)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert bool(leaks(found, quiet, {})) == leaking
     if leaking:
         memory, files = leaks(found, quiet, {})

@@ -62,6 +62,12 @@ def resets(after: int) -> Fault:
     return fault
 
 
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A bare connection to a server."""
+    host, port = url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
 @asynccontextmanager
 async def proxy(url: str, *, up: Fault = whole, down: Fault = whole) -> AsyncIterator[str]:
     """The URL of a proxy before a server.
@@ -71,7 +77,6 @@ async def proxy(url: str, *, up: Fault = whole, down: Fault = whole) -> AsyncIte
         up: what happens to bytes on their way to it.
         down: what happens to bytes on their way from it.
     """
-    host, port = url.removeprefix("http://").split(":")
     tasks: set[asyncio.Task[None]] = set()
 
     async def pump(
@@ -89,7 +94,7 @@ async def proxy(url: str, *, up: Fault = whole, down: Fault = whole) -> AsyncIte
             to.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(host, int(port))
+        server_reader, server_writer = await connect(url)
         both = (
             asyncio.create_task(pump(reader, server_writer, up, writer)),
             asyncio.create_task(pump(server_reader, writer, down, server_writer)),

@@ -11,6 +11,7 @@ import time
 import httpx2
 import psutil
 import pytest
+from tests.chaos.proxy import connect
 
 pytestmark = pytest.mark.e2e
 
@@ -20,8 +21,7 @@ NUM_MALFORMED = 10_000
 
 async def answer(url, *parts):
     """The status of what a raw request gets; 0 where the connection just ends."""
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await connect(url)
     try:
         for part in parts:
             writer.write(part)
@@ -125,7 +125,7 @@ async def test_ten_thousand_malformed_requests(
     rng = random.Random(0)
     headers = {"content-type": "application/json"}
     statuses: dict[int, int] = {}
-    gaps: list[float] = []
+    streamed = 0
     limits = httpx2.Limits(max_connections=16)
 
     async with (
@@ -135,11 +135,9 @@ async def test_ten_thousand_malformed_requests(
         await anext(events)
 
         async def watch():
-            last = time.monotonic()
+            nonlocal streamed
             async for _ in events:
-                now = time.monotonic()
-                gaps.append(now - last)
-                last = now
+                streamed += 1
 
         async def send(count):
             for _ in range(count):
@@ -162,4 +160,4 @@ async def test_ten_thousand_malformed_requests(
     assert statuses.keys() <= {200, 400, 404, 422, 429}, statuses
     assert statuses[400] > NUM_MALFORMED / 3
     assert grown < 20
-    assert len(gaps) > 50
+    assert streamed > 50

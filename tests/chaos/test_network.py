@@ -10,7 +10,7 @@ import json
 
 import httpx2
 import pytest
-from tests.chaos.proxy import byte_by_byte, proxy, reset, resets, stalls
+from tests.chaos.proxy import byte_by_byte, connect, proxy, reset, resets, stalls
 
 pytestmark = pytest.mark.e2e
 
@@ -61,8 +61,7 @@ async def test_a_reset_in_the_middle_of_a_stream(server, http, completion):
 async def test_a_reset_in_the_middle_of_a_request(server, http):
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     async with proxy(server.url, up=resets(120)) as url:
-        host, port = url.removeprefix("http://").split(":")
-        _, writer = await asyncio.open_connection(host, int(port))
+        _, writer = await connect(url)
         writer.write(head + b"content-length: 5000\r\n\r\n" + b'{"prompt": "' + bytes(100))
         await asyncio.sleep(0.2)
         writer.close()
@@ -75,8 +74,7 @@ async def test_a_client_that_is_gone_frees_what_it_held(
 ):
     """A half-closed connection counts as gone: no client of ours sends and then hangs up."""
     body = json.dumps(completion(stream=stream)).encode()
-    host, port = server.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    _, writer = await connect(server.url)
     writer.write(
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n%b" % (len(body), body)
@@ -89,4 +87,3 @@ async def test_a_client_that_is_gone_frees_what_it_held(
         writer.write_eof()
     await asyncio.to_thread(wait_until, lambda: server.metrics()[running] == 0, 2, "it ends")
     writer.close()
-    del reader

@@ -86,9 +86,10 @@ def test_a_layout(script: Any, client: Client) -> None:
     assert with_words.words == (Word("Total", (0, 0, 1, 0, 1, 1, 0, 1), 0, 5),)
     assert without == Page(1, "Total", 1, 9, 8, "px")
     assert script.bodies() == [{"document": {"data": "eA=="}, "boxes": True}]
-    script.answers({"pages": 1})
-    with pytest.raises(InvalidAnswer):
-        client.layout(b"x")
+    for pages in (1, [1], [{"page": 1}]):
+        script.answers({"pages": pages})
+        with pytest.raises(InvalidAnswer):
+            client.layout(b"x")
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import msgspec
 import pytest
 from bench.dashboard.evaluate import History
-from tests.server.api.conftest import FakeEngine, RawClient
+from tests.server.api.conftest import (
+    admin,
+    database,
+    engine,
+    make_app,
+    make_client,
+    settings,
+    tokenizer,
+)
 from tests.server.api.documents.conftest import InlineWorkers, page_of
 
-from turret_server.api.app import create_app
-from turret_server.api.settings import ApiSettings
-from turret_server.demo import demo_model
-from turret_server.pipeline.tokenizer import Tokenizer
-from turret_server.tenancy.administration import Administration
-from turret_server.tenancy.database import Database
 from turret_server.tenancy.service import Tenancy, static_keys
+
+__all__ = ["admin", "database", "engine", "make_app", "make_client", "settings", "tokenizer"]
 
 ROOT = {"authorization": "Bearer tk-root"}
 SCRAPED_AT = (0.0, 30.0)
@@ -37,20 +40,13 @@ class Live:
 
 
 @pytest.fixture
-async def live(monkeypatch, tmp_path):
+async def live(monkeypatch, tmp_path, database, admin, engine, make_client):
     monkeypatch.setattr("turret_server.api.documents.reader.DocumentWorkers", InlineWorkers)
-    database = Database(str(tmp_path / "turret.db"))
-    admin = Administration(database, "test")
     admin.create_tenant("acme")
     admin.grant("acme", ["sql"])
     acme = {"authorization": f"Bearer {admin.create_key('acme')}"}
-    (tmp_path / "sql").mkdir()
-    (tmp_path / "sql/adapter_config.json").write_text(json.dumps({}))
     tenancy = Tenancy(static_keys([], ["tk-root"]), database, tmp_path / "usage")
-    tokenizer = Tokenizer.load(demo_model(progress=False))
-    engine = FakeEngine(tokenizer)
-    settings = ApiSettings(base_names=("demo",), adapter_roots=(tmp_path,), tenancy=tenancy)
-    client = RawClient(create_app(engine, tokenizer, settings))
+    client = make_client(tenancy=tenancy)
     assert (
         await client.post("/v1/adapters/sql", {"path": "sql"}, ROOT, method="PUT")
     ).status == 201
@@ -83,4 +79,3 @@ async def live(monkeypatch, tmp_path):
         labels.setdefault(name, set()).update(label for label, _ in series)
     yield Live(history, labels)
     await tenancy.ledger.close()
-    database.close()

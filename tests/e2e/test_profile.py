@@ -9,10 +9,11 @@ import subprocess
 import pytest
 from tests.conftest import TURRET
 
+pytestmark = pytest.mark.e2e
+
 PROFILE = "/v1/admin/profile"
 
 
-@pytest.mark.e2e
 async def test_steps_are_profiled_while_answers_stay_what_they_are(http):
     async def answer():
         body = {"prompt": "Once upon a time", "max_tokens": 64, "temperature": 0}
@@ -29,7 +30,6 @@ async def test_steps_are_profiled_while_answers_stay_what_they_are(http):
     assert card["steps"] == calls["turret::forward"] == calls["turret::build"] == 4
 
 
-@pytest.mark.e2e
 async def test_one_profile_at_a_time_and_an_idle_engine_ends_it(http):
     first = asyncio.create_task(http.post(PROFILE, json={"wait_s": 3}))
     await asyncio.sleep(0.5)
@@ -40,7 +40,6 @@ async def test_one_profile_at_a_time_and_an_idle_engine_ends_it(http):
     assert trace.status_code == 422
 
 
-@pytest.mark.e2e
 async def test_the_command_shows_a_table_or_writes_a_trace(server, http, tmp_path):
     async def keep_busy():
         body = {"prompt": "Hi", "max_tokens": 32, "ignore_eos": True}

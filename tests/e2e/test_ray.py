@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+from tests.conftest import Server, running
 
 import turret_adapters
 
@@ -24,77 +22,55 @@ pytest.importorskip("ray", reason="needs turret[ray], which the extra 'dev' inst
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ADAPTERS = ("sql", "dates", "triage", "order-json")
-_START_S = 180.0  # three actors, two engines; 20 s where nothing else runs
-_FLAGS = ["--kv-cache-gib=0.1", "--threads=1", "--object-store-mib=100", "--log-level=warning"]
+_FLAGS = ["--kv-cache-gib=0.1", "--threads=1", "--object-store-mib=100"]
 
 
-class Deployment:
-    """A `turret deploy ray` of its own."""
+class Deployment(Server):
+    """A `turret deploy ray` of its own.
+
+    Attributes:
+        left: what was left of the cluster when it had ended.
+    """
+
+    COMMAND = ("deploy", "ray")
+    START_S = 180.0  # three actors, two engines; 20 s where nothing else runs
 
     def __init__(self, *arguments: str) -> None:
-        self.url = ""
-        self.lines: list[str] = []
-        self._listening = threading.Event()
-        turret = Path(sys.executable).with_name("turret")
-        self.process = subprocess.Popen(
-            [turret, "deploy", "ray", "demo", "--port", "0", *_FLAGS, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        )
-        threading.Thread(target=self._read, daemon=True).start()
-        assert self._listening.wait(_START_S), self.lines
-        assert self.url, self.lines
-
-    def below(self) -> list[psutil.Process]:
-        """Every process of the cluster, engines among them."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        super().__init__(*_FLAGS, *arguments)
+        self.left: list[psutil.Process] = []
 
     def replica(self, replica_id: str) -> psutil.Process:
         """The actor of a replica: the one that writes the log of that name."""
-        for process in self.below():
+        for process in self.descendants():
             with suppress(psutil.Error):
                 if any(replica_id in Path(file.path).name for file in process.open_files()):
                     return process
         raise AssertionError(f"no process of replica {replica_id}")
 
-    def metrics(self, name: str) -> dict[str, float]:
+    def gauges(self, name: str) -> dict[str, float]:
         """A gauge of every replica."""
         page = httpx2.get(f"{self.url}/metrics", timeout=30).text
         found = re.findall(rf'^{name}{{replica="(\w+)".*}} (\S+)$', page, re.MULTILINE)
         return {replica: float(value) for replica, value in found}
 
-    def close(self) -> list[psutil.Process]:
-        """End it as a service manager would; what is left of it."""
-        left = self.below()
+    def close(self) -> None:
+        """End it as a service manager would."""
+        below = self.descendants()
         self.process.terminate()
         try:
             self.process.wait(timeout=60)
         finally:
-            left = psutil.wait_procs(left, timeout=10)[1]
-            for process in left:
+            self.left = psutil.wait_procs(below, timeout=10)[1]
+            for process in self.left:
                 process.kill()
-        return left
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if match := re.search(r"listening on (http://\S+)", line):
-                self.url = match.group(1)
-                self._listening.set()
-        self._listening.set()
 
 
 @pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
     root = Path(turret_adapters.__file__).parent / "demo"
-    deployment = Deployment("--replicas=2", f"--adapter-root={root}")
-    try:
+    with running(Deployment("--replicas=2", f"--adapter-root={root}")) as deployment:
         yield deployment
-    finally:
-        assert deployment.close() == []
+    assert deployment.left == []
 
 
 @pytest.fixture
@@ -138,10 +114,10 @@ async def test_headers_and_refusals_pass(http):
 
 
 async def test_a_load_at_run_time_is_on_every_replica(http, deployment):
-    before = deployment.metrics("turret_adapters_loaded")
+    before = deployment.gauges("turret_adapters_loaded")
     answer = await http.put("/v1/adapters/late", json={"path": "sql"})
     assert answer.status_code == 201
-    assert deployment.metrics("turret_adapters_loaded") == {k: v + 1 for k, v in before.items()}
+    assert deployment.gauges("turret_adapters_loaded") == {k: v + 1 for k, v in before.items()}
     answers = [await http.post("/v1/completions", json=body("late")) for _ in range(2)]
     assert {answer.status_code for answer in answers} == {200}
 
@@ -151,17 +127,15 @@ async def test_a_client_that_leaves_frees_its_replica(http, deployment, wait_unt
         "POST", "/v1/completions", json=body("sql", 4000, stream=True)
     ) as response:
         await anext(response.aiter_lines())
-        busy = deployment.metrics
+        busy = deployment.gauges
         wait_until(lambda: sum(busy("turret_num_requests_running").values()) == 1, 10, "it runs")
     for name in ("turret_num_requests_running", "turret_kv_cache_usage_perc"):
-        wait_until(
-            lambda name=name: sum(deployment.metrics(name).values()) == 0, 10, f"{name} is 0"
-        )
+        wait_until(lambda name=name: sum(deployment.gauges(name).values()) == 0, 10, f"{name} is 0")
 
 
 def test_nobody_else_may_use_the_cluster(deployment):
     """Ray's ports run what they are sent: they want a secret, and there is no dashboard."""
-    daemons = [p for p in deployment.below() if p.name() in ("raylet", "gcs_server")]
+    daemons = [p for p in deployment.descendants() if p.name() in ("raylet", "gcs_server")]
     assert len(daemons) == 2
     for daemon in daemons:
         environment = daemon.environ()
@@ -171,7 +145,7 @@ def test_nobody_else_may_use_the_cluster(deployment):
     port = int(deployment.url.rpartition(":")[2])
     listening = {
         connection.laddr.ip
-        for process in deployment.below()
+        for process in deployment.descendants()
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
     }
@@ -183,7 +157,7 @@ async def test_a_replica_is_killed_under_load(
 ) -> None:
     """No request is lost, streams end with an error and [DONE], and another replica comes."""
     home = replica_of(await http.post("/v1/completions", json=body("sql")))
-    before = deployment.metrics("turret_adapters_loaded")
+    before = deployment.gauges("turret_adapters_loaded")
     actor = deployment.replica(home)
     engines = actor.children(recursive=True)
 
@@ -197,7 +171,7 @@ async def test_a_replica_is_killed_under_load(
         asyncio.create_task(http.post("/v1/completions", json=body("sql", 60))) for _ in range(6)
     ]
     streams = [asyncio.create_task(stream()) for _ in range(2)]
-    while deployment.metrics("turret_num_requests_running")[home] < 3:
+    while deployment.gauges("turret_num_requests_running")[home] < 3:
         await asyncio.sleep(0.05)
     actor.kill()
     answers = await asyncio.gather(*whole)
@@ -220,5 +194,5 @@ async def _ends(task: asyncio.Task[list[str]]) -> bool:
 
 
 def _replaced(deployment: Deployment, home: str, before: dict[str, float]) -> bool:
-    now = deployment.metrics("turret_adapters_loaded")
+    now = deployment.gauges("turret_adapters_loaded")
     return home not in now and sorted(now.values()) == sorted(before.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx2
 import pytest
 import torch
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
@@ -95,8 +96,6 @@ async def test_refusals_by_name(openai, base):
 
 
 async def test_documents(reranking, judge):
-    import httpx2
-
     documents = ["red, a cat, Rome", "no", "blue"]
     body = {"model": "judge", "query": "Colours?", "documents": documents, "use_activation": False}
     async with httpx2.AsyncClient(base_url=reranking.url, timeout=60) as http:

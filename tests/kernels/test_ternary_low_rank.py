@@ -2,9 +2,9 @@ import random
 
 import pytest
 import torch
+from tests.kernels.test_low_rank import BATCHES, entries
 
 from turret_kernels import gpu
-from turret_kernels.entries import Entries
 from turret_kernels.low_rank import ROW_ALIGNMENT
 from turret_kernels.ternary_low_rank import (
     TernaryPool,
@@ -46,12 +46,6 @@ def make(k, widths, ranks):
     return TernarySlices(pools, columns), factors
 
 
-def entries(rows):
-    slot, weight, start, count = zip(*rows, strict=True)
-    on_host = [torch.tensor(v, dtype=torch.int32, device="cpu") for v in (start, count)]
-    return Entries(torch.tensor(slot, dtype=torch.int32), torch.tensor(weight), *on_host)
-
-
 def expected(y, x, slices, factors, rows, weights=None):
     """The formula, in float64."""
     y = y.double()
@@ -82,16 +76,6 @@ def test_the_bits_are_where_a_float_has_its_sign_and_a_two():
     assert word == 0b11_01_00_00_00_00_00_11
     doubled = torch.tensor([word & 0xC000], dtype=torch.int32).to(torch.int16)
     assert doubled.view(torch.bfloat16).item() == doubled.view(torch.float16).item() == -2.0
-
-
-BATCHES = {
-    "decode": (9, [(0, 1.0, 0, 1), (1, 1.0, 1, 1), (2, 1.0, 2, 3), (3, 1.0, 7, 1)]),
-    "decode, more than a tile": (40, [(0, 1.0, 0, 17), (2, 0.5, 20, 20)]),
-    "prefill": (300, [(0, 1.0, 0, 17), (2, 0.5, 17, 100), (3, 1.0, 140, 64)]),
-    "stacked": (31, [(0, 1.0, 0, 20), (1, -0.5, 0, 20), (3, 0.7, 0, 20), (2, 2.0, 20, 10)]),
-    "absent": (6, [(4, 1.0, 0, 6)]),
-    "stacked with an absent one": (6, [(4, 1.0, 0, 6), (1, 1.0, 0, 6)]),
-}
 
 
 @triton

@@ -22,7 +22,6 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/long":
         for _ in range(1000):
             await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
-        scope["app_done"] = True
     await send({"type": "http.response.body", "body": b"word"})
 
 
@@ -39,7 +38,6 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[uvicorn.Serve
         h11_max_incomplete_event_size=4096,
     )
     server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)

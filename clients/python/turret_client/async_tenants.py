@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from turret_client.parsing import parse, parse_list
-from turret_client.usage import AuditRow, Key, Tenant, UsageRow, tenant_path, usage_path
+from turret_client.usage import (
+    AuditRow,
+    Key,
+    Tenant,
+    UsageRow,
+    key_path,
+    keys_path,
+    tenant_path,
+    usage_path,
+)
 
 if TYPE_CHECKING:
     from turret_client.async_client import AsyncClient
@@ -97,8 +105,7 @@ class AsyncClientKeys:
 
     async def list(self, tenant: str | None = None) -> tuple[Key, ...]:
         """All of them, or one tenant's, oldest first."""
-        query = "" if tenant is None else f"?tenant={quote(tenant, safe='')}"
-        return parse_list(Key, await self._client.request("GET", f"/v1/admin/keys{query}"))
+        return parse_list(Key, await self._client.request("GET", keys_path(tenant)))
 
     async def create(
         self,
@@ -114,14 +121,14 @@ class AsyncClientKeys:
             tenant: whose it is.
             label: what it is for.
             scopes: "infer", "adapters" (loads the tenant's own), "gateway" (says for whom it
-                asks), "admin".
+                asks), "metrics" (sees all tenants in them), "admin".
             lifetime_s: until it ends by itself; None is for ever.
 
         Raises:
             NotFound: there is no such tenant.
         """
         body = {"tenant": tenant, "label": label, "scopes": [*scopes], "lifetime_s": lifetime_s}
-        return (await self._client.request("POST", "/v1/admin/keys", body))["key"]
+        return (await self._client.request("POST", key_path(), body))["key"]
 
     async def rotate(self, prefix: str, *, overlap_s: int = 3600) -> str:
         """Make a key like another, which ends soon, and return it.
@@ -133,7 +140,7 @@ class AsyncClientKeys:
         Raises:
             NotFound: there is no such key.
         """
-        path = f"/v1/admin/keys/{quote(prefix, safe='')}/rotate"
+        path = key_path(prefix, "rotate")
         return (await self._client.request("POST", path, {"overlap_s": overlap_s}))["key"]
 
     async def revoke(self, prefix: str) -> None:
@@ -142,4 +149,4 @@ class AsyncClientKeys:
         Raises:
             NotFound: there is no such key.
         """
-        await self._client.request("DELETE", f"/v1/admin/keys/{quote(prefix, safe='')}")
+        await self._client.request("DELETE", key_path(prefix))

@@ -119,5 +119,6 @@ def parse_pages(body: Any) -> tuple[Page, ...]:
 
 
 def _page(body: Any) -> Page:
-    words = body.get("words") if isinstance(body, dict) else None
-    return parse(Page, {**body, "words": [parse(Word, word) for word in words or ()]})
+    if not isinstance(body, dict):
+        raise invalid("it does not hold a Page")
+    return parse(Page, {**body, "words": [parse(Word, word) for word in body.get("words") or ()]})

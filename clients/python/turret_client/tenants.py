@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from turret_client.parsing import parse, parse_list
-from turret_client.usage import AuditRow, Key, Tenant, UsageRow, tenant_path, usage_path
+from turret_client.usage import (
+    AuditRow,
+    Key,
+    Tenant,
+    UsageRow,
+    key_path,
+    keys_path,
+    tenant_path,
+    usage_path,
+)
 
 if TYPE_CHECKING:
     from turret_client.client import Client
@@ -93,8 +101,7 @@ class ClientKeys:
 
     def list(self, tenant: str | None = None) -> tuple[Key, ...]:
         """All of them, or one tenant's, oldest first."""
-        query = "" if tenant is None else f"?tenant={quote(tenant, safe='')}"
-        return parse_list(Key, self._client.request("GET", f"/v1/admin/keys{query}"))
+        return parse_list(Key, self._client.request("GET", keys_path(tenant)))
 
     def create(
         self,
@@ -110,14 +117,14 @@ class ClientKeys:
             tenant: whose it is.
             label: what it is for.
             scopes: "infer", "adapters" (loads the tenant's own), "gateway" (says for whom it
-                asks), "admin".
+                asks), "metrics" (sees all tenants in them), "admin".
             lifetime_s: until it ends by itself; None is for ever.
 
         Raises:
             NotFound: there is no such tenant.
         """
         body = {"tenant": tenant, "label": label, "scopes": [*scopes], "lifetime_s": lifetime_s}
-        return (self._client.request("POST", "/v1/admin/keys", body))["key"]
+        return self._client.request("POST", key_path(), body)["key"]
 
     def rotate(self, prefix: str, *, overlap_s: int = 3600) -> str:
         """Make a key like another, which ends soon, and return it.
@@ -129,8 +136,8 @@ class ClientKeys:
         Raises:
             NotFound: there is no such key.
         """
-        path = f"/v1/admin/keys/{quote(prefix, safe='')}/rotate"
-        return (self._client.request("POST", path, {"overlap_s": overlap_s}))["key"]
+        path = key_path(prefix, "rotate")
+        return self._client.request("POST", path, {"overlap_s": overlap_s})["key"]
 
     def revoke(self, prefix: str) -> None:
         """End a key now.
@@ -138,4 +145,4 @@ class ClientKeys:
         Raises:
             NotFound: there is no such key.
         """
-        self._client.request("DELETE", f"/v1/admin/keys/{quote(prefix, safe='')}")
+        self._client.request("DELETE", key_path(prefix))

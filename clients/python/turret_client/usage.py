@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -75,7 +75,17 @@ class AuditRow:
 
 def tenant_path(*parts: str) -> str:
     """The path of the tenants, of one, or of something of one."""
-    return "/".join(["/v1/admin/tenants", *(quote(part, safe="") for part in parts)])
+    return _path("/v1/admin/tenants", parts)
+
+
+def key_path(*parts: str) -> str:
+    """The path of the keys, of one, or of what is done to one."""
+    return _path("/v1/admin/keys", parts)
+
+
+def keys_path(tenant: str | None) -> str:
+    """The path of the list of keys, of one tenant or of all."""
+    return key_path() if tenant is None else f"{key_path()}?tenant={quote(tenant, safe='')}"
 
 
 def usage_path(
@@ -86,3 +96,7 @@ def usage_path(
     query = urlencode({name: value for name, value in given.items() if value is not None})
     path = "/v1/admin/usage" if admin else "/v1/usage"
     return f"{path}?{query}" if query else path
+
+
+def _path(root: str, parts: Sequence[str]) -> str:
+    return "/".join([root, *(quote(part, safe="") for part in parts)])

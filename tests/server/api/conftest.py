@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from turret_server.engine.messages import (
 )
 from turret_server.errors import NotFound, TurretError, Unprocessable
 from turret_server.pipeline.tokenizer import Tokenizer
-from turret_server.scorer.scorer import Scorer
+from turret_server.tenancy.administration import Administration
+from turret_server.tenancy.database import Database
 
 CANDIDATES = 24
 
@@ -348,10 +349,12 @@ def settings(tmp_path: Path) -> ApiSettings:
 def make_app(
     engine: FakeEngine, tokenizer: Tokenizer, settings: ApiSettings
 ) -> Callable[..., FastAPI]:
-    """Build an app with changed settings."""
+    """Build an app with changed settings, and what of `create_app` is no setting."""
+    parts = ("auxiliaries", "scorers", "tracing")
 
-    def make(scorers: Mapping[str, Scorer] | None = None, **changes: Any) -> FastAPI:
-        return create_app(engine, tokenizer, replace(settings, **changes), scorers=scorers)
+    def make(**changes: Any) -> FastAPI:
+        given = {name: changes.pop(name) for name in parts if name in changes}
+        return create_app(engine, tokenizer, replace(settings, **changes), **given)
 
     return make
 
@@ -370,6 +373,19 @@ def client(app: FastAPI) -> RawClient:
 def make_client(make_app: Callable[..., FastAPI]) -> Callable[..., RawClient]:
     """A client of an app with changed settings."""
     return lambda **changes: RawClient(make_app(**changes))
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """One of tenants, in a file."""
+    database = Database(str(tmp_path / "turret.db"))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def admin(database: Database) -> Administration:
+    return Administration(database, "test")
 
 
 @pytest.fixture

@@ -12,24 +12,10 @@ from turret_server.errors import EngineUnavailable
 from turret_server.scorer.scorer import Scorer
 from turret_server.scorer.text import Row
 from turret_server.tenancy import journal as journal_module
-from turret_server.tenancy.administration import Administration
-from turret_server.tenancy.database import Database
 from turret_server.tenancy.principal import Quotas
 from turret_server.tenancy.service import Tenancy
 
 BODY = {"prompt": "One two three", "max_tokens": 5}
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(str(tmp_path / "turret.db"))
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def admin(database):
-    return Administration(database, "test")
 
 
 @pytest.fixture

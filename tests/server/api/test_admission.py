@@ -13,18 +13,6 @@ from turret_server.tenancy.principal import Quotas
 ANYBODY = Party("")
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def admission(engine, clock):
     """Eight may wait, for ten seconds."""

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from turret_server.tenancy.administration import Administration
-from turret_server.tenancy.database import Database
 from turret_server.tenancy.principal import Quotas
 from turret_server.tenancy.service import Tenancy
 
@@ -28,15 +26,7 @@ def jump(monkeypatch):
 
 
 @pytest.fixture
-def database(tmp_path):
-    database = Database(str(tmp_path / "turret.db"))
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def admin(database):
-    admin = Administration(database, "test")
+def admin(admin):
     admin.create_tenant("acme", quotas=Quotas(requests_per_minute=2))
     return admin
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.server.api.conftest import RawClient
 
-from turret_server.api.app import create_app
 from turret_server.api.schema.fusion import parse_fusion
 from turret_server.engine.messages import AuxiliaryInfo
 from turret_server.pipeline.auxiliary import AuxiliaryTokens
@@ -16,14 +13,12 @@ from turret_server.pipeline.tokenizer import Tokenizer
 
 
 @pytest.fixture
-def helped(engine, tokenizer, settings):
+def helped(engine, tokenizer, make_client):
     """A client of a server with an auxiliary model, whose chat template is another."""
     small = Tokenizer.load(tokenizer.path.parent)
     small.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=64, kv_blocks=6)})
-    return RawClient(
-        create_app(engine, tokenizer, settings, auxiliaries={"small": AuxiliaryTokens(small)})
-    )
+    return make_client(auxiliaries={"small": AuxiliaryTokens(small)})
 
 
 async def test_auxiliaries_are_members_with_templates_of_their_own(helped, engine, tokenizer):
@@ -87,20 +82,14 @@ async def test_adapters_of_the_main_model_are_none_of_an_auxiliary(helped, engin
     assert engine.requests == []
 
 
-async def test_a_recipe_fuses_adapters_of_an_auxiliary(engine, tokenizer, settings):
-    recipes = {
-        "recipes": {"steered": (), "wrong": (("sql", 1.0),)},
-        "fusions": {"steered": parse_fusion(adapted("sql"))},
-    }
+async def test_a_recipe_fuses_adapters_of_an_auxiliary(engine, tokenizer, make_client):
     engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=64, kv_blocks=6)})
     engine.num_layers = {"small": 3}
-    app = create_app(
-        engine,
-        tokenizer,
-        replace(settings, **recipes),
+    client = make_client(
+        recipes={"steered": (), "wrong": (("sql", 1.0),)},
+        fusions={"steered": parse_fusion(adapted("sql"))},
         auxiliaries={"small": AuxiliaryTokens(tokenizer)},
     )
-    client = RawClient(app)
     await client.post("/v1/load_lora_adapter", {"lora_name": "sql", "lora_path": "sql"})
     listed = (await client.get("/v1/models")).json["data"]
     assert [one["id"] for one in listed] == ["demo", "smollm2", "steered"]
@@ -150,16 +139,13 @@ async def test_what_auxiliaries_are_not(helped, engine, fields, status, param):
 
 
 @pytest.fixture
-def foreign(engine, tokenizer, settings):
+def foreign(engine, tokenizer, make_client):
     """A server with an auxiliary that lacks tokens 0 to 2, and has other ids for the others."""
     ids = [-1] * 3 + [2 * i - 1 for i in range(3, tokenizer.vocab_size)]
     small = Tokenizer.load(tokenizer.path.parent)
     small.encode = lambda text, add_special_tokens=True: [len(text), 7]
     engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=64, kv_blocks=6)})
-    app = create_app(
-        engine, tokenizer, settings, auxiliaries={"small": AuxiliaryTokens(small, ids)}
-    )
-    return RawClient(app)
+    return make_client(auxiliaries={"small": AuxiliaryTokens(small, ids)})
 
 
 async def test_prompts_of_another_vocabulary_are_made_by_its_tokenizer(foreign, engine, tokenizer):

@@ -12,9 +12,13 @@ from turret_server.errors import EngineUnavailable
 from turret_server.telemetry.record import RequestRecord
 
 
-async def scrape(client):
-    """{(name, labels): value} of everything on the page."""
-    page = (await client.get("/metrics")).body.decode()
+async def scrape(client, headers=None):
+    """What is on the page."""
+    return parsed((await client.get("/metrics", headers)).body.decode())
+
+
+def parsed(page):
+    """{(name, labels): value} of everything."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(page)
@@ -182,7 +186,7 @@ def adapter_record(name):
         kind="lora",
         rank=8,
         targets=(),
-        num_layers=1,
+        num_layers={"": 1},
         num_parameters=1,
         num_bytes=1,
         base_model=None,

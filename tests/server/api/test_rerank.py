@@ -25,7 +25,7 @@ class Letters:
     asked: list[str] = field(default_factory=list)
     rows_scored: int = 0
     failure: Exception | None = None
-    delay_s: float = 0.0
+    gate: asyncio.Event | None = None  # no score before it is set
     longest: int = 1000
 
     def rows(self, instruction: Instruction, answers: Sequence[str]) -> list[Row]:
@@ -35,7 +35,8 @@ class Letters:
         return [Row([*map(ord, answer)], cut=len(answer) > self.longest) for answer in answers]
 
     async def score(self, rows: Sequence[Row]) -> list[float]:
-        await asyncio.sleep(self.delay_s)
+        if self.gate is not None:
+            await self.gate.wait()
         self.rows_scored += len(rows)
         if self.failure is not None:
             raise self.failure
@@ -191,19 +192,20 @@ async def test_more_refusals(client, engine):
 
 
 async def test_a_full_queue_refuses_before_anything_is_drawn(client, engine, letters):
-    letters.delay_s = 0.2
+    letters.gate = asyncio.Event()
     first = asyncio.create_task(client.complete("Hi", rerank={**RERANK, "candidates": 8}))
     while len(engine.finished) < 8:
         await asyncio.sleep(0.001)
     second = await client.complete("Hi", rerank=RERANK)
     assert second.status == 429
     assert len(engine.requests) == 8
+    letters.gate.set()
     assert (await first).status == 200
     assert (await client.complete("Hi", rerank=RERANK)).status == 200
 
 
 async def test_a_deadline_holds_for_the_scorer_too(client, letters):
-    letters.delay_s = 5
+    letters.gate = asyncio.Event()  # which nobody sets
     answer = await client.complete("Hi", rerank=RERANK, timeout_s=0.05)
     assert (answer.status, answer.json["error"]["param"]) == (504, "timeout_s")
 

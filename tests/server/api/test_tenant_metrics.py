@@ -6,25 +6,15 @@ import json
 from dataclasses import replace
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from tests.server.api.test_metrics import value
+from tests.server.api.test_metrics import parsed, scrape, value
 
 from turret_server.telemetry.record import RequestRecord
-from turret_server.tenancy.administration import Administration
-from turret_server.tenancy.database import Database
 from turret_server.tenancy.principal import Quotas, Scope
 from turret_server.tenancy.service import Tenancy, static_keys
 
 
 @pytest.fixture
-def admin(tmp_path):
-    database = Database(str(tmp_path / "turret.db"))
-    yield Administration(database, "test")
-    database.close()
-
-
-@pytest.fixture
-async def call(make_client, admin, tmp_path):
+async def call(make_client, admin, database, tmp_path):
     """Calls the server by the name of a key; `None` has none."""
     keys = {"root": "tk-root", "asker": "tk-asker", "metrics": "tk-metrics"}
     for tenant in ("acme", "beta"):
@@ -35,7 +25,7 @@ async def call(make_client, admin, tmp_path):
     (tmp_path / "root/acme/support/adapter_config.json").write_text(json.dumps({}))
     tenancy = Tenancy(
         static_keys(["tk-asker"], ["tk-root"], metrics_keys=["tk-metrics"]),
-        Database(str(tmp_path / "turret.db")),
+        database,
         tmp_path / "usage",
     )
     client = make_client(tenancy=tenancy, adapter_roots=(tmp_path / "root",))
@@ -57,14 +47,6 @@ async def page(call, who):
     answer = await call(who, "GET", "/metrics")
     assert answer.status == 200
     return answer.body.decode()
-
-
-def parsed(page):
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(page)
-        for sample in family.samples
-    }
 
 
 async def test_tenants_are_told_apart(call):
@@ -131,11 +113,11 @@ async def test_ten_thousand_tenants_get_no_more_series_than_a_hundred(make_clien
     keys = static_keys([f"tk-{i}" for i in range(10_000)], ["tk-root"])
     client = make_client(tenancy=Tenancy(keys))
     root = {"authorization": "Bearer tk-root"}
-    few = len(parsed((await client.get("/metrics", root)).body.decode()))
+    few = len(await scrape(client, root))
     for principal in keys.values():
         record = RequestRecord(id="r", principal=principal, label="demo", prompt_tokens=1)
         client.app.state.service.metrics.request(record, 200)
-    samples = parsed((await client.get("/metrics", root)).body.decode())
+    samples = await scrape(client, root)
     assert len(samples) - few < 101 * 10 + 20
     name = "turret_tenant_prompt_tokens_total"
     assert sum(v for (n, _), v in samples.items() if n == name) == len(keys)

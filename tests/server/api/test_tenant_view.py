@@ -7,8 +7,6 @@ import json
 import pytest
 
 from turret_server.api.schema.fusion import parse_fusion
-from turret_server.tenancy.administration import Administration
-from turret_server.tenancy.database import Database
 from turret_server.tenancy.principal import Scope
 from turret_server.tenancy.service import Tenancy, static_keys
 
@@ -26,22 +24,13 @@ def folders(tmp_path):
 
 
 @pytest.fixture
-def admin(tmp_path):
-    database = Database(str(tmp_path / "turret.db"))
-    yield Administration(database, "test")
-    database.close()
-
-
-@pytest.fixture
-async def call(make_client, admin, folders, tmp_path):
+async def call(make_client, admin, database, folders, tmp_path):
     """Calls the server by the name of a tenant, or as "root"."""
     keys = {"root": ROOT}
     for tenant in ("acme", "beta"):
         admin.create_tenant(tenant)
         keys[tenant] = admin.create_key(tenant, scopes=[Scope.INFER, Scope.ADAPTERS])
-    tenancy = Tenancy(
-        static_keys([], [ROOT]), Database(str(tmp_path / "turret.db")), tmp_path / "usage"
-    )
+    tenancy = Tenancy(static_keys([], [ROOT]), database, tmp_path / "usage")
     fusion = {"method": "proxy", "experts": ["sql"], "anchor": "demo"}
     client = make_client(
         tenancy=tenancy,
@@ -218,11 +207,11 @@ async def test_its_own_adapters_have_a_quota(call, admin):
     assert (await call("acme", "PUT", "/v1/adapters/b", {"path": "support"})).status == 201
 
 
-async def test_a_shelf_is_granted_name_by_name(make_client, admin, folders, tmp_path):
+async def test_a_shelf_is_granted_name_by_name(make_client, admin, database, folders, tmp_path):
     admin.create_tenant("acme")
     admin.grant("acme", ["sql"])
     key = {"authorization": f"Bearer {admin.create_key('acme')}"}
-    tenancy = Tenancy({}, Database(str(tmp_path / "turret.db")), tmp_path / "usage")
+    tenancy = Tenancy({}, database, tmp_path / "usage")
     client = make_client(tenancy=tenancy, adapter_dirs=(folders,))
     listed = [card["id"] for card in (await client.get("/v1/models", key)).json["data"]]
     assert listed == ["demo", "smollm2", "sql"]

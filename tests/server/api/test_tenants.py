@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from turret_server.tenancy.administration import Administration
-from turret_server.tenancy.database import Database
 from turret_server.tenancy.principal import Scope
 from turret_server.tenancy.service import Tenancy, static_keys
 
 ROOT = "tk-root"
-
-
-@pytest.fixture
-def database(tmp_path):
-    database = Database(str(tmp_path / "turret.db"))
-    yield database
-    database.close()
 
 
 @pytest.fixture
@@ -98,11 +89,11 @@ async def test_administration_needs_its_scope(client, call, acme):
     assert (await call("GET", "/v1/admin/audit")).json["data"][0]["actor"] != acme
 
 
-async def test_a_key_with_the_scope_may_change_adapters(call, acme, database):
+async def test_a_key_with_the_scope_may_change_adapters(call, acme, admin):
     body = {"lora_name": "mine", "lora_path": "sql"}
     refused = await call("POST", "/v1/load_lora_adapter", body, key=acme)
     assert "'adapters'" in refused.json["error"]["why"]
-    key = Administration(database, "test").create_key("acme", scopes=[Scope.ADAPTERS])
+    key = admin.create_key("acme", scopes=[Scope.ADAPTERS])
     await call("POST", "/v1/admin/tenants/acme/grants", {"names": ["x"]})  # the server looks again
     assert (await call("POST", "/v1/load_lora_adapter", body, key=key)).status != 403
 

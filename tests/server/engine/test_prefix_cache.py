@@ -5,18 +5,6 @@ import pytest
 from turret_server.engine.prefix_cache import PrefixCache
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def cache(clock):
     return PrefixCache(clock)

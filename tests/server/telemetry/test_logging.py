@@ -8,13 +8,8 @@ import logging
 
 import msgspec
 import pytest
-from tests.server.api.conftest import FakeEngine, RawClient
 
-from turret_server.api.app import create_app
-from turret_server.api.settings import ApiSettings
-from turret_server.demo import demo_model
 from turret_server.errors import TurretError
-from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.telemetry.logging import JsonFormatter, configure_logging
 from turret_server.tenancy.service import Tenancy, static_keys
 
@@ -22,14 +17,8 @@ SECRET = "zebra-crossing-7431"
 KEY = "tk-8f1b-secret-9c2d"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.load(demo_model(progress=False))
-
-
 @pytest.fixture
-def engine(tokenizer):
-    engine = FakeEngine(tokenizer)
+def engine(engine):
     engine.text(f"answer {SECRET}")
     return engine
 
@@ -63,12 +52,8 @@ def lines(log):
 
 
 @pytest.fixture
-def client(engine, tokenizer, tmp_path):
-    (tmp_path / "sql").mkdir()
-    (tmp_path / "sql/adapter_config.json").write_text("{}")
-    tenancy = Tenancy(static_keys([KEY], ["tk-root"]))
-    settings = ApiSettings(base_names=("demo",), adapter_roots=(tmp_path,), tenancy=tenancy)
-    return RawClient(create_app(engine, tokenizer, settings))
+def client(make_client):
+    return make_client(tenancy=Tenancy(static_keys([KEY], ["tk-root"])))
 
 
 async def send(client, path, body, key=KEY, **headers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
@@ -15,13 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from tests.server.api.conftest import FakeEngine, RawClient
 
-from turret_server.api.app import create_app
-from turret_server.api.settings import ApiSettings
-from turret_server.demo import demo_model
 from turret_server.errors import StartupError, TurretError
-from turret_server.pipeline.tokenizer import Tokenizer
 from turret_server.telemetry.spans import make_tracing
 from turret_server.telemetry.tracing import Tracing
 from turret_server.tenancy.service import Tenancy, static_keys
@@ -31,28 +25,10 @@ KEY = "tk-8f1b-secret"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.load(demo_model(progress=False))
-
-
 @pytest.fixture
-def engine(tokenizer):
-    engine = FakeEngine(tokenizer)
+def engine(engine):
     engine.text("one two")
     return engine
-
-
-@pytest.fixture
-def make_client(engine, tokenizer, tmp_path):
-    (tmp_path / "sql").mkdir()
-    (tmp_path / "sql/adapter_config.json").write_text(json.dumps({}))
-
-    def make(tracing, **settings):
-        settings = ApiSettings(base_names=("demo",), adapter_roots=(tmp_path,), **settings)
-        return RawClient(create_app(engine, tokenizer, settings, tracing=tracing))
-
-    return make
 
 
 @pytest.fixture
@@ -62,7 +38,7 @@ def spans():
 
 @pytest.fixture
 def client(make_client, spans):
-    return make_client(Tracing(SimpleSpanProcessor(spans)))
+    return make_client(tracing=Tracing(SimpleSpanProcessor(spans)))
 
 
 def one(spans):
@@ -173,7 +149,7 @@ async def test_probes_make_no_spans_and_other_routes_are_named_by_route(client, 
 async def test_nothing_that_was_written_is_told(make_client, engine, spans):
     engine.text(f"out-{SECRET}")
     tenancy = Tenancy(static_keys([KEY]))
-    client = make_client(Tracing(SimpleSpanProcessor(spans)), tenancy=tenancy)
+    client = make_client(tracing=Tracing(SimpleSpanProcessor(spans)), tenancy=tenancy)
     for stream in (False, True):
         body = {
             "messages": [{"role": "user", "content": f"in-{SECRET}"}],
@@ -231,7 +207,7 @@ async def test_a_collector_gets_the_spans(make_client, collector, monkeypatch, b
     if by == "variable":
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
     tracing = make_tracing(url if by == "flag" else "")
-    await make_client(tracing).complete(max_tokens=1)
+    await make_client(tracing=tracing).complete(max_tokens=1)
     tracing.close()
     ((path, request),) = got
     assert path == "/v1/traces"
@@ -250,7 +226,7 @@ async def test_without_a_collector_requests_go_on_and_one_warning_is_logged(
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
     monkeypatch.setattr(logging.getLogger("turret"), "propagate", True)
     tracing = make_tracing("http://127.0.0.1:9")  # the port of "discard"
-    client = make_client(tracing)
+    client = make_client(tracing=tracing)
     began = time.perf_counter()
     for _ in range(4):
         assert (await client.complete(max_tokens=1)).status == 200

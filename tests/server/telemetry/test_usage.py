@@ -5,18 +5,6 @@ import pytest
 from turret_server.telemetry.usage import OTHER, UsageByName
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def usage(clock):
     return UsageByName(3, clock)

@@ -9,21 +9,6 @@ from turret_server.tenancy.principal import Quotas, Tenant
 from turret_server.tenancy.quotas import Meter, Meters, QuotaExceeded
 
 
-class Clock:
-    """Seconds that tests move."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 def tenant(**quotas):
     return Tenant(name="acme", quotas=Quotas(**quotas))
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.server.api.conftest import RawClient
 from tests.server.api.documents.conftest import QUESTION, ROWS, TEXT, document, page_of
 
-from turret_server.api.app import create_app
 from turret_server.engine.messages import AuxiliaryInfo
 from turret_server.pipeline.auxiliary import AuxiliaryTokens
 from turret_server.pipeline.tokenizer import Tokenizer
@@ -90,17 +88,13 @@ async def test_without_documents_there_is_nothing_to_leave_out(client, engine):
 
 
 @pytest.fixture
-async def helped(engine, tokenizer, make_app, apps):
+def helped(engine, tokenizer, make_client):
     """A server with an auxiliary whose template is wordy and whose context is short."""
     small = Tokenizer.load(tokenizer.path.parent)
     head = "One two three four five six seven eight nine ten eleven twelve. "
     small.chat_template = head + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     engine.set_ready(auxiliaries={"small": AuxiliaryInfo(max_model_len=256, kv_blocks=60)})
-    settings = make_app().state.service.settings
-    apps.append(
-        create_app(engine, tokenizer, settings, auxiliaries={"small": AuxiliaryTokens(small)})
-    )
-    return RawClient(apps[-1])
+    return make_client(auxiliaries={"small": AuxiliaryTokens(small)})
 
 
 async def test_auxiliaries_see_them_in_templates_of_their_own(helped, prompts):
