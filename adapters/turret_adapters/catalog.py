@@ -130,10 +130,6 @@ class Catalog:
         """Every served name."""
         return list(self._records)
 
-    def names_of(self, digest: str) -> list[str]:
-        """The names that share a digest."""
-        return [r.name for r in self._records.values() if r.digest == digest]
-
     def put(self, record: AdapterRecord) -> AdapterRecord | None:
         """Serve a record under its name; returns the record that it replaced."""
         old = self._records.get(record.name)

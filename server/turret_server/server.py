@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from turret_server.api.app import create_app
+from turret_server.api.changes import check_names
 from turret_server.api.reload import Reloader, Served
 from turret_server.api.service import Service
 from turret_server.api.settings import ApiSettings
@@ -162,20 +163,14 @@ async def _prepare_recipes(service: Service, recipes: NamedRecipes, console: Con
             raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
         for note in record.notes:
             console.print(f"recipe {name}: {note}", style="dim", highlight=False, markup=False)
+    check_names(service.recipes)
     for name in recipes.stacks:
-        if name in service.recipes.base_names:
-            raise recipe_error(name, "the base model has this name", "Choose another name.")
         if missing := service.recipes.missing(name):
             console.print(
                 f"[yellow]note:[/] the recipe {name!r} is no model until {', '.join(missing)} "
                 "is loaded",
                 highlight=False,
             )
-            continue
-        try:
-            service.recipes.resolve(name)
-        except TurretError as error:
-            raise recipe_error(name, f"{error.what}: {error.why}", error.fix) from error
 
 
 def _engine_settings(plan: Plan) -> EngineSettings:

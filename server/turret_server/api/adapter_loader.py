@@ -267,13 +267,13 @@ class AdapterLoader:
                 future.remove(name)
             try:
                 for name, (local, digest, pinned) in changes.load.items():
-                    with blame(f"adapters.{name}"):
+                    with blame(f"adapters.{name}"), self._metrics.loading():
                         record = await self._read(name, local, digest, pinned)
                     loaded.append(record.digest)
                     future.put(record)
                 book = self._recipes.over(future, changes.recipes.stacks, changes.recipes.fusions)
                 for name, derivation in changes.derive.items():
-                    with blame(f"recipes.{name}"):
+                    with blame(f"recipes.{name}"), self._metrics.loading():
                         resolved = book.resolve_sources(derivation)
                         record = await self._make(name, derivation, resolved)
                     loaded.append(record.digest)

@@ -64,8 +64,14 @@ async def names(client, headers=None):
     return {card["id"] for card in (await client.get("/v1/models", headers)).json["data"]}
 
 
+async def loads(client):
+    page = (await client.get("/metrics")).body.decode()
+    return float(page.split('turret_adapter_loads_total{outcome="loaded"} ')[1].split()[0])
+
+
 async def test_adapters_and_recipes_change_together(start, engine, root):
     client, reload = await start(adapters={"a": str(root / "sql"), "b": str(root / "json")})
+    assert await loads(client) == 2.0
     answer = await reload(
         adapters={"b": str(root / "dates"), "c": str(root / "sql")},
         recipes={"both": "b:0.5+c", "merged": '{"method": "sum", "sources": ["b", "c"]}'},
@@ -76,6 +82,7 @@ async def test_adapters_and_recipes_change_together(start, engine, root):
         "needs_restart": [],
     }
     assert await names(client) == {"demo", "smollm2", "b", "c", "both", "merged"}
+    assert await loads(client) == 5.0
     assert (await client.complete(model="both", max_tokens=1)).status == 200
     assert (await client.complete(model="a", max_tokens=1)).status == 404
     assert set(engine.loaded.values()) >= {str(root / "dates"), str(root / "sql")}
