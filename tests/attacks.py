@@ -272,7 +272,8 @@ def row(attack: Attack, found: dict[str, Outcome]) -> str:
     }
     wrong = [f"{test} {outcome.wrong}" for test, outcome in mine.items() if outcome.wrong]
     measured = {k: v for outcome in mine.values() for k, v in outcome.measured.items()}
-    said = f"holds ({len(mine)} tests)" if mine and not wrong else "**FAILED**: " + "; ".join(wrong)
+    tests = "1 test" if len(mine) == 1 else f"{len(mine)} tests"
+    said = f"holds ({tests})" if mine and not wrong else "**FAILED**: " + "; ".join(wrong)
     if measured and not wrong:
         said += "; " + ", ".join(f"{name} {value}" for name, value in measured.items())
     return f"| {attack.what} | {attack.holds} | {said} |"

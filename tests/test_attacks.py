@@ -36,7 +36,7 @@ def test_what_ran_is_read(tmp_path: Path):
         "chaos/test_ab.py::test_three": Outcome("", {}),
     }
     one = row(Attack("a", "b", ("chaos/test_a.py::test_one",)), found)
-    assert one == "| a | b | holds (1 tests); seconds 0.1 |"
+    assert one == "| a | b | holds (1 test); seconds 0.1 |"
     whole = row(Attack("a", "b", ("chaos/test_a.py",)), found)
     assert whole == "| a | b | **FAILED**: chaos/test_a.py::test_two failure |"
     assert "FAILED" in row(Attack("a", "b", ("chaos/test_none.py",)), found)
