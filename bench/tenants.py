@@ -8,6 +8,7 @@ Starts a server with a database of five tenants and sends it closed loops:
 - *even*: the fifth as well, with one worker: what each could expect;
 - *noisy*: the fifth with ten workers. The ratios compare first tokens and whole answers of the
   quiet ones with both phases before;
+- *capped*: the same, but the fifth may have one answer in the batch at once (`running-requests`);
 - *backlogged*: every tenant asks for more than its share, the fifth for ten times more, one has
   weight 2. Jain's index is over tokens served while it lasts, divided by weight.
 
@@ -22,6 +23,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +48,7 @@ _QUIET = ("quiet-1", "quiet-2", "quiet-3", "quiet-4")
 _NOISY = "noisy"
 _WEIGHTS = {**dict.fromkeys(_QUIET, 1.0), "quiet-4": 2.0, _NOISY: 1.0}
 _TIMES = 10
+_SEEN_S = 3.0  # servers look for changes every second
 _BACKLOG = 4  # workers of a tenant that always has something waiting
 
 
@@ -110,17 +113,32 @@ def served(args: argparse.Namespace, records: Mapping[str, list[Record]]) -> dic
     return {"tokens": tokens, "weights": _WEIGHTS, "jain": jain_index(shares)}
 
 
+@contextmanager
+def administration(database: str) -> Iterator[Administration]:
+    """What admins do, done beside the server."""
+    opened = Database(database)
+    try:
+        yield Administration(opened, "bench")
+    finally:
+        opened.close()
+
+
+def limit(database: str, rows: int | None) -> None:
+    """So many answers of the fifth in the batch at once, as soon as the server has seen it."""
+    with administration(database) as admin:
+        admin.change_tenant(_NOISY, quotas={"running_requests": rows})
+    time.sleep(_SEEN_S)
+
+
 def measure_tenants(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The phases with five tenants."""
-    database = Database(str(folder / "turret.db"))
-    admin = Administration(database, "bench")
-    keys = {}
-    for name, weight in _WEIGHTS.items():
-        admin.create_tenant(name, weight=weight)
-        keys[name] = admin.create_key(name)
-    database.close()
+    database = str(folder / "turret.db")
+    with administration(database) as admin:
+        for name, weight in _WEIGHTS.items():
+            admin.create_tenant(name, weight=weight)
+        keys = {name: admin.create_key(name) for name in _WEIGHTS}
     one_each = dict.fromkeys(_QUIET, 1)
-    flags = (f"--database={folder / 'turret.db'}", f"--state-dir={folder / 'state'}")
+    flags = (f"--database={database}", f"--state-dir={folder / 'state'}")
     result: dict[str, Any] = {}
     with serving(args, folder, *flags) as url:
         asyncio.run(phase(args, url, keys, one_each))  # warms up
@@ -128,14 +146,19 @@ def measure_tenants(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             ("alone", one_each),
             ("even", {**one_each, _NOISY: 1}),
             ("noisy", {**one_each, _NOISY: _TIMES}),
+            ("capped", {**one_each, _NOISY: _TIMES}),
         ):
+            if name == "capped":
+                limit(database, 1)
             result[name] = latencies(asyncio.run(phase(args, url, keys, workers)))
+        limit(database, None)
         backlog = {**dict.fromkeys(_QUIET, _BACKLOG), _NOISY: _TIMES * _BACKLOG}
         result["backlogged"] = served(args, asyncio.run(phase(args, url, keys, backlog)))
     result["ratios"] = {
-        f"{metric}_{p}_to_{other}": round(
-            result["noisy"][f"{metric}_ms"][p] / result[other][f"{metric}_ms"][p], 3
+        f"{name}_{metric}_{p}_to_{other}": round(
+            result[name][f"{metric}_ms"][p] / result[other][f"{metric}_ms"][p], 3
         )
+        for name in ("noisy", "capped")
         for other in ("alone", "even")
         for metric in ("ttft", "e2e")
         for p in ("p50", "p99")

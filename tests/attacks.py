@@ -96,7 +96,7 @@ FAULTS = (
     Attack(
         "the KV cache runs out: preemption; chunked prompts; cached prefixes; other traffic",
         "the greedy answer of a request alone",
-        ("e2e/test_batch_invariance.py", "e2e/test_mixed_batch.py"),
+        ("e2e/test_batch_invariance.py", "e2e/test_mixed_batch.py", "e2e/test_needles.py"),
     ),
     Attack(
         "an adapter is damaged: truncated, NaN, wrong shape, missing key, another base",

@@ -157,6 +157,7 @@ def build_generation(
                 cache_owner=record.tenant,
                 fairness_key=party.name,
                 fairness_weight=party.weight,
+                fairness_rows=party.quotas.running_requests,
                 lane=recipe.label,
                 lane_weight=settings.adapter_shares.get(recipe.label, 1.0),
                 deadline_s=body.timeout_s,

@@ -74,6 +74,7 @@ def create_tenant(
     pages_per_minute: QuotaOption = None,
     queued_requests: QuotaOption = None,
     queued_tokens: QuotaOption = None,
+    running_requests: QuotaOption = None,
 ) -> None:
     """Make a tenant. Without grants it may use the base model alone."""
     quotas = _given(
@@ -84,6 +85,7 @@ def create_tenant(
         pages_per_minute=pages_per_minute,
         queued_requests=queued_requests,
         queued_tokens=queued_tokens,
+        running_requests=running_requests,
     )
     with _administration(database) as admin:
         admin.create_tenant(name, weight=1.0 if weight is None else weight, quotas=Quotas(**quotas))
@@ -102,6 +104,7 @@ def change_tenant(
     pages_per_minute: QuotaOption = None,
     queued_requests: QuotaOption = None,
     queued_tokens: QuotaOption = None,
+    running_requests: QuotaOption = None,
 ) -> None:
     """Change a tenant's weight or quotas; what is not named stays."""
     quotas = _given(
@@ -112,6 +115,7 @@ def change_tenant(
         pages_per_minute=pages_per_minute,
         queued_requests=queued_requests,
         queued_tokens=queued_tokens,
+        running_requests=running_requests,
     )
     with _administration(database) as admin:
         admin.change_tenant(name, weight=weight, quotas=quotas)

@@ -9,7 +9,7 @@ credit; where nobody waits, to the last that did.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
@@ -107,11 +107,12 @@ class _Siblings(Generic[T]):
 
 
 class FairQueue:
-    """Waiting sequences."""
+    """Waiting sequences, and how many rows each tenant has meanwhile."""
 
     def __init__(self) -> None:
         self._tenants = _Siblings(_Tenant)
         self._size = 0
+        self._rows = Counter[str]()
 
     def __len__(self) -> int:
         return self._size
@@ -135,10 +136,22 @@ class FairQueue:
             lane.waiting.move_to_end(sequence, last=False)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, to start or to drop it."""
+        """Take a sequence out."""
         tenant, lane = self._place(sequence.request)
         del lane.waiting[sequence]
         self._resize(tenant, lane, -1)
+
+    def start(self, sequence: Sequence) -> None:
+        """Take a sequence out; it has rows from now on."""
+        self.remove(sequence)
+        self._rows[sequence.request.fairness_key] += len(sequence.members)
+
+    def stop(self, sequence: Sequence) -> None:
+        """It has rows no longer."""
+        key = sequence.request.fairness_key
+        self._rows[key] -= len(sequence.members)
+        if not self._rows[key]:
+            del self._rows[key]
 
     def charge(self, request: EngineRequest, tokens: int) -> None:
         """So many tokens are computed for a request."""
@@ -149,9 +162,9 @@ class FairQueue:
     def turns(self) -> Generator[Sequence]:
         """One pass in the order in which they should start.
 
-        What the caller starts it removes and charges before it goes on, and the next turn is
-        decided with that; what it leaves is passed over. It removes nothing else meanwhile, and
-        closes the iterator.
+        What the caller starts (`start`) it charges before it goes on, and the next turn is decided
+        with that; what it leaves is passed over, as are tenants with all the rows they may have. It
+        removes nothing else meanwhile, and closes the iterator.
         """
         passed: list[tuple[_Lane, Sequence]] = []
         aside: list[tuple[_Siblings[_Lane], _Lane]] = []
@@ -162,8 +175,9 @@ class FairQueue:
                     resting.append(self._tenants.take())
                 elif not lane.waiting or lane.num_passed == _LOOKAHEAD:
                     aside.append((tenant.lanes, tenant.lanes.take()))
+                elif self._is_at_its_limit((sequence := next(iter(lane.waiting))).request):
+                    resting.append(self._tenants.take())
                 else:
-                    sequence = next(iter(lane.waiting))
                     yield sequence
                     if sequence in lane.waiting:
                         del lane.waiting[sequence]
@@ -178,6 +192,10 @@ class FairQueue:
                 lanes.put(lane)
             for tenant in resting:
                 self._tenants.put(tenant)
+
+    def _is_at_its_limit(self, request: EngineRequest) -> bool:
+        most = request.fairness_rows
+        return most is not None and self._rows[request.fairness_key] >= most
 
     def _place(self, request: EngineRequest) -> tuple[_Tenant, _Lane]:
         tenant = self._tenants.named(request.fairness_key)

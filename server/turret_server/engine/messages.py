@@ -81,6 +81,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     cache_owner: str = ""  # tenant: its prefixes take its share of the cache
     fairness_key: str = ""  # tenant; requests of different keys take turns
     fairness_weight: float = 1.0  # its share beside other keys, above 0
+    fairness_rows: int | None = None  # rows at which nothing more of the key starts
     lane: str = ""  # model; within a key, requests of different lanes take turns
     lane_weight: float = 1.0  # its share beside the key's other lanes, above 0
     deadline_s: float | None = None  # budget from arrival in the engine

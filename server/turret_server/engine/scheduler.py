@@ -224,7 +224,7 @@ class Scheduler:
         if not portion or lacking is not None:
             self._drop_resources(sequence)
             return None if lacking == "" else []
-        self.waiting.remove(sequence)
+        self.waiting.start(sequence)
         for member in sequence.members:
             member.table_row = self._table_rows.pop()
         if sequence.prompt_logprobs is not None and not sequence.num_output:
@@ -346,6 +346,7 @@ class Scheduler:
         if self._pins.busy:
             self._put_back.add(sequence)
         self.running.remove(sequence)
+        self.waiting.stop(sequence)
         self._drop_resources(sequence)
         self.waiting.push(sequence, front=True)
 
@@ -368,6 +369,7 @@ class Scheduler:
         del self._by_id[sequence.request.id]
         if sequence.is_running:
             self.running.remove(sequence)
+            self.waiting.stop(sequence)
         else:
             self.waiting.remove(sequence)
         self._drop_resources(sequence)

@@ -284,10 +284,11 @@ def _checked(quotas: Quotas) -> dict[str, int | None]:
 
 
 def _checked_limit(name: str, value: int | None) -> int | None:
-    if value is not None and not 0 <= value < 1 << 53:
+    least = 1 if name == "running_requests" else 0  # at none, what is admitted would wait for ever
+    if value is not None and not least <= value < 1 << 53:
         raise BadRequest(
             f"{name!r} is {value}",
-            "a quota is a count, or null for no limit",
+            f"a quota is a count from {least} on, or null for no limit",
             "Correct it.",
             param=name,
         )

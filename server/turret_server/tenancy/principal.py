@@ -33,6 +33,8 @@ class Quotas:
         pages_per_minute: of documents.
         queued_requests: answers that wait for their first token.
         queued_tokens: of their prompts.
+        running_requests: answers in the batch at once, of a fusion its members; more wait, and one
+            request may have more if it is alone.
     """
 
     requests_per_minute: int | None = None
@@ -42,6 +44,7 @@ class Quotas:
     pages_per_minute: int | None = None
     queued_requests: int | None = None
     queued_tokens: int | None = None
+    running_requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 3
+VERSION = 4
 NAME_CHARS = 64
 MODEL_CHARS = 256
 
@@ -44,6 +44,7 @@ tenants = Table(
     Column("pages_per_minute", BigInteger),
     Column("queued_requests", BigInteger),
     Column("queued_tokens", BigInteger),
+    Column("running_requests", BigInteger),
     Column("created_at", BigInteger, nullable=False),
 )
 # A key itself is never stored: what it hashes to, and the beginning by which people know it.

@@ -240,12 +240,12 @@ async def test_keys_of_one_tenant_share_its_quotas_and_prefixes(serve, admin, en
     assert engine.requests[0].fairness_key == "acme"
 
 
-async def test_the_engine_knows_the_tenants_weight(serve, admin, engine):
-    client, headers, tenancy = serve()
+async def test_the_engine_knows_the_tenants_weight_and_rows(serve, admin, engine):
+    client, headers, tenancy = serve(running_requests=2)
     admin.change_tenant("acme", weight=3.0)
     await tenancy.refresh()
     await client.post("/v1/completions", BODY, headers)
-    assert engine.requests[0].fairness_weight == 3.0
+    assert (engine.requests[0].fairness_weight, engine.requests[0].fairness_rows) == (3.0, 2)
 
 
 async def test_members_of_a_fusion_cost_their_tokens(serve, admin):

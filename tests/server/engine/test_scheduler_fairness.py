@@ -205,3 +205,57 @@ def test_anothers_cached_prompt_takes_as_long_as_a_new_one():
         bench.add("b", 20, key="b")
         plans[cached] = [bench.step()[0] for _ in range(3)]
     assert plans["theirs"] == plans["nobody's"] == [[("b", 8)], [("b", 8)], [("b", 4)]]
+
+
+def rows_of(bench, key):
+    return sum(len(s.members) for s in bench.scheduler.running if s.request.fairness_key == key)
+
+
+def test_a_tenant_has_no_more_rows_than_it_may():
+    bench = Bench(blocks=64, max_running=8)
+    for i in range(12):
+        bench.add(f"capped{i}", [1, 2, i], key="capped", rows=2, max_tokens=5)
+    bench.add("other", [1, 3], key="other", max_tokens=30)
+    most, done = 0, []
+    while bench.scheduler.running or len(bench.scheduler.waiting):
+        done += [event.id for event in bench.step()[1] if event.finish_reason]
+        most = max(most, rows_of(bench, "capped"))
+    assert most == 2
+    assert len(done) == 13
+    bench.assert_clean()
+
+
+def test_rows_of_others_are_not_left_empty():
+    """Who waits behind its limit holds nobody up."""
+    bench = Bench(blocks=64, max_running=4)
+    for i in range(3):
+        bench.add(f"capped{i}", [1, 2, i], key="capped", rows=1)
+    for i in range(3):
+        bench.add(f"other{i}", [1, 3, i], key="other")
+    names = sorted(name for name, _ in bench.step()[0])
+    assert names == ["capped0", "other0", "other1", "other2"]
+
+
+def test_rows_come_back_however_an_answer_ends():
+    bench = Bench(blocks=8, max_running=8)  # preempted for want of blocks, too
+    for i in range(6):
+        bench.add(f"capped{i}", [1, 2, i], key="capped", rows=2, max_tokens=12)
+    bench.step()
+    bench.scheduler.cancel("capped0")
+    bench.step()
+    assert rows_of(bench, "capped") == 2
+    for i in range(4):
+        bench.add(f"other{i}", [1, 3, i], key="other", max_tokens=12)
+    drain(bench)
+    assert bench.scheduler.preemptions > 0
+    assert not bench.scheduler.waiting._rows
+    bench.assert_clean()
+
+
+def test_a_fused_request_with_more_members_than_its_tenant_may_have_runs_alone():
+    bench = Bench(blocks=64, max_running=8)
+    for i in range(2):
+        bench.add(f"f{i}", [1, i], key="a", rows=2, members=[([2, i],), ([3, i],)])
+    bench.add("plain", [1, 9], key="a", rows=2)
+    assert {name for name, _ in bench.step()[0]} == {"f0"}
+    assert len([e for e in drain(bench) if e.finish_reason]) == 3

@@ -169,6 +169,7 @@ def test_what_is_not_there_or_there_already(admin):
         {"weight": 1e9},
         {"quotas": {"requests_per_minute": -1}},
         {"quotas": {"requests_per_minute": 1 << 60}},
+        {"quotas": {"running_requests": 0}},
         {"quotas": {"wishes_per_minute": 3}},
     ],
     ids=str,
@@ -251,7 +252,7 @@ def test_older_tables_get_what_they_lack(database, admin, url):
 def test_tables_of_an_older_version_are_brought_up_to_date(database, admin, url):
     admin.create_tenant("acme", weight=2)
     with database.begin() as connection:
-        for name in ("queued_requests", "queued_tokens"):
+        for name in ("queued_requests", "queued_tokens", "running_requests"):
             connection.exec_driver_sql(f"ALTER TABLE turret_tenants DROP COLUMN {name}")
         connection.exec_driver_sql("UPDATE turret_state SET version = 1")
     for _ in range(2):

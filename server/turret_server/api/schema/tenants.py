@@ -23,6 +23,7 @@ class QuotaFields(RequestBody):
     pages_per_minute: int | None = _LIMIT
     queued_requests: int | None = _LIMIT
     queued_tokens: int | None = _LIMIT
+    running_requests: int | None = Field(None, ge=1, lt=1 << 53, description="null is no limit.")
 
 
 class CreateTenantBody(QuotaFields):
@@ -71,6 +72,7 @@ class QuotaCard(_Answer):
     pages_per_minute: int | None
     queued_requests: int | None
     queued_tokens: int | None
+    running_requests: int | None
 
 
 class TenantCard(_Answer):
