@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +37,6 @@ class PostgreSQL:
         user = "postgres" if os.geteuid() == 0 else Path.home().owner()
         self._as_user = {"user": user, "group": user} if os.geteuid() == 0 else {}
         if self._as_user:
-            for parent in (folder, folder.parent, folder.parent.parent):
-                parent.chmod(0o755)
             shutil.chown(folder, user)
         self._folder, self._data = folder, folder / "data"
         subprocess.run(
@@ -81,22 +80,31 @@ class PostgreSQL:
         self._process.wait(60)
 
 
+@contextlib.contextmanager
+def _running() -> Iterator[PostgreSQL]:
+    # Not below pytest's own folder, which every pytest that starts closes to other users.
+    with tempfile.TemporaryDirectory(prefix="turret-postgresql-") as folder:
+        server = PostgreSQL(Path(folder))
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The URL of a server that lives as long as the tests."""
-    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
-    yield server.url
-    server.stop()
+    with _running() as server:
+        yield server.url
 
 
 @pytest.fixture
-def mortal_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+def mortal_postgresql() -> Iterator[PostgreSQL]:
     """A server that a test may kill."""
     if "postgresql" not in _ENGINES:
         pytest.skip("needs PostgreSQL's programs")
-    server = PostgreSQL(tmp_path_factory.mktemp("mortal"))
-    yield server
-    server.stop()
+    with _running() as server:
+        yield server
 
 
 @pytest.fixture(params=_ENGINES)
