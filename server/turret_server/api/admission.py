@@ -44,8 +44,13 @@ class _Part:
     """What waits of one party."""
 
     weight: float
+    is_capped: bool
     answers: int = 0
     tokens: float = 0.0
+
+    @classmethod
+    def of(cls, party: Party) -> _Part:
+        return cls(party.weight, party.quotas.running_requests is not None)
 
 
 class Admission:
@@ -59,6 +64,9 @@ class Admission:
     A party that is one of several may have as many answers waiting as places are left free (dynamic
     thresholds, Choudhury and Hahne 1998): one alone fills half of the queue, and whoever comes then
     finds room.
+
+    A party with a quota of running requests may wait although rows are free. What it waits tells
+    nothing of the others' wait, and its own is bounded by the engine alone.
 
     Args:
         engine: what they wait for.
@@ -78,8 +86,8 @@ class Admission:
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._drain = DrainRate(clock)
         self._parts: dict[str, _Part] = {}
-        self._tokens = 0.0
         self.waiting = 0
+        self._moving, self._tokens = 0, 0.0  # of those without a quota of running requests
         self.draining = False
 
     def enter(self, party: Party, count: int, tokens: float) -> Ticket:
@@ -120,7 +128,7 @@ class Admission:
                 f"{waiting} answers wait for their first token; {self._max_waiting} may",
                 "Try again later, or raise --max-waiting.",
             )
-        mine = self._parts.get(party.name, _Part(party.weight))
+        mine = self._parts.get(party.name) or _Part.of(party)
         if party.has_peers:
             most = min(most, self._max_waiting - waiting)
         if mine.answers + count > most:
@@ -131,7 +139,7 @@ class Admission:
         if most_tokens is not None and mine.tokens and mine.tokens + tokens > most_tokens:
             why = f"some {mine.tokens:.0f} tokens of its prompts wait; {most_tokens} may"
             raise self._queue_full(party, why)
-        if self.waiting and (wait_s := self.wait_s(party, count, tokens)) > self._max_wait_s:
+        if self._moving and (wait_s := self.wait_s(party, count, tokens)) > self._max_wait_s:
             why = f"the request would wait some {wait_s:.0f} s; {self._max_wait_s:g} may pass"
             if party.has_peers:
                 raise self._queue_full(party, why)
@@ -156,31 +164,38 @@ class Admission:
         The queue is served in turns, so a party waits for its own requests at its share of the
         speed, and never for more than all of them.
         """
-        self._drain.follow(waits=self.waiting > 0)
-        parts = {party.name: _Part(party.weight), **self._parts}
+        self._drain.follow(waits=self._moving > 0)
+        parts = {party.name: _Part.of(party), **self._parts}
         own = parts[party.name]
-        turns = sum(part.weight for part in parts.values()) / own.weight
+        if own.is_capped:
+            return 0.0
+        turns = sum(part.weight for part in parts.values() if not part.is_capped) / own.weight
         return self._drain.wait_s(
-            min(self.waiting + count, (own.answers + count) * turns),
+            min(self._moving + count, (own.answers + count) * turns),
             min(self._tokens + tokens, (own.tokens + tokens) * turns),
         )
 
     def move(self, party: Party, answers: int, tokens: float) -> None:
         """So many more wait of a party, or fewer."""
-        self._drain.follow(waits=self.waiting > 0)
-        part = self._parts.setdefault(party.name, _Part(party.weight))
+        self._drain.follow(waits=self._moving > 0)
+        part = self._parts.setdefault(party.name, _Part.of(party))
         part.answers += answers
         part.tokens += tokens
         self.waiting += answers
-        self._tokens += tokens
+        if not part.is_capped:
+            self._moving += answers
+            self._tokens += tokens
         if not part.answers:
-            self._tokens -= part.tokens  # what is left of it is rounding
+            if not part.is_capped:
+                self._tokens -= part.tokens  # what is left of it is rounding
             del self._parts[party.name]
 
     def started(self, party: Party, tokens: float) -> None:
         """An answer has its first token."""
+        is_capped = self._parts[party.name].is_capped
         self.move(party, -1, -tokens)
-        self._drain.started(tokens)
+        if not is_capped:
+            self._drain.started(tokens)
 
     def retry_after_s(self, party: Party) -> float:
         """When to come again: by then about half of what keeps it waiting has been served.

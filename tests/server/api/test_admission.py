@@ -190,6 +190,22 @@ def test_a_wait_that_is_too_long_is_refused_at_once(engine, clock):
     admission.enter(ANYBODY, 1, 100)
 
 
+def test_who_waits_for_rows_of_its_own_keeps_nobody_else_waiting(engine, clock):
+    """One row is all it may have: that its queue is slow says nothing of the others'."""
+    admission = Admission(engine, 200, 10.0, clock)
+    serve(admission, clock, per_s=2.0, tokens=100)
+    capped = tenant("capped", running_requests=1)
+    tickets = [admission.enter(capped, 1, 100) for _ in range(40)]
+    for ticket in tickets[:30]:
+        clock.now += 60
+        ticket.started()
+    assert admission.wait_s(capped, 1, 100) == 0
+    serve(admission, clock, per_s=2.0, tokens=100)
+    admission.enter(tenant("quiet"), 19, 1900)
+    with pytest.raises(QueueFull, match="would wait some 10 s"):
+        admission.enter(tenant("quiet"), 2, 200)
+
+
 def test_a_tenant_waits_for_its_own_turns_alone(engine, clock):
     admission = Admission(engine, 100, 10.0, clock)
     serve(admission, clock, per_s=2.0, tokens=100)
