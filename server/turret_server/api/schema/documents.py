@@ -8,6 +8,7 @@ import msgspec
 from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
 from turret_server.api.schema.base import ClosedPart, Part, RequestBody
+from turret_server.errors import BadRequest
 
 MAX_PAGE = 100_000
 _MAX_URL_CHARS = 2048
@@ -183,5 +184,10 @@ class LayoutBody(RequestBody, ReadingFields):
     def _one_document(self) -> LayoutBody:
         given = [part for part in (self.document, self.image_url, self.file) if part is not None]
         if len(given) != 1:
-            raise ValueError("a request has one of 'document', 'image_url' and 'file'")
+            raise BadRequest(
+                "'document', 'image_url' and 'file' are alternatives",
+                f"{len(given)} of them are given" if given else "none is given",
+                "Send one of them.",
+                param="document",
+            )
         return self

@@ -62,8 +62,6 @@ async def test_a_server_that_ends_lays_no_more_documents_out(client):
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({}, None),
-        ({"document": document()["document"], "file": {"file_data": "x"}}, None),
         ({"document": {"data": page_of(ROWS)}, "boxs": True}, "boxs"),
         ({"document": {}}, "document"),
         ({"image_url": {"url": "https://example.com/x.png"}}, "image_url.url"),
@@ -74,6 +72,19 @@ async def test_bad_bodies(client, body, param):
     answer = await client.post("/v1/layout", body)
     assert answer.status in (400, 422)
     assert answer.json["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({}, "none is given"),
+        ({"document": document()["document"], "file": {"file_data": "x"}}, "2 of them are given"),
+    ],
+)
+async def test_a_body_has_one_document(client, body, why):
+    error = (await client.post("/v1/layout", body)).json["error"]
+    assert (error["param"], error["why"]) == ("document", why)
+    assert "alternatives" in error["what"]
 
 
 async def test_a_client_that_leaves_ends_the_reading(client, monkeypatch):
