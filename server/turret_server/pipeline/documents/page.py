@@ -59,3 +59,8 @@ class Page(msgspec.Struct, frozen=True):
 def upright(left: float, top: float, right: float, bottom: float) -> Quad:
     """The quad of an axis-aligned box whose text runs from left to right."""
     return left, top, right, top, right, bottom, left, bottom
+
+
+def mark(ticked: bool) -> str:
+    """What stands for a check box or a radio button of a form, as a word of its page."""
+    return "☑" if ticked else "☐"

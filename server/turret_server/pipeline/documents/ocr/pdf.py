@@ -10,6 +10,7 @@ import pypdfium2.raw as raw
 
 from turret_server.errors import BadRequest, Unprocessable
 from turret_server.pipeline.documents.ocr.pdf_text import Character, characters, words
+from turret_server.pipeline.documents.ocr.pdf_ticks import Displayed, Tick, marked, ticks
 from turret_server.pipeline.documents.ocr.recognizer import Pixels, Recognizer
 from turret_server.pipeline.documents.ocr.settings import PictureSettings
 from turret_server.pipeline.documents.page import Page, Quad, Word
@@ -41,6 +42,7 @@ class Pdf:
         self._ocr = ocr
         self._recognize = recognize
         self._dpi = settings.dpi
+        self._ticks: dict[int, list[Tick]] = {}  # of pages whose forms were merged into them
         try:
             self._pdf = pdfium.PdfDocument(data)
             self._pdf.init_forms()
@@ -78,6 +80,8 @@ class Pdf:
     def _page(self, number: int) -> pdfium.PdfPage:
         page = self._pdf[number - 1]
         if raw.FPDFPage_GetAnnotCount(page) > 0:
+            if self._pdf.formenv is not None:
+                self._ticks[number] = ticks(page, self._pdf.formenv)
             # Filled-in forms and notes are no text of the page before they are merged into it.
             raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)
             page.close()
@@ -95,6 +99,8 @@ class Pdf:
                 found = _words(page, text, width, height, hidden=self._ocr == "never")
         if found is None:
             found = self._recognized(page, width, height)
+        if boxes := self._ticks.get(number):
+            found = marked(found, boxes, _display(page), (width, height))
         return Page(found, width, height, number, "pt")
 
     def _recognized(self, page: pdfium.PdfPage, width: float, height: float) -> list[Word]:
@@ -137,10 +143,8 @@ def _area(image: pdfium.PdfObject) -> float:
     return (right - left) * (top - bottom)
 
 
-def _words(
-    page: pdfium.PdfPage, text: list[Character], width: float, height: float, *, hidden: bool
-) -> list[Word]:
-    """Words on the page, with `hidden` those that are not painted as well."""
+def _display(page: pdfium.PdfPage) -> Displayed:
+    """Where points of the page are displayed, from its top left corner."""
     left, bottom, right, top = page.get_bbox()
     rotation = page.get_rotation()
 
@@ -155,6 +159,14 @@ def _words(
             case _:
                 return x - left, top - y
 
+    return displayed
+
+
+def _words(
+    page: pdfium.PdfPage, text: list[Character], width: float, height: float, *, hidden: bool
+) -> list[Word]:
+    """Words on the page, with `hidden` those that are not painted as well."""
+    displayed = _display(page)
     found = []
     for word in words(text):
         if word.hidden and not hidden:

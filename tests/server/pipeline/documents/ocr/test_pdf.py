@@ -7,6 +7,7 @@ from PIL import Image
 from tests.server.pipeline.documents.ocr.samples import line, pdf, text
 
 from turret_server.errors import BadRequest, Unprocessable
+from turret_server.pipeline.documents.layout import lay_out
 from turret_server.pipeline.documents.ocr import PictureSettings, pdf_text
 from turret_server.pipeline.documents.ocr.pdf import Pdf
 from turret_server.pipeline.documents.page import Page, Word, upright
@@ -167,6 +168,50 @@ def test_filled_in_forms():
     data = data.replace(b"/Type /Catalog", b"/Type /Catalog /AcroForm 6 0 R")
     assert words(data) == ["Name:", "Jane", "Doe"]
     assert read(data).words[1].box[0] > 200
+
+
+def box(name: bytes, x: int, state: bytes, more: bytes = b"") -> bytes:
+    return (
+        b"<< /Type /Annot /Subtype /Widget /FT /Btn /T (%s) /V /%s /AS /%s /Rect [%d 595 %d 615]"
+        b" /F 4 /AP << /N << /On 9 0 R >> >> %s >>" % (name, state, state, x, x + 20, more)
+    )
+
+
+def form_of(*boxes: bytes, page: bytes = b"") -> bytes:
+    """A page with up to three boxes, ticked by a cross, each to the left of its name."""
+    drawn = b"BT /F1 14 Tf 5 5 Td (X) Tj ET"
+    cross = (
+        b"<< /Type /XObject /Subtype /Form /BBox [0 0 20 20] /Length %d"
+        b" /Resources << /Font << /F1 3 0 R >> >> >>\nstream\n" % len(drawn)
+    )
+    fields = b" ".join(b"%d 0 R" % (5 + at) for at in range(len(boxes)))
+    extra = [*boxes, *[b"null"] * (3 - len(boxes)), b"<< /Fields [%s] >>" % fields]
+    data = pdf(
+        text("Student", x=125, y=600) + text("Retired", x=325, y=600),
+        page=b"/Annots [%s] " % fields + page,
+        extra=[*extra, cross + drawn + b"\nendstream"],
+    )
+    return data.replace(b"/Type /Catalog", b"/Type /Catalog /AcroForm 8 0 R")
+
+
+def test_what_is_ticked_in_a_form():
+    student, retired = box(b"s", 100, b"Off"), box(b"r", 300, b"On")
+    page = read(form_of(student, retired))
+    assert [word.text for word in page.words] == ["Student", "Retired", "☐", "☑"]
+    assert page.words[3].quad == upright(300, 792 - 615, 320, 792 - 595)
+    assert lay_out(page).text == "☐ Student  ☑ Retired"
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_what_is_ticked_on_a_page_that_is_turned(turn):
+    data = form_of(box(b"s", 100, b"Off"), box(b"r", 300, b"On"), page=b"/Rotate %d" % turn)
+    assert lay_out(read(data)).text == "☐ Student  ☑ Retired"
+
+
+def test_boxes_that_are_not_seen_are_left_out():
+    hidden, off = box(b"s", 100, b"On", b"/F 2"), box(b"r", 900, b"On")
+    hidden = hidden.replace(b"/F 4", b"")
+    assert words(form_of(hidden, off)) == ["Student", "Retired"]
 
 
 def test_encrypted():
