@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from turret_server.pipeline.documents.page import mark
 from turret_server.pipeline.documents.readers.azure_read import UNITS, ReadPage, collect_read
 from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
@@ -21,15 +22,24 @@ class _Span(msgspec.Struct, gc=False):
     length: int
 
 
-class _Text(msgspec.Struct, gc=False):
-    """A word or a line."""
-
-    content: str
+class _Shape(msgspec.Struct, gc=False, kw_only=True):
     polygon: tuple[float | _Point, ...] | None = None
     boundingBox: tuple[float | _Point, ...] | None = None  # previews of v3
     confidence: float | None = None
     span: _Span | None = None
     spans: list[_Span] | None = None
+
+
+class _Text(_Shape, gc=False, kw_only=True):
+    """A word or a line."""
+
+    content: str
+
+
+class _Mark(_Shape, gc=False, kw_only=True):
+    """A check box."""
+
+    state: str
 
 
 class _Page(msgspec.Struct, gc=False):
@@ -41,6 +51,8 @@ class _Page(msgspec.Struct, gc=False):
     angle: float | None = None
     words: list[_Text] | None = None
     lines: list[_Text] | None = None
+    selectionMarks: list[_Mark] | None = None
+    selection_marks: list[_Mark] | None = None  # the Python SDK of v3
 
 
 class _Paragraph(msgspec.Struct, gc=False):
@@ -95,11 +107,21 @@ def _collect(content: _Result, document: Builder) -> None:
         for i, item in enumerate(source.words or lines):
             start = _start(item)
             line = by_span.at(start) if source.words else i
-            _add(page, item, line + num_lines if line >= 0 else -1, paragraphs.at(start))
+            _add(
+                page,
+                item.content,
+                item,
+                line + num_lines if line >= 0 else -1,
+                paragraphs.at(start),
+            )
+        for box in source.selectionMarks or source.selection_marks or ():
+            if not (box.polygon or box.boundingBox):
+                continue
+            _add(page, mark(box.state == "selected"), box, -1, paragraphs.at(_start(box)))
         num_lines += len(lines)
 
 
-def _start(item: _Text) -> int:
+def _start(item: _Shape) -> int:
     if item.span is not None:
         return item.span.offset
     return item.spans[0].offset if item.spans else -1
@@ -109,7 +131,7 @@ def _ranges(spans: list[_Span] | None) -> list[tuple[int, int]]:
     return [(span.offset, span.offset + span.length) for span in spans or ()]
 
 
-def _add(page: PageBuilder, item: _Text, line: int, block: int) -> None:
+def _add(page: PageBuilder, text: str, item: _Shape, line: int, block: int) -> None:
     outline = item.polygon or item.boundingBox or ()
     flat: list[float] = []
     for value in outline:
@@ -117,7 +139,7 @@ def _add(page: PageBuilder, item: _Text, line: int, block: int) -> None:
             flat += (value.x, value.y)
         else:
             flat.append(value)
-    page.outline(item.content, tuple(flat), item.confidence, line, block)
+    page.outline(text, tuple(flat), item.confidence, line, block)
 
 
 FORMAT = Format("azure", "Azure Document Intelligence", _fits, _collect, (_Result,))

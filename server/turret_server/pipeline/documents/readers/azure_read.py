@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from turret_server.pipeline.documents.page import mark
 from turret_server.pipeline.documents.readers.builder import Builder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
@@ -23,10 +24,17 @@ class _Line(msgspec.Struct, rename="camel", gc=False):
     words: list[_Word] | None = None
 
 
+class _Mark(msgspec.Struct, rename="camel", gc=False):
+    state: str
+    bounding_box: tuple[float, ...] = ()
+    confidence: float | None = None
+
+
 class ReadPage(msgspec.Struct, rename="camel", gc=False):
     """A page of `readResults` or `recognitionResults`."""
 
     lines: list[_Line] | None = None
+    selection_marks: list[_Mark] | None = None
     page: int | None = None
     width: float | None = None
     height: float | None = None
@@ -68,6 +76,8 @@ def collect_read(pages: list[ReadPage], document: Builder) -> None:
                     None if isinstance(confidence, str) else confidence,
                     number,
                 )
+        for box in source.selection_marks or ():
+            page.outline(mark(box.state == "selected"), box.bounding_box, box.confidence)
 
 
 def _fits(content: Glimpse) -> bool:

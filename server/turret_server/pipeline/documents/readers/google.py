@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from turret_server.pipeline.documents.page import Quad, upright
+from turret_server.pipeline.documents.page import Quad, mark, upright
 from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
@@ -12,6 +12,7 @@ from turret_server.pipeline.documents.readers.spans import Parts
 
 # Clients write names of enumerations, or their numbers.
 _ANGLES = {"PAGE_RIGHT": 90.0, "PAGE_DOWN": 180.0, "PAGE_LEFT": 270.0, 2: 90.0, 3: 180.0, 4: 270.0}
+_BOXES = {"filled_checkbox": True, "unfilled_checkbox": False}
 _MOST_OVERLAP = 2  # how often tokens may name a letter, on average
 _NEAR = 0.6  # gap within a word, in heights: tokens are cut at punctuation, words are not
 
@@ -50,6 +51,13 @@ class _Item(_Part, gc=False):
     layout: _Layout
 
 
+class _Field(_Part, gc=False):
+    """A key and its value, as the form parser finds them; a check box is no text."""
+
+    field_value: _Layout | None = None
+    value_type: str | None = None
+
+
 class _Dimension(_Part, gc=False):
     width: float = 0.0
     height: float = 0.0
@@ -64,6 +72,7 @@ class _Page(_Part, gc=False):
     paragraphs: list[_Item] | None = None
     lines: list[_Item] | None = None
     tokens: list[_Item] | None = None
+    form_fields: list[_Field] | None = None
 
 
 class _Document(_Part, gc=False):
@@ -124,6 +133,11 @@ def _collect_page(source: _Page, text: str, first_line: int, document: Builder) 
         line = line + first_line if line >= 0 else -1
         word.add(content, start, quad, item.layout.confidence, line, block)
     word.flush()
+    for field in source.form_fields or ():
+        value = field.field_value
+        if field.value_type in _BOXES and value is not None and value.bounding_poly is not None:
+            sign = mark(_BOXES[field.value_type])
+            page.quad(sign, _quad(value, page, sign, document), value.confidence)
     return len(lines)
 
 

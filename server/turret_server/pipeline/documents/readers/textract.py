@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from turret_server.pipeline.documents.page import mark
 from turret_server.pipeline.documents.readers.builder import Builder, PageBuilder
 from turret_server.pipeline.documents.readers.format import Format
 from turret_server.pipeline.documents.readers.glimpse import Glimpse
@@ -43,6 +44,7 @@ class _Block(_Part, gc=False):
     geometry: _Geometry | None = None
     relationships: list[_Relationship] | None = None
     page: int | None = None
+    selection_status: str | None = None  # of a check box
 
 
 class _Response(_Part, gc=False):
@@ -73,6 +75,9 @@ def _collect(content: _Response | list[_Response], document: Builder) -> None:
         if kind == "WORD":
             own = line_of_word.get(block.id, -1)
             _add(pages[number], block, own, block_of[own] if own >= 0 else -1, document)
+        elif kind == "SELECTION_ELEMENT":
+            block.text = mark(block.selection_status == "SELECTED")  # it has none of its own
+            _add(pages[number], block, -1, -1, document)
         elif kind == "LINE":
             line += 1
             if block.page not in with_words:

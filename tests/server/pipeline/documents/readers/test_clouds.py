@@ -70,6 +70,19 @@ class TestTextract:
 
         assert [(word.line, word.block) for word in page.words] == [(0, 0), (1, 1)]
 
+    def test_check_boxes(self) -> None:
+        blocks = [
+            block("WORD", "w", "Student"),
+            block("SELECTION_ELEMENT", "s", SelectionStatus="SELECTED"),
+            block("SELECTION_ELEMENT", "n", SelectionStatus="NOT_SELECTED"),
+        ]
+
+        (page,) = read_value({"Blocks": blocks})
+
+        assert texts([page]) == [["Student", "☑", "☐"]]
+        assert page.words[1].quad == page.words[0].quad
+        assert page.words[1].confidence == 0.995
+
     def test_a_word_without_geometry_is_named(self) -> None:
         with pytest.raises(BadRequest, match="'a' has no Geometry"):
             read_value({"Blocks": [block("WORD", "w", "a") | {"Geometry": None}]})
@@ -149,6 +162,34 @@ class TestAzure:
 
         assert texts(read_value(value)) == [["a line"]]
 
+    @pytest.mark.parametrize("name", ["selectionMarks", "selection_marks"])
+    def test_check_boxes(self, name: str) -> None:
+        marks = [
+            {
+                "state": state,
+                "polygon": QUAD,
+                "confidence": 0.9,
+                "span": {"offset": 3, "length": 10},
+            }
+            for state in ("selected", "unselected")
+        ]
+        marks.append(marks[0] | {"polygon": []})
+        paragraphs = [{"spans": [{"offset": 0, "length": 20}]}]
+        page = {"pageNumber": 1, "words": [], name: marks}
+
+        (found,) = read_value({"analyzeResult": {"pages": [page], "paragraphs": paragraphs}})
+
+        assert texts([found]) == [["☑", "☐"]]
+        assert [(w.quad, w.confidence, w.block) for w in found.words] == [(tuple(QUAD), 0.9, 0)] * 2
+
+    def test_check_boxes_of_version_2(self) -> None:
+        marks = [{"boundingBox": QUAD, "state": "selected", "confidence": 0.9}]
+        page = {"page": 1, "lines": [], "selectionMarks": marks}
+
+        (found,) = read_value({"analyzeResult": {"readResults": [page]}})
+
+        assert [(w.text, w.quad) for w in found.words] == [("☑", tuple(QUAD))]
+
     def test_an_unfinished_analysis_is_named(self) -> None:
         with pytest.raises(BadRequest, match="analyzeResult"):
             read_value({"status": "running"}, "azure")
@@ -214,6 +255,20 @@ class TestGoogle:
         (found,) = read_value({"text": "a", "pages": [page]})
 
         assert found.words[0].quad == upright(0, 0, 9, 5)
+
+    def test_check_boxes(self) -> None:
+        def field(kind: str) -> Any:
+            value = token(0, 0, 0.5)["layout"] | {"textAnchor": {}}
+            return {"fieldName": {}, "fieldValue": value, "valueType": kind}
+
+        fields = [field("filled_checkbox"), field("unfilled_checkbox"), field("")]
+        fields.append({"fieldValue": {}, "valueType": "filled_checkbox"})
+        page = {"tokens": [token(0, 1, 0.1)], "formFields": fields}
+
+        (found,) = read_value({"text": "a", "pages": [page]})
+
+        assert texts([found]) == [["a", "☑", "☐"]]
+        assert found.words[1].box == pytest.approx((0.5, 0.1, 0.55, 0.12))
 
     @pytest.mark.parametrize(
         ("name", "angle"), [("PAGE_UP", 0), ("PAGE_RIGHT", 90), ("PAGE_LEFT", 270)]
