@@ -7,8 +7,9 @@ therefore evidence of what the gap is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 # A corridor goes on while this much of it, in characters, is free of words.
 NARROWEST = 0.35
@@ -18,7 +19,9 @@ WIDEST = 4.0
 LONE = 3.0
 # A corridor that has crossed so many lines is not there by chance.
 SURE = 2
-
+# It ends at white space of so many heights of a line, which is so many times what lines of the page
+# usually stand apart: what is below is another table.
+FAR, UNUSUAL = 3.0, 2.0
 # A corridor that only passed lines by for so long is over.
 FORGOTTEN = 6
 
@@ -35,6 +38,7 @@ class Gaps:
         widths: their widths in characters, at most `WIDEST`.
         left, right: the sides of the line.
         unit: width of a character of the line.
+        top, bottom: its other sides.
     """
 
     spans: list[tuple[float, float]]
@@ -42,16 +46,33 @@ class Gaps:
     left: float
     right: float
     unit: float
+    top: float
+    bottom: float
 
 
 def measure_corridors(lines: list[Gaps]) -> list[list[tuple[int, float]]]:
     """For each gap, how many other lines its corridor crosses, and the sum of its widths there."""
-    down = _sweep(lines)
-    up = _sweep(reversed(lines))[::-1]
-    return [
-        [(n + m, s + t) for (n, s), (m, t) in zip(above, below, strict=True)]
-        for above, below in zip(down, up, strict=True)
-    ]
+    measured: list[list[tuple[int, float]]] = []
+    for part in _parts(lines):
+        down = _sweep(part)
+        up = _sweep(reversed(part))[::-1]
+        measured += [
+            [(n + m, s + t) for (n, s), (m, t) in zip(above, below, strict=True)]
+            for above, below in zip(down, up, strict=True)
+        ]
+    return measured
+
+
+def _parts(lines: list[Gaps]) -> Iterator[list[Gaps]]:
+    """The lines between any two far apart."""
+    spaces = [below.top - above.bottom for above, below in pairwise(lines)]
+    far = max(FAR, UNUSUAL * sorted(spaces)[len(spaces) // 2]) if spaces else FAR
+    start = 0
+    for end, space in enumerate(spaces, start=1):
+        if space > far:
+            yield lines[start:end]
+            start = end
+    yield lines[start:]
 
 
 def _sweep(lines: Iterable[Gaps]) -> list[list[tuple[int, float]]]:

@@ -69,7 +69,11 @@ def find_phrases(boxes: Boxes, lines: list[list[int]], unit: float) -> list[Line
     """
     left, right, width = boxes.left.tolist(), boxes.right.tolist(), boxes.width.tolist()
     top, bottom = boxes.top.tolist(), boxes.bottom.tolist()
-    gaps = [_gaps(line, left, right, width, unit) for line in lines]
+    sides = [(min(top[i] for i in line), max(bottom[i] for i in line)) for line in lines]
+    gaps = [
+        _gaps(line, left, right, width, unit, *side)
+        for line, side in zip(lines, sides, strict=True)
+    ]
     corridors = measure_corridors(gaps)
     far = _far(gaps, corridors)
     result: list[Line] = []
@@ -89,12 +93,18 @@ def find_phrases(boxes: Boxes, lines: list[list[int]], unit: float) -> list[Line
                 last.words.append(i)
                 last.right = max(last.right, right[i])
                 last.width += 1 + width[i]
-        result.append(Line(phrases, min(top[i] for i in line), max(bottom[i] for i in line)))
+        result.append(Line(phrases, gap_line.top, gap_line.bottom))
     return result
 
 
 def _gaps(
-    line: list[int], left: list[float], right: list[float], width: list[int], unit: float
+    line: list[int],
+    left: list[float],
+    right: list[float],
+    width: list[int],
+    unit: float,
+    top: float,
+    bottom: float,
 ) -> Gaps:
     """The gaps of a line, measured in its own characters, or the page's if those are wider."""
     spans: list[tuple[float, float]] = []
@@ -108,7 +118,7 @@ def _gaps(
         spans.append((reach, left[i]))
         reach = max(reach, right[i])
     widths = [min((end - start) / unit, WIDEST) for start, end in spans]
-    return Gaps(spans, widths, left[line[0]], reach, unit)
+    return Gaps(spans, widths, left[line[0]], reach, unit, top, bottom)
 
 
 def _far(gaps: list[Gaps], corridors: list[list[tuple[int, float]]]) -> float:

@@ -70,6 +70,13 @@ def test_prose_under_a_table_is_no_row_of_it():
     assert phrases(words)[-1] == [PROSE[0]]
 
 
+def test_a_line_far_above_a_table_is_no_row_of_it():
+    # One of its spaces is where white goes down between the columns.
+    rows = [["Item", "Amount"], *[["Screwdriver", "298.00"]] * 4]
+    words = spread(0, "Date: 3 May 2024", 5.0) + table(rows, [(0, "left"), (120, "right")], y=60)
+    assert phrases(words) == [["Date: 3 May 2024"], *rows]
+
+
 def test_a_bullet_or_a_letter_stays_with_its_item():
     words = [word for i, line in enumerate(PROSE) for word in cell(0, 12 * i, line)]
     for y, mark in ((50, "•"), (62, "b)"), (74, "12.")):
