@@ -145,12 +145,15 @@ class _Composer:
         empty = [replace(sheet, text="") for sheet in sheets]
         around = len(self._render(self._use.text(empty)))
         budget = self._room - around - _SLACK_TOKENS * len(sheets)
-        if (most := self._use.fields.max_tokens) is not None:
-            budget = min(budget, most)
+        named = False
+        if (most := self._use.fields.max_tokens) is not None and most < budget:
+            budget, named = most, True
         try:
             return fit(texts, question, self._tokenizer.count, budget)
         except PromptTooLong as error:
             error.param = "messages"
+            if named:
+                error.param, error.fix = "layout.max_tokens", "Raise it, or leave it out."
             raise
 
 

@@ -48,5 +48,6 @@ def chosen(pages: list[Page], numbers: Sequence[int] | None) -> list[Page]:
             f"the document has no page {missing[0]}",
             f"it has {len(pages)}, from {min(by_number, default=0)} to {max(by_number, default=0)}",
             "Ask for others.",
+            param="pages",
         )
     return [by_number[number] for number in dict.fromkeys(numbers)]

@@ -79,7 +79,7 @@ class Reading:
         tasks |= {asyncio.create_task(self._join()) for _ in range(self._settings.workers - 1)}
         pending = tasks
         try:
-            while not self._opened.is_set() or len(self._done) < len(set(self._wanted)):
+            while not self._opened.is_set() or len(self._done) < len(self._wanted):
                 ended, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in ended:
                     task.result()
@@ -111,7 +111,7 @@ class Reading:
             opened = await child.open(self._request, self._data, self._number)
             if not self._opened.is_set():
                 self._wanted = self._select(opened.pages)
-                self._todo.extend(dict.fromkeys(self._wanted))
+                self._todo.extend(self._wanted)
                 self._opened.set()
                 self._deadline.reschedule(
                     asyncio.get_running_loop().time() + self._settings.document_timeout_s
@@ -121,11 +121,11 @@ class Reading:
         number = self._todo.popleft()
         self._done[number] = await child.read(number)
         if self._progress is not None:
-            self._progress(len(self._done), len(set(self._wanted)))
+            self._progress(len(self._done), len(self._wanted))
 
     def _select(self, count: int) -> list[int]:
         # A range, and no list yet: a file may claim any number of pages.
-        wanted = range(1, count + 1) if self._pages is None else self._pages
+        wanted = range(1, count + 1) if self._pages is None else list(dict.fromkeys(self._pages))
         most = self._settings.max_pages
         if not wanted:
             raise BadRequest("no page is asked for", "the list of pages is empty")
@@ -140,5 +140,6 @@ class Reading:
                 raise BadRequest(
                     f"the document has no page {number}",
                     f"its pages are numbered from 1 to {count}",
+                    param="pages",
                 )
         return list(wanted)

@@ -128,8 +128,9 @@ def _collect_page(source: _Page, document: Builder) -> None:
     boxes = _first(source, _BOXES)
     if boxes is None:
         boxes = [_own_box(text, document) for text in texts]
+    document.same_length({"words": texts, "boxes": boxes})
     confidences = source.confidences or source.scores or [None] * len(texts)
-    document.same_length({"words": texts, "boxes": boxes, "confidences": confidences})
+    document.same_length({"words": texts, "confidences": confidences})
     if (plain := _plain(texts, boxes)) is not None:
         words, sides = plain
         page, scale = _begin(source, sides, document)

@@ -112,7 +112,7 @@ def test_pages_are_chosen(run, pool):
     with pytest.raises(PayloadTooLarge, match="5000 pages"):
         run(pool.read(data))
     pages = run(pool.read(data, pages=[4999, 2, 4999]))
-    assert [words(page) for page in pages] == [["page4999"], ["page2"], ["page4999"]]
+    assert [words(page) for page in pages] == [["page4999"], ["page2"]]
     for wrong in ([0], [5001], [-1]):
         with pytest.raises(BadRequest, match="has no page"):
             run(pool.read(data, pages=wrong))
