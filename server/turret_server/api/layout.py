@@ -42,6 +42,7 @@ async def lay_out(
             record.disconnected = True
             return Response(status_code=499)  # nobody reads it
         charged.read_pages(len(document.pages))
+        await charged.accept_tokens(0)
     pages = [
         _page(page, text, words=bool(body.boxes))
         for page, text in zip(document.pages, document.texts, strict=True)

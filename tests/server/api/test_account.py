@@ -7,6 +7,7 @@ import errno
 import os
 
 import pytest
+from tests.server.api.documents.conftest import InlineWorkers, page_of
 
 from turret_server.errors import EngineUnavailable
 from turret_server.scorer.scorer import Scorer
@@ -86,6 +87,16 @@ async def test_reranking_costs_what_was_drawn_and_scoring_what_was_read(serve, a
     counted = {row["model"]: row for row in await rows(tenancy, admin)}
     assert counted["demo"]["completion_tokens"] == 20
     assert counted["judge"]["prompt_tokens"] == 6
+
+
+async def test_pages_that_are_laid_out_are_counted_under_no_model(serve, admin, monkeypatch):
+    monkeypatch.setattr("turret_server.api.documents.reader.DocumentWorkers", InlineWorkers)
+    client, headers, tenancy = serve()
+    pages = {"pages": [page_of([["a", "b"]]), page_of([["c"]], 2)]}
+    assert (await client.post("/v1/layout", {"document": {"data": pages}}, headers)).status == 200
+    (row,) = await rows(tenancy, admin)
+    assert (row["model"], row["requests"], row["pages"], row["prompt_tokens"]) == ("", 1, 2, 0)
+    assert row["interrupted"] == 0
 
 
 async def test_a_request_is_on_the_disk_before_its_first_byte(serve, engine):
