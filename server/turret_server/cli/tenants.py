@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from turret_server.cli.terminal import marked, note
@@ -42,6 +43,7 @@ WeightOption = Annotated[
 ]
 QuotaOption = Annotated[int | None, typer.Option(min=-1, help="-1 is no limit.")]
 _DAY = 86_400
+_WIDEST = 10_000  # columns; more than any table has
 _SHORT = {
     "prompt_tokens": "in",
     "cached_tokens": "cached",
@@ -236,7 +238,7 @@ def usage(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif rows:
-        Console().print(_table(rows))
+        _print_whole(_table(rows))
     else:
         note(Console(stderr=True), "nothing was used")
 
@@ -258,6 +260,14 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else marked(v) for v in row.values()))
     return table
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table of which no number is cut, also where a line is wider than the terminal."""
+    console = Console()
+    roomy = console.options.update(max_width=_WIDEST)
+    console.width = max(console.width, Measurement.get(console, roomy, table).minimum)
+    console.print(table, crop=False)
 
 
 def _show_key(key: str) -> None:

@@ -86,6 +86,16 @@ def test_usage(turret, tmp_path):
     assert "1,000" in turret("usage").stdout
 
 
+def test_no_number_of_the_usage_is_cut_on_a_narrow_terminal(turret, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    entry = Entry("r1", "end", 1_764_288_000, "acme", "tk-12345678", "sql", 1_234_567, 0, 234)
+    post(Database(str(tmp_path / "turret.db")), [entry])
+    shown = turret("usage").stdout
+    assert "1,234,567" in shown
+    assert "sql" in shown
+    assert "…" not in shown
+
+
 def test_what_is_not_there_is_said(turret):
     with pytest.raises(NotFound, match="no tenant 'nobody'"):
         turret("keys", "create", "nobody")
