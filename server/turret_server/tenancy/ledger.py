@@ -157,6 +157,9 @@ class Ledger:
             log.warning("usage of %d requests waits for the database: %s", len(ended), error)
             self._ended = ended + self._ended
             return False
+        except asyncio.CancelledError:  # what the thread does now may still fail
+            self._ended = ended + self._ended
+            raise
         return True
 
     async def _turn_over(self) -> None:

@@ -5,6 +5,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 from dataclasses import dataclass
 
 import msgspec
@@ -125,6 +126,31 @@ async def test_a_database_that_stays_down_leaves_the_journal_to_the_next_process
     assert recover(database, folder) == 0
     assert totals(admin) == (1, 10, 5, 0)
     assert list(folder.iterdir()) == []
+
+
+async def test_an_end_amid_a_carry_that_fails_leaves_the_journal_to_the_next_process(
+    database, admin, folder, monkeypatch
+):
+    ledger = Ledger(database, folder, interval_s=0)
+    await ledger.begin(begun("a"))
+    await ledger.end(ended("a"))
+    has_begun, goes_on = threading.Event(), threading.Event()
+
+    def hang(_, entries):
+        if not entries:  # the journals of others, at the start
+            return
+        has_begun.set()
+        goes_on.wait(10)
+        raise DatabaseDown("the database does not answer", "it is down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger_module, "post", hang)
+        ledger.start()
+        await asyncio.to_thread(has_begun.wait)
+        asyncio.get_running_loop().call_later(0.05, goes_on.set)
+        await ledger.close()
+    assert recover(database, folder) == 0
+    assert totals(admin) == (1, 10, 5, 0)
 
 
 async def test_a_full_disk_refuses_the_request_and_the_journal_stays_whole(
