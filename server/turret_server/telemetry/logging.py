@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 import traceback
@@ -19,6 +20,9 @@ logger = logging.getLogger("turret")
 PROBES = frozenset({"/health", "/ping", "/ready", "/metrics", "/version"})
 # JSON lets them stand as they are; terminals and many readers of lines do not.
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
+
+# A key that somebody wrote into a path, where its beginning belongs.
+_KEY = re.compile(r"(tk-[\w-]{8})[\w-]{20,}")
 
 
 class JsonFormatter(logging.Formatter):
@@ -65,7 +69,7 @@ def log_request(record: RequestRecord, method: str, path: str, status: int) -> N
     fields: dict[str, Any] = {
         "request_id": record.id,
         "method": method,
-        "path": path[:256],
+        "path": _KEY.sub(r"\1…", path)[:256],
         "status": status,
         "duration_ms": _ms(time.perf_counter() - record.started),
     }

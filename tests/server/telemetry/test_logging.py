@@ -11,6 +11,7 @@ import pytest
 
 from turret_server.errors import TurretError
 from turret_server.telemetry.logging import JsonFormatter, configure_logging
+from turret_server.tenancy.principal import new_key
 from turret_server.tenancy.service import Tenancy, static_keys
 
 SECRET = "zebra-crossing-7431"
@@ -180,3 +181,11 @@ def test_every_level_of_the_servers_own_loggers_is_json(log):
     found = lines(log)
     assert [line["event"] for line in found] == ["it failed: a\nb"] * 3
     assert msgspec.json.encode("a\nb") in log.getvalue().encode().replace(b"it failed: ", b"")
+
+
+async def test_a_whole_key_in_a_path_is_cut_to_its_beginning(client, log):
+    key = new_key()
+    await send(client, f"/v1/admin/keys/{key}/rotate", {}, "tk-root")
+    assert key[12:] not in log.getvalue()
+    (line,) = (line for line in lines(log) if line["event"] == "request")
+    assert line["path"] == f"/v1/admin/keys/{key[:11]}…/rotate"
