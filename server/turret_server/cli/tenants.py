@@ -6,6 +6,7 @@ They work on the database itself; servers that read it follow within a second.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -143,7 +144,7 @@ def list_tenants(database: DatabaseOption, as_json: JsonOption = False) -> None:
         ]
         shown = "\n".join(limits) or "none"
         table.add_row(row["name"], f"{row['weight']:g}", shown, marked(", ".join(row["grants"])))
-    Console().print(table)
+    _print_whole(table)
 
 
 @tenants.command()
@@ -179,7 +180,7 @@ def create_key(
     days: Annotated[float | None, typer.Option(help="It ends after so many.")] = None,
 ) -> None:
     """Make a key and print it, this once."""
-    lifetime_s = None if days is None else int(days * _DAY)
+    lifetime_s = None if days is None else _seconds(days, _DAY, "--days")
     with _administration(database) as admin:
         key = admin.create_key(
             tenant, label=label, scopes=scope or (Scope.INFER,), lifetime_s=lifetime_s
@@ -191,11 +192,11 @@ def create_key(
 def rotate(
     prefix: PrefixArgument,
     database: DatabaseOption,
-    overlap_h: Annotated[float, typer.Option(min=0, help="Hours that the old still works.")] = 1,
+    overlap_h: Annotated[float, typer.Option(help="Hours that the old still works.")] = 1,
 ) -> None:
     """Make a new key like an old one, which ends soon."""
     with _administration(database) as admin:
-        key = admin.rotate_key(prefix, overlap_s=int(overlap_h * 3600))
+        key = admin.rotate_key(prefix, overlap_s=_seconds(overlap_h, 3600, "--overlap-h"))
     _show_key(key)
 
 
@@ -218,11 +219,16 @@ def list_keys(
     if as_json:
         typer.echo(json.dumps([asdict(key) for key in found], indent=1))
         return
-    table = Table("key", "tenant", "label", "scopes", "created", "expires", "revoked")
+    table = Table()
+    for name in ("key", "tenant", "label", "scopes", "created", "expires", "revoked"):
+        if name in ("label", "scopes"):
+            table.add_column(name, overflow="fold", min_width=len("adapters,"))
+        else:
+            table.add_column(name, no_wrap=True)
     for key in found:
         times = (_shown(t) for t in (key.created_at, key.expires_at, key.revoked_at))
         table.add_row(key.prefix, key.tenant, marked(key.label), ", ".join(key.scopes), *times)
-    Console().print(table)
+    _print_whole(table)
 
 
 def usage(
@@ -243,6 +249,12 @@ def usage(
         note(Console(stderr=True), "nothing was used")
 
 
+def _seconds(amount: float, unit: int, option: str) -> int:
+    if not math.isfinite(amount):
+        raise typer.BadParameter(f"{amount} is no time.", param_hint=option)
+    return int(amount * unit)
+
+
 def _given(**quotas: int | None) -> dict[str, int | None]:
     """Those that were named; -1 is none."""
     return {name: None if x == -1 else x for name, x in quotas.items() if x is not None}
@@ -253,7 +265,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for name, value in rows[0].items():
         shown = _SHORT.get(name, name)
         if name == "model":  # the one that may be long gives way
-            table.add_column(shown, overflow="fold", min_width=12)
+            table.add_column(shown, overflow="fold", min_width=12, max_width=40)
         else:
             justify = "right" if isinstance(value, int) else "left"
             table.add_column(shown, justify=justify, no_wrap=True)
@@ -263,7 +275,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _print_whole(table: Table) -> None:
-    """Print a table of which no number is cut, also where a line is wider than the terminal."""
+    """Print a table with numbers and names whole, also where the terminal is too narrow."""
     console = Console()
     roomy = console.options.update(max_width=_WIDEST)
     console.width = max(console.width, Measurement.get(console, roomy, table).minimum)
@@ -276,4 +288,4 @@ def _show_key(key: str) -> None:
 
 
 def _shown(time: int | None) -> str:
-    return "" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+    return "" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%MZ")

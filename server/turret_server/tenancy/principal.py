@@ -9,6 +9,7 @@ from enum import StrEnum
 
 _PREFIX_CHARS = 11  # "tk-" and eight that tell keys apart; 240 random bits stay secret
 EVERYTHING = "*"
+MAX_LIFETIME_S = 100 * 365 * 86_400  # of a key; calendars end
 
 
 class Scope(StrEnum):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from sqlalchemy import case, func, select
 
+from turret_server.errors import BadRequest
 from turret_server.tenancy import schema
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.directory import read_tenants
@@ -86,7 +89,11 @@ class Reports:
             tenant: of this one alone.
             since: first day, "2026-11-28".
             until: last day.
+
+        Raises:
+            BadRequest: a day is none.
         """
+        since, until = since and _checked_day("since", since), _checked_day("until", until)
         table = schema.requests
         groups = [table.c.day, table.c.tenant, table.c.key, table.c.model]
         sums = [func.sum(table.c[name]).label(name) for name in _COUNTS]
@@ -112,3 +119,16 @@ class Reports:
         query = select(schema.audit).order_by(schema.audit.c.id.desc()).limit(limit)
         with self._database.begin() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def _checked_day(name: str, text: str) -> str:
+    """The day, which the database compares as a text."""
+    with suppress(ValueError):
+        if date.fromisoformat(text).isoformat() == text:
+            return text
+    raise BadRequest(
+        f"{name!r} is {text[:64]!r}",
+        "it is no day of the calendar, written like 2026-11-28",
+        "Correct it.",
+        param=name,
+    )

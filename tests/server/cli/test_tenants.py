@@ -75,6 +75,32 @@ def test_a_key_is_rotated_and_revoked_by_its_beginning(turret, directory):
     assert old not in turret("keys", "list").stdout
 
 
+def test_names_are_whole_where_the_output_is_narrow(turret, tmp_path, monkeypatch):
+    """A key is revoked by what the list shows of it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    turret("tenants", "create", "a-customer-with-a-long-name")
+    for _ in range(2):
+        turret("keys", "create", "a-customer-with-a-long-name", "--label", "some words of it")
+    rows = json.loads(turret("keys", "list", "--json").stdout)
+    listed = turret("keys", "list").stdout
+    assert all(row["prefix"] in listed and row["tenant"] in listed for row in rows)
+    assert "…" not in listed
+    entry = Entry("r", "end", 0, rows[0]["tenant"], rows[0]["prefix"], "m" * 128, 1_000_000, 0, 7)
+    post(Database(str(tmp_path / "turret.db")), [entry])
+    used = turret("usage").stdout
+    assert rows[0]["prefix"] in used
+    assert used.count("m" * 40) == 3
+    assert "1,000,000" in used
+
+
+@pytest.mark.parametrize("amount", ["nan", "inf"])
+def test_a_time_that_is_none(turret, amount):
+    for command in (["create", "acme", "--days"], ["rotate", "tk-1a2b3c4d", "--overlap-h"]):
+        result = turret("keys", *command, amount)
+        assert result.exit_code == 2
+        assert "is no time" in result.stderr
+
+
 def test_usage(turret, tmp_path):
     assert "nothing was used" in turret("usage").stderr
     post(
