@@ -29,7 +29,7 @@ from turret_server.api.service import Service, service_of
 from turret_server.api.threads import in_thread
 from turret_server.errors import NotFound
 from turret_server.telemetry.record import record_of
-from turret_server.tenancy.administration import Administration
+from turret_server.tenancy.administration import Administration, TenantNotFound
 from turret_server.tenancy.principal import Quotas, Scope, Tenant
 
 router = APIRouter(route_class=JsonRoute, tags=["Tenants"])
@@ -171,7 +171,7 @@ async def _tenant(admin: _Admin, name: str) -> TenantCard:
     for tenant in await admin(lambda a: a.tenants()):
         if tenant.name == name:
             return _card(tenant)
-    raise NotFound(f"there is no tenant {name[:64]!r}", "it has just been removed")
+    raise TenantNotFound(f"there is no tenant {name[:64]!r}", "it has just been removed")
 
 
 def _card(tenant: Tenant) -> TenantCard:

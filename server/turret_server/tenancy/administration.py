@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from turret_server.tenancy import schema
 from turret_server.tenancy.database import Database, changed
 from turret_server.tenancy.principal import (
     EVERYTHING,
+    MAX_LIFETIME_S,
     Quotas,
     Scope,
     key_digest,
@@ -26,6 +28,18 @@ from turret_server.tenancy.reports import Reports
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_WEIGHT = 1000.0
+
+
+class TenantNotFound(NotFound):
+    """No tenant has the name."""
+
+    code = "tenant_not_found"
+
+
+class KeyNotFound(NotFound):
+    """No valid key begins like this."""
+
+    code = "key_not_found"
 
 
 class Administration(Reports):
@@ -39,6 +53,17 @@ class Administration(Reports):
     def __init__(self, database: Database, actor: str) -> None:
         super().__init__(database)
         self._actor = actor
+
+    @contextmanager
+    def _change(self) -> Iterator[Connection]:
+        """A transaction after all others that change something.
+
+        It begins with the row that every change writes: of two at once, one waits for the other
+        and sees what that has done, in every database.
+        """
+        with self._database.begin() as connection:
+            changed(connection)
+            yield connection
 
     def create_tenant(
         self, name: str, *, weight: float = 1.0, quotas: Quotas | None = None
@@ -57,7 +82,7 @@ class Administration(Reports):
                 param="name",
             )
         values = {"weight": _checked_weight(weight), **_checked(quotas or Quotas())}
-        with self._database.begin() as connection:
+        with self._change() as connection:
             if _tenant_id(connection, name) is not None:
                 raise Conflict(
                     f"the tenant {name!r} exists", "names are unique", "Choose another name."
@@ -73,7 +98,7 @@ class Administration(Reports):
 
         Raises:
             BadRequest: a value is not allowed.
-            NotFound: there is no such tenant.
+            TenantNotFound: there is no such tenant.
         """
         unknown = sorted(quotas.keys() - asdict(Quotas()).keys())
         if unknown:
@@ -87,8 +112,12 @@ class Administration(Reports):
         if weight is not None:
             values["weight"] = _checked_weight(weight)
         if not values:
-            raise BadRequest("nothing is to be changed", "neither weight nor quotas are given")
-        with self._database.begin() as connection:
+            raise BadRequest(
+                "nothing is to be changed",
+                "neither weight nor quotas are given",
+                f"Name one of weight, {', '.join(asdict(Quotas()))}.",
+            )
+        with self._change() as connection:
             tenant = self._tenant(connection, name)
             columns = [schema.tenants.c[key] for key in values]
             here = schema.tenants.c.id == tenant
@@ -110,16 +139,25 @@ class Administration(Reports):
             The key: this is the only time that anybody sees it.
 
         Raises:
-            BadRequest: it may do nothing, lives for less than a second, or its label is too long.
-            NotFound: there is no such tenant.
+            BadRequest: it may do nothing, lives for less than a second or for more than a century,
+                or its label is too long.
+            TenantNotFound: there is no such tenant.
         """
-        if not scopes or (lifetime_s is not None and lifetime_s < 1):
+        if not scopes:
             raise BadRequest(
                 "the key would be good for nothing",
-                "it has no scope, or ends before it begins",
-                f"Scopes are {', '.join(Scope)}; a lifetime is at least a second.",
+                "it has no scope",
+                f"Scopes are {', '.join(Scope)}.",
+                param="scopes",
             )
-        with self._database.begin() as connection:
+        if lifetime_s is not None and not 1 <= lifetime_s <= MAX_LIFETIME_S:
+            raise BadRequest(
+                f"the key would live for {lifetime_s} s",
+                f"a lifetime is between a second and {MAX_LIFETIME_S // 86_400:,} days",
+                "Correct it, or leave it out: the key lives until it is revoked.",
+                param="lifetime_s",
+            )
+        with self._change() as connection:
             expires_at = None if lifetime_s is None else _now() + lifetime_s
             return self._new_key(connection, tenant, label, sorted(scopes), expires_at)
 
@@ -130,15 +168,32 @@ class Administration(Reports):
             The new key: this is the only time that anybody sees it.
 
         Raises:
-            NotFound: there is no such key, or it is no longer valid.
+            BadRequest: `overlap_s` is negative, or more than a century.
+            Conflict: it was rotated before. Its end is then that of its overlap, and a key like it
+                would have the same.
+            KeyNotFound: there is no such key, or it is no longer valid.
         """
-        with self._database.begin() as connection:
+        if not 0 <= overlap_s <= MAX_LIFETIME_S:
+            raise BadRequest(
+                f"the old key would work for another {overlap_s} s",
+                f"an overlap is between 0 s and {MAX_LIFETIME_S // 86_400:,} days",
+                "Correct it.",
+                param="overlap_s",
+            )
+        with self._change() as connection:
             row = self._valid_key(connection, prefix)
+            newer = select(schema.keys.c.prefix).where(schema.keys.c.replaces == row.id)
+            if (successor := connection.scalar(newer)) is not None:
+                raise Conflict(
+                    f"the key {prefix!r} was rotated before",
+                    f"{successor!r} has taken its place",
+                    "Rotate that one, or make a new key.",
+                )
             lifetime = None if row.expires_at is None else row.expires_at - row.created_at
             expires_at = None if lifetime is None else _now() + lifetime
             scopes = [Scope(scope) for scope in row.scopes.split()]
             key = self._new_key(connection, row.tenant, row.label, scopes, expires_at, row.id)
-            ends = _now() + max(0, overlap_s)
+            ends = _now() + overlap_s
             if row.expires_at is not None:
                 ends = min(ends, row.expires_at)
             here = schema.keys.c.id == row.id
@@ -156,9 +211,9 @@ class Administration(Reports):
         """End a key now.
 
         Raises:
-            NotFound: there is no such key, or it is no longer valid.
+            KeyNotFound: there is no such key, or it is no longer valid.
         """
-        with self._database.begin() as connection:
+        with self._change() as connection:
             row = self._valid_key(connection, prefix)
             here = schema.keys.c.id == row.id
             connection.execute(update(schema.keys).where(here).values(revoked_at=_now()))
@@ -169,14 +224,14 @@ class Administration(Reports):
 
         Raises:
             BadRequest: a name can be none.
-            NotFound: there is no such tenant.
+            TenantNotFound: there is no such tenant.
         """
         for name in names:
             if name != EVERYTHING and (problem := name_problem(name)):
                 raise BadRequest(
                     f"{name[:128]!r} names no adapter", problem, "Correct it.", param="names"
                 )
-        with self._database.begin() as connection:
+        with self._change() as connection:
             tenant_id = self._tenant(connection, tenant)
             before = _granted(connection, tenant_id)
             new = [name for name in dict.fromkeys(names) if name not in before]
@@ -189,9 +244,9 @@ class Administration(Reports):
         """Take grants back; what was not granted is fine.
 
         Raises:
-            NotFound: there is no such tenant.
+            TenantNotFound: there is no such tenant.
         """
-        with self._database.begin() as connection:
+        with self._change() as connection:
             tenant_id = self._tenant(connection, tenant)
             held = [
                 name for name in dict.fromkeys(names) if name in _granted(connection, tenant_id)
@@ -238,10 +293,10 @@ class Administration(Reports):
     def _tenant(self, connection: Connection, name: str) -> int:
         found = _tenant_id(connection, name)
         if found is None:
-            raise NotFound(
+            raise TenantNotFound(
                 f"there is no tenant {name[:64]!r}",
                 "it was never made",
-                "Make it first; `turret keys tenants` lists them.",
+                "Make it first; `turret tenants list` shows those that there are.",
                 param="tenant",
             )
         return found
@@ -254,7 +309,7 @@ class Administration(Reports):
         )
         row = connection.execute(query).first()
         if row is None or (row.expires_at is not None and row.expires_at <= _now()):
-            raise NotFound(
+            raise KeyNotFound(
                 f"there is no valid key {prefix[:16]!r}",
                 "it was never made, has expired or is revoked",
                 "Name a key by its beginning, as `turret keys list` shows it.",
@@ -267,7 +322,6 @@ class Administration(Reports):
     ) -> None:
         row = {"at": _now(), "actor": self._actor, "action": action, "object": object}
         connection.execute(insert(schema.audit).values({**row, "before": before, "after": after}))
-        changed(connection)
 
 
 def _tenant_id(connection: Connection, name: str) -> int | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import DDL, Connection, create_engine, event, insert, inspect, select, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.schema import CreateColumn
 
-from turret_server.errors import StartupError, TurretError
+from turret_server.errors import BadRequest, StartupError, TurretError
 from turret_server.tenancy import schema
 
 _WAIT_S = 5  # for another process that writes
@@ -80,11 +80,18 @@ class Database:
         """A transaction: committed at the end, rolled back on an error.
 
         Raises:
+            BadRequest: it cannot hold a value, such as PostgreSQL a text with NUL.
             DatabaseDown: the database failed; nothing has changed.
         """
         try:
             with self._engine.begin() as connection:
                 yield connection
+        except DataError as error:
+            raise BadRequest(
+                "the database cannot hold a value of the request",
+                _reason(error),
+                "Correct it.",
+            ) from error
         except SQLAlchemyError as error:
             raise DatabaseDown(
                 "the database does not answer",

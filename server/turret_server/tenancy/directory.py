@@ -6,6 +6,7 @@ what was read last stays good.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ class Directory:
 
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self._database, self._clock = database, clock
+        self._lock = threading.Lock()  # else the slower of two readers could put back what it saw
         self.revision = -1
         self._keys: Mapping[str, Principal] = {}
         self.tenants: Mapping[str, Tenant] = {}
@@ -53,12 +55,16 @@ class Directory:
         Raises:
             DatabaseDown: they cannot be read; what was read before stays.
         """
-        revision = self._database.revision()
-        if revision == self.revision:
-            return False
-        with self._database.begin() as connection:
-            tenants = read_tenants(connection)
-            valid = select(schema.keys).where(schema.keys.c.revoked_at.is_(None))
+        with self._lock:
+            revision = self._database.revision()
+            if revision == self.revision:
+                return False
+            with self._database.begin() as connection:
+                valid = select(schema.keys).where(schema.keys.c.revoked_at.is_(None))
+                rows = connection.execute(valid).all()
+                # After the keys: tenants are never removed, so that every key's is among them,
+                # also where both were made between the two reads.
+                tenants = read_tenants(connection)
             keys = {
                 row.sha256: Principal(
                     tenant=tenants[row.tenant_id],
@@ -66,12 +72,12 @@ class Directory:
                     scopes=frozenset(Scope(scope) for scope in row.scopes.split()),
                     expires_at=row.expires_at,
                 )
-                for row in connection.execute(valid)
+                for row in rows
             }
-        # Each assignment is one step: a request sees the old tables or the new ones.
-        self._keys, self.tenants = keys, {tenant.name: tenant for tenant in tenants.values()}
-        self.revision = revision
-        return True
+            # Each assignment is one step: a request sees the old tables or the new ones.
+            self._keys, self.tenants = keys, {tenant.name: tenant for tenant in tenants.values()}
+            self.revision = revision
+            return True
 
 
 def read_tenants(connection: Connection) -> dict[int, Tenant]:

@@ -1,11 +1,14 @@
 """Tenants, keys and grants: every change holds, is audited, and is refused where it must be."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import select
 
 from turret_server.errors import BadRequest, Conflict, NotFound, StartupError
+from turret_server.tenancy import directory as directory_module
 from turret_server.tenancy import schema
 from turret_server.tenancy.administration import Administration
 from turret_server.tenancy.database import Database, DatabaseDown
@@ -103,6 +106,107 @@ def test_a_rotated_key_overlaps_with_the_new_one(database, admin):
     assert [record.label for record in admin.keys("acme")] == ["ci", "ci"]
 
 
+def test_a_key_is_rotated_once(admin):
+    """What came of it would end with the overlap, though the key was to live for ever."""
+    admin.create_tenant("acme")
+    old = key_prefix(admin.create_key("acme"))
+    new = key_prefix(admin.rotate_key(old, overlap_s=600))
+    with pytest.raises(Conflict, match=f"'{new}' has taken its place"):
+        admin.rotate_key(old)
+    admin.rotate_key(new)
+    assert [record.expires_at is None for record in admin.keys("acme")] == [False, False, True]
+
+
+@pytest.mark.parametrize("overlap_s", [-1, 1 << 40])
+def test_overlaps_that_are_refused(admin, overlap_s):
+    admin.create_tenant("acme")
+    key = admin.create_key("acme")
+    with pytest.raises(BadRequest, match="an overlap is between"):
+        admin.rotate_key(key_prefix(key), overlap_s=overlap_s)
+
+
+def test_admins_who_change_the_same_at_once_wait_for_each_other(database, admin):
+    """Each would else find its change undone, or the database at fault."""
+
+    def act(number):
+        try:
+            admin.create_tenant("acme")
+        except Conflict:
+            return "conflict"
+        return "made"
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(act, range(8))) == ["conflict"] * 7 + ["made"]
+        list(pool.map(lambda _: admin.grant("acme", ["sql"]), range(8)))
+    assert [row["action"] for row in admin.audit()] == ["grant", "create tenant"]
+
+
+def test_a_tenant_that_is_made_while_the_tables_are_read(database, admin, monkeypatch):
+    directory = Directory(database)
+    read = directory_module.read_tenants
+
+    def read_then_grow(connection):
+        found = read(connection)
+        monkeypatch.undo()
+        admin.create_tenant("acme")
+        admin.create_key("acme")
+        return found
+
+    monkeypatch.setattr(directory_module, "read_tenants", read_then_grow)
+    admin.create_tenant("other")
+    directory.refresh()
+    assert directory.refresh()
+    assert directory.tenants.keys() == {"other", "acme"}
+
+
+def test_a_slow_reader_does_not_bring_a_revoked_key_back(database, admin, monkeypatch):
+    admin.create_tenant("acme")
+    key = admin.create_key("acme")
+    directory = Directory(database)
+    admin.grant("acme", ["sql"])  # there is something to read
+    read, has_read, goes_on = directory_module.read_tenants, threading.Event(), threading.Event()
+
+    def read_slowly(connection):
+        monkeypatch.setattr(directory_module, "read_tenants", read)
+        found = read(connection)
+        has_read.set()
+        goes_on.wait(0.5)
+        return found
+
+    monkeypatch.setattr(directory_module, "read_tenants", read_slowly)
+    slow = threading.Thread(target=directory.refresh)
+    slow.start()
+    has_read.wait()
+    admin.revoke_key(key_prefix(key))
+    directory.refresh()
+    goes_on.set()
+    slow.join()
+    assert directory.find(key) is None
+
+
+def test_text_that_the_database_cannot_hold_is_the_callers_mistake(database, admin):
+    admin.create_tenant("acme")
+    if database.is_sqlite:
+        assert admin.keys("a\0") == []
+        return
+    for act in (
+        lambda: admin.keys("a\0"),
+        lambda: admin.usage(tenant="a\0"),
+        lambda: admin.create_key("acme", label="a\0"),
+        lambda: admin.grant("a\0", ["sql"]),
+        lambda: admin.revoke_key("a\0"),
+    ):
+        with pytest.raises(BadRequest, match="cannot hold"):
+            act()
+
+
+@pytest.mark.parametrize("day", ["yesterday", "2026-02-30", "20260228", "2026-W09-6", "1\0"])
+def test_a_day_that_is_none(admin, day):
+    for name in ("since", "until"):
+        with pytest.raises(BadRequest, match="no day of the calendar"):
+            admin.usage(**{name: day})
+
+
 def test_quotas_and_grants_change_while_served(database, admin):
     admin.create_tenant("acme", quotas=Quotas(tokens_per_minute=10))
     admin.grant("acme", ["sql", "dates"])
@@ -181,7 +285,9 @@ def test_values_that_are_refused(admin, change):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"scopes": []}, {"lifetime_s": 0}, {"label": "x" * 65}], ids=str
+    "settings",
+    [{"scopes": []}, {"lifetime_s": 0}, {"lifetime_s": 1 << 40}, {"label": "x" * 65}],
+    ids=str,
 )
 def test_keys_that_are_refused(admin, settings):
     admin.create_tenant("acme")

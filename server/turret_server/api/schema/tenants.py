@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from turret_server.api.schema.base import RequestBody
-from turret_server.tenancy.principal import Scope
+from turret_server.tenancy.principal import MAX_LIFETIME_S, Scope
 
 _LIMIT = Field(None, ge=0, lt=1 << 53, description="null is no limit.")
 
@@ -49,13 +49,17 @@ class CreateKeyBody(RequestBody):
         max_length=5,
         description="What it may do; admin is everything but gateway.",
     )
-    lifetime_s: int | None = Field(None, ge=1, lt=1 << 40, description="null is for ever.")
+    lifetime_s: int | None = Field(
+        None, ge=1, le=MAX_LIFETIME_S, description="null is until it is revoked."
+    )
 
 
 class RotateKeyBody(RequestBody):
     """How a key is replaced."""
 
-    overlap_s: int = Field(3600, ge=0, lt=1 << 31, description="How long the old one still works.")
+    overlap_s: int = Field(
+        3600, ge=0, le=MAX_LIFETIME_S, description="How long the old one still works."
+    )
 
 
 class _Answer(BaseModel):
