@@ -26,6 +26,8 @@ def name_problem(name: str) -> str | None:
     """Say why a string can't name an adapter; None when it can."""
     if not name:
         return "it is empty"
+    if name in (".", ".."):
+        return "a client would take it for a step in the path of a URL"
     if len(name) > MAX_NAME_CHARS:
         return f"it has {len(name)} characters; {MAX_NAME_CHARS} are allowed"
     if found := _FORBIDDEN.search(name):

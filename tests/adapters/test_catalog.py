@@ -31,7 +31,22 @@ def test_allowed_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "a,b", "a+b", "a:1", "a/b", "a\\b", "a b", "a\nb", "a\x00", "a\x7f", "x" * 129, "\ud800"],
+    [
+        "",
+        ".",
+        "..",
+        "a,b",
+        "a+b",
+        "a:1",
+        "a/b",
+        "a\\b",
+        "a b",
+        "a\nb",
+        "a\x00",
+        "a\x7f",
+        "x" * 129,
+        "\ud800",
+    ],
 )
 def test_forbidden_names(name: str) -> None:
     assert name_problem(name)
