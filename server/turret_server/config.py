@@ -63,7 +63,7 @@ class ServeConfig:
     overlap: str = "auto"
     threads: int = 0
     tensor_parallel: int = 1
-    database: str = ""
+    database: str | None = None
     share_prefixes: bool = False
     state_dir: Path = field(default_factory=state_root)
     max_body_bytes: int = 4 << 20

@@ -104,6 +104,12 @@ def what_is_served(config: ServeConfig) -> Served:
         StartupError: an adapter, a recipe or a remote is not understood, or keys make no sense.
     """
     check_remotes(config.adapter_remotes)
+    if config.database == "":
+        raise StartupError(
+            "--database is empty",
+            "nobody would be asked for a key, and that is not what it is given for",
+            "Name the database, or leave --database out.",
+        )
     if config.metrics_keys and config.is_open:
         raise StartupError(
             "--metrics-key does nothing on a server without other keys",

@@ -239,7 +239,7 @@ def _api_settings(plan: Plan) -> ApiSettings:
 
 
 def _tenancy(config: ServeConfig, served: Served) -> Tenancy:
-    if not config.database:
+    if config.database is None:
         return Tenancy(served.keys)
     return Tenancy(served.keys, Database(config.database), config.state_dir / "usage")
 

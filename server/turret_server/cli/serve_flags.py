@@ -193,13 +193,13 @@ def serve_config(
         ),
     ] = "",
     database: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Tenants and their keys: a path for SQLite, or postgresql+psycopg://... "
             "(`turret tenants`, `turret keys`).",
             rich_help_panel=_HTTP,
         ),
-    ] = "",
+    ] = None,
     share_prefixes: Annotated[
         bool,
         typer.Option(

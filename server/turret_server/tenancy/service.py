@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from turret_server.errors import TurretError
+from turret_server.errors import StartupError, TurretError
 from turret_server.tenancy.database import Database
 from turret_server.tenancy.directory import Directory
 from turret_server.tenancy.ledger import Ledger
@@ -24,6 +25,7 @@ from turret_server.tenancy.quotas import Meters
 log = logging.getLogger(__name__)
 
 _REFRESH_S = 1.0
+_KEY = re.compile(r"[!-~]+")
 
 
 class Tenancy:
@@ -135,15 +137,31 @@ def static_keys(
     gateway_keys: Iterable[str] = (),
     metrics_keys: Iterable[str] = (),
 ) -> dict[str, Principal]:
-    """Keys of the command line, by their hash; of a key itself nothing is kept."""
-    found = {}
-    for key, scopes in (
-        *((key, {Scope.INFER}) for key in keys),
-        *((key, {Scope.METRICS}) for key in metrics_keys),
-        *((key, {Scope.ADMIN}) for key in admin_keys),
-        *((key, {Scope.INFER, Scope.GATEWAY}) for key in gateway_keys),
+    """Keys of the command line, by their hash; of a key itself nothing is kept.
+
+    A key that is named for several things may do all of them.
+
+    Raises:
+        StartupError: one is empty, or cannot be sent.
+    """
+    found: dict[str, Principal] = {}
+    for option, named, scopes in (
+        ("--api-key", keys, {Scope.INFER}),
+        ("--metrics-key", metrics_keys, {Scope.METRICS}),
+        ("--admin-key", admin_keys, {Scope.ADMIN}),
+        ("--gateway-key", gateway_keys, {Scope.INFER, Scope.GATEWAY}),
     ):
-        digest = key_digest(key)
-        tenant = Tenant(name=f"key-{digest[:12]}", grants=frozenset({EVERYTHING}))
-        found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=frozenset(scopes))
+        for key in named:
+            if _KEY.fullmatch(key) is None:
+                raise StartupError(
+                    f"a key of {option} cannot be one",
+                    "it is empty: whoever sends none would have it"
+                    if not key
+                    else "a key is sent in a header, as ASCII without blanks",
+                    "Choose another, or leave it out.",
+                )
+            digest = key_digest(key)
+            tenant = Tenant(name=f"key-{digest[:12]}", grants=frozenset({EVERYTHING}))
+            before = found[digest].scopes if digest in found else frozenset[Scope]()
+            found[digest] = Principal(tenant=tenant, key=digest[:12], scopes=before | scopes)
     return found

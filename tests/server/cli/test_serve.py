@@ -60,7 +60,7 @@ def test_the_file_is_read_again_below_the_same_flags(
     assert nothing is None
     Path(file).write_text('port = 9\nmax_running = 12\n[adapters]\nsql = "./sql"\n')
     config = reread()
-    assert (config.port, config.max_running, config.database) == (3, 12, "")
+    assert (config.port, config.max_running, config.database) == (3, 12, None)
     assert config.adapters == {"sql": "./sql"}
     for text, told in (
         ("max_running = \n", "line 1"),
@@ -72,6 +72,12 @@ def test_the_file_is_read_again_below_the_same_flags(
         Path(file).write_text(text)
         with pytest.raises(StartupError, match=told):
             reread()
+
+
+def test_an_empty_database_is_refused() -> None:
+    """`--database "$UNSET"` opened the server to everybody."""
+    with pytest.raises(StartupError, match="--database is empty"):
+        turret_server.plan.what_is_served(ServeConfig(model="demo", database=""))
 
 
 def test_a_key_for_metrics_alone_is_refused() -> None:

@@ -1,5 +1,9 @@
 """Keys of the command line in the place of others."""
 
+import pytest
+
+from turret_server.errors import StartupError
+from turret_server.tenancy.principal import Scope
 from turret_server.tenancy.service import Tenancy, static_keys
 
 
@@ -10,3 +14,17 @@ def test_the_tenants_of_keys_that_replace_others_are_known():
     (before,), (now,) = old.values(), new.values()
     assert tenancy.knows(now.tenant.name)
     assert not tenancy.knows(before.tenant.name)
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "a\n", "schlüssel"])
+@pytest.mark.parametrize("kind", ["keys", "admin_keys", "gateway_keys", "metrics_keys"])
+def test_a_key_that_anybody_or_nobody_could_send(kind, key):
+    """`--admin-key "$UNSET"` made everybody an admin."""
+    with pytest.raises(StartupError, match="cannot be one") as caught:
+        static_keys(**{"keys": ["good"], kind: [key]})
+    assert "schlüssel" not in str(caught.value)
+
+
+def test_one_key_for_several_things_may_do_all_of_them():
+    (found,) = static_keys(["one"], ["one"], ["one"], ["one"]).values()
+    assert found.scopes == {Scope.INFER, Scope.METRICS, Scope.ADMIN, Scope.GATEWAY}
