@@ -82,7 +82,11 @@ class Reconfigure:
         ]
         self._config = replace(self._config, **{name: getattr(config, name) for name in LIVE})
         changed += [name for name in differ if name in LIVE - _TABLES]
-        answer = ReloadAnswer(changed=changed, needs_restart=[n for n in differ if n not in LIVE])
+        answer = ReloadAnswer(
+            changed=changed,
+            needs_restart=[name for name in differ if name not in LIVE],
+            waiting=self._reloader.waiting(),
+        )
         logger.info("configuration_reloaded", extra={"fields": answer.model_dump()})
         return answer
 

@@ -25,7 +25,7 @@ async def reload(request: Request) -> ReloadAnswer:
     if again is None:
         raise BadRequest(
             "there is no configuration to read again",
-            "the server was started without --config",
+            "the server was started without --config, or as a replica under Ray",
             "Load and unload adapters with PUT and DELETE /v1/adapters/{name}.",
         )
     return await again()

@@ -101,6 +101,13 @@ class Reloader:
             self._served, self._states = served, states
             return changed
 
+    def waiting(self) -> dict[str, list[str]]:
+        """Recipes that are no models yet, by the adapters of theirs that are not to be had."""
+        missing, shelf = self._service.recipes.missing, self._adapters.shelf
+        stacks = self._served.recipes.stacks
+        found = {name: [n for n in missing(name) if shelf.find(n) is None] for name in stacks}
+        return {f"recipes.{name}": adapters for name, adapters in found.items() if adapters}
+
     def _check_names(self, served: Served) -> None:
         for name, rerank in served.recipes.reranks.items():
             if rerank.scorer is not None and rerank.scorer not in self._service.scorers:

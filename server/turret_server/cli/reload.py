@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ def reload(
     """
     from turret_server.cli.remote import Remote
 
-    async def ask() -> dict[str, list[str]]:
+    async def ask() -> dict[str, Any]:
         async with Remote(url, api_key) as remote:
             return await remote.call("POST", "/v1/admin/reload")
 
@@ -37,3 +37,6 @@ def reload(
     console.print(f"changed: {marked(', '.join(answer['changed']) or 'nothing')}")
     if names := answer["needs_restart"]:
         console.print(f"[yellow]needs a restart:[/] {marked(', '.join(names))}")
+    for recipe, adapters in answer["waiting"].items():
+        names = marked(", ".join(adapters))
+        console.print(f"[yellow]note:[/] {marked(recipe)} is no model until {names} is loaded")

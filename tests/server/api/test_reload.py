@@ -80,6 +80,7 @@ async def test_adapters_and_recipes_change_together(start, engine, root):
     assert answer.json == {
         "changed": ["adapters.a", "adapters.b", "adapters.c", "recipes.both", "recipes.merged"],
         "needs_restart": [],
+        "waiting": {},
     }
     assert await names(client) == {"demo", "smollm2", "b", "c", "both", "merged"}
     assert await loads(client) == 5.0
@@ -94,12 +95,20 @@ async def test_adapters_and_recipes_change_together(start, engine, root):
     assert engine.loaded == {}
 
 
+async def test_recipes_whose_adapters_are_not_there_are_told(start, root):
+    client, reload = await start(adapters={"a": str(root / "sql")}, recipes={"r": "a:0.5"})
+    answer = await reload(adapters={}, recipes={"r": "a:0.5", "s": "b+sql"}, adapter_dirs=(root,))
+    assert answer.json["waiting"] == {"recipes.r": ["a"], "recipes.s": ["b"]}
+    await client.post("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": str(root / "sql")})
+    assert (await reload()).json["waiting"] == {"recipes.s": ["b"]}
+
+
 async def test_an_unchanged_file_changes_nothing(start, engine, root):
     client, reload = await start(
         adapters={"a": str(root / "sql")}, recipes={"d": '{"method": "svd", "sources": ["a"]}'}
     )
     before = client.app.state.service.catalog.records()
-    assert (await reload()).json == {"changed": [], "needs_restart": []}
+    assert (await reload()).json == {"changed": [], "needs_restart": [], "waiting": {}}
     assert client.app.state.service.catalog.records() == before
 
 

@@ -12,3 +12,7 @@ class ReloadAnswer(BaseModel):
     needs_restart: list[str] = Field(
         description="Settings that differ from what the server runs with until it is restarted."
     )
+    waiting: dict[str, list[str]] = Field(
+        description="Recipes that are no models yet, by the adapters of theirs that nobody has "
+        'loaded: `{"recipes.both": ["sql"]}`.'
+    )
