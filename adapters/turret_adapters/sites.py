@@ -60,4 +60,4 @@ class Site:
     module: Module
 
     def __str__(self) -> str:
-        return self.module if self.layer < 0 else f"layers.{self.layer}.{self.module}"
+        return self.module.value if self.layer < 0 else f"layers.{self.layer}.{self.module}"

@@ -42,6 +42,21 @@ def test_everything_lora_can_have(lab, tmp_path):
     assert any("not compared" in note for note in report["notes"])
 
 
+def test_a_stored_head_is_not_said_to_have_the_wrong_size(lab, tmp_path):
+    lab.save_lora(tmp_path, r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    report = describe(tmp_path)
+    assert report["refusal"] is None
+    assert any("not compared" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"modules_to_save": ["norm"]}, {"trainable_token_indices": [3, 5]}]
+)
+def test_what_needs_a_base_says_so_and_does_not_guess_one(lab, tmp_path, fields):
+    lab.save_lora(tmp_path, r=2, target_modules=["q_proj"], **fields)
+    assert "no base is at hand" in describe(tmp_path)["refusal"]["why"]
+
+
 def test_what_is_refused_is_still_described(lab, folder):
     lab.edit_config(folder, arrow_config={"top_k": 2})
     report = describe(folder)

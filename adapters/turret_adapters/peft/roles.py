@@ -10,6 +10,7 @@ from turret_adapters.errors import AdapterMalformed, quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import WEIGHTS_NAME
 from turret_adapters.peft.names import TensorName, parse_name
+from turret_adapters.sites import READERS
 from turret_adapters.spec import ModelShape, Module, Site
 from turret_adapters.tensor_file import TensorFile
 
@@ -100,8 +101,14 @@ def guess_sizes(
         shapes = {role: tensors.infos[key].shape for role, key in found.keys.items()}
         num_layers = max(num_layers, site.layer + 1)
         fan_in, fan_out = sizes(shapes)
-        known_in, known_out = dims.get(site.module, (0, 0))
-        dims[site.module] = fan_in or known_in, fan_out or known_out
+        module, copy = READERS.get(site.module, site.module), shapes.get("weight", ())
+        if module is not site.module:  # a norm's gains are as wide as the input of what reads it
+            fan_in, fan_out = (copy or (0,))[0], 0
+        elif module in (Module.EMBED, Module.HEAD) and len(copy) == 2:
+            of_copy = copy if module is Module.EMBED else copy[::-1]
+            fan_in, fan_out = fan_in or of_copy[0], fan_out or of_copy[1]
+        known_in, known_out = dims.get(module, (0, 0))
+        dims[module] = fan_in or known_in, fan_out or known_out
         if "bias" in shapes:
             has_bias.add(site.module)
     return ModelShape(num_layers, dims, frozenset(has_bias))

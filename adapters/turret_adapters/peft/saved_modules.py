@@ -107,6 +107,11 @@ def _rows(tensors: PeftTensors, config: PeftConfig, site: Site, ids: Any) -> Row
         raise config.malformed(f"trainable_token_indices of {found.path} repeats a token")
     if "rows" not in found.keys:
         raise tensors.malformed(f"trainable_token_indices names {found.path}, but no row is stored")
+    if tensors.shape.weight is None:
+        raise tensors.unsupported(
+            "it replaces rows of the embedding, and no base is at hand to compare them with",
+            "Load it into a server of its base.",
+        )
     dims = tensors.shape.dims[site.module]
     vocab, hidden = dims if site.module is Module.EMBED else reversed(dims)
     if max(ids) >= vocab:
@@ -119,10 +124,5 @@ def _rows(tensors: PeftTensors, config: PeftConfig, site: Site, ids: Any) -> Row
     new = tensors.read(found.keys["rows"], (len(ids), hidden)).float()
     order = torch.tensor(ids).argsort()
     rows = torch.tensor(ids)[order]
-    if tensors.shape.weight is None:
-        raise tensors.unsupported(
-            "it replaces rows of the embedding, and no base is at hand to compare them with",
-            "Load it into a server of its base.",
-        )
     old = tensors.shape.weight(site)[rows].float().cpu()
     return RowDelta(site, rows, new[order] - old)

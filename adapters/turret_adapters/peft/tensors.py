@@ -216,7 +216,9 @@ class PeftTensors:
         if self.shape.weight is None:
             self.check(key, size)
             self.ignore(key)
-            self.notes.append(f"{key} repeats the base's {site}; it was not compared")
+            self.notes.append(
+                f"{key} must repeat the base's {site}, or it is refused; it was not compared"
+            )
             return
         copy, base = self.read(key, size), self.shape.weight(site)
         if not (torch.equal(copy.to(base.dtype), base) or torch.equal(base.to(copy.dtype), copy)):

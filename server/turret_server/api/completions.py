@@ -312,13 +312,14 @@ class _Completion:
         if not self._body.echo:
             return ""
         at = delta.choice.prompt_index
+        text = self._body.prompt[at]
+        if not isinstance(text, str):
+            skip_special = self._body.skip_special_tokens is not False
+            text = self._service.tokenizer.decode(text, skip_special_tokens=skip_special)
         if self._logprobs is not None:
-            self._logprobs[delta.choice.index].add_prompt(self._prompts[at], delta.prompt_logprobs)
-        given = self._body.prompt[at]
-        if isinstance(given, str):
-            return given
-        skip_special = self._body.skip_special_tokens is not False
-        return self._service.tokenizer.decode(given, skip_special_tokens=skip_special)
+            logprobs = self._logprobs[delta.choice.index]
+            logprobs.add_prompt(self._prompts[at], delta.prompt_logprobs, text)
+        return text
 
     def _take(self, delta: Delta) -> dict[str, Any] | None:
         if self._logprobs is None:

@@ -50,11 +50,23 @@ class CompletionLogprobs:
         self._clear()
 
     def add_prompt(
-        self, prompt: Sequence[int], entries: Sequence[TokenLogprob | None] | None
+        self, prompt: Sequence[int], entries: Sequence[TokenLogprob | None] | None, text: str
     ) -> None:
-        """Echoed tokens; the first has no probability, for nothing precedes it."""
+        """Echoed tokens; the first has no probability, for nothing precedes it.
+
+        Args:
+            prompt: the tokens.
+            entries: of each, None without log-probabilities.
+            text: the prompt as it is echoed. Special tokens may stand in it or not, whatever is
+                skipped in answers: a template's do, one that the tokenizer put before does not.
+        """
         for token, entry in zip(prompt, entries or [None] * len(prompt), strict=True):
+            start = self._offset
             self._add(token, entry)
+            if self._tokenizer.is_special(token):
+                spelt = self._tokenizer.token_text(token)
+                self._offset = start + (len(spelt) if text.startswith(spelt, start) else 0)
+        self._offset = len(text)
 
     def add(self, entries: Sequence[TokenLogprob]) -> None:
         """Generated tokens."""

@@ -53,6 +53,14 @@ def spell_out(
             "Give it the weight 1, or 0 to switch it off; fit another one for another sparsity.",
             param=where,
         )
+    if record.num_virtual_tokens and spelt not in (0, 1):
+        raise Unprocessable(
+            f"adapter {record.name!r} cannot have the weight {quote(weight)}",
+            f"it puts {record.num_virtual_tokens} virtual tokens before the prompt: they are there "
+            "or not",
+            "Give it the weight 1, or 0 to leave it out.",
+            param=where,
+        )
     return spelt
 
 

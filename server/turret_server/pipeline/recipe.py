@@ -315,6 +315,23 @@ class RecipeBook:
         )
 
     def _unknown(self, name: str, param: str) -> NotFound:
+        """What to say of a name that is no model, or no adapter where one is needed."""
+        if name in self.auxiliaries:
+            return NotFound(
+                f"{name!r} is no model",
+                "it is an auxiliary model, a member of fusions alone",
+                "Name it in fusion.experts or as fusion.anchor.",
+                param=param,
+            )
+        if name in self.base_names or name in self.recipes:
+            stack = show_stack(self.recipes.get(name, ()))
+            return NotFound(
+                f"{name!r} is no adapter",
+                f"it is {'a recipe' if name in self.recipes else 'the base model'}, and only "
+                "adapters are stacked",
+                f"Name its adapters: {stack}." if stack else "Leave it out.",
+                param=param,
+            )
         known = [*self.base_names, *self.recipes, *self.catalog.names()]
         if len(known) > _MAX_COMPARED:  # comparing a thousand names takes 20 ms of the event loop
             known = [other for other in known if other[:2] == name[:2]][:_MAX_COMPARED]

@@ -99,6 +99,29 @@ async def test_text_offsets_point_into_the_text(client, engine):
     assert offsets[-1] == len(text)  # the end of sequence has no text
 
 
+@pytest.mark.parametrize("skip", [True, False])
+async def test_text_offsets_count_the_special_tokens_that_are_echoed(client, engine, skip):
+    prompt = "<|im_start|>user\nHéllo<|im_end|>\n"
+    engine.text(" née.")
+    fields = {"echo": True, "logprobs": 0, "max_tokens": 20, "skip_special_tokens": skip}
+    choice = (await client.complete(prompt, **fields)).json["choices"][0]
+    text, lists = choice["text"], choice["logprobs"]
+    assert text.startswith(prompt)  # as it was sent, whatever is skipped in answers
+    for token, offset in list(zip(lists["tokens"], lists["text_offset"], strict=True))[:-1]:
+        if not token.startswith("bytes:"):
+            assert text[offset:].startswith(token)
+
+
+async def test_text_offsets_of_echoed_token_ids_leave_out_what_is_skipped(client, engine):
+    ids = (await client.post("/tokenize", {"prompt": "<|im_start|>Hi"})).json["tokens"]
+    engine.text(" there")
+    choice = (
+        await client.complete(ids, echo=True, logprobs=0, max_tokens=20, skip_special_tokens=True)
+    ).json["choices"][0]
+    assert choice["text"] == "Hi there"
+    assert choice["logprobs"]["text_offset"][: len(ids)] == [0, *range(len(ids) - 1)]
+
+
 async def test_the_stream_says_what_the_plain_answer_says(client, engine):
     engine.text(" née 🦊.")
     fields = {"echo": True, "logprobs": 2, "max_tokens": 20, "prompt_logprobs": 1}

@@ -26,6 +26,20 @@ async def test_the_card_says_how_many(soft):
     assert {c["id"]: c["num_virtual_tokens"] for c in cards} == {"soft": 100, "plain": 0}
 
 
+async def test_they_are_there_or_not_and_the_refusal_says_whose(soft, engine):
+    for fields, param in (
+        ({"model": "soft:0.5+plain"}, "model"),
+        ({"adapters": [{"name": "plain"}, {"name": "soft", "weight": 2}]}, "adapters[1].weight"),
+    ):
+        answer = await soft.chat("Hi", **fields)
+        assert answer.status == 422, answer.json
+        found = answer.json["error"]
+        assert "'soft'" in found["what"]
+        assert found["param"] == param
+    assert (await soft.chat("Hi", model="soft:0+plain")).status == 200
+    assert (await soft.chat("Hi", model="soft:1+plain")).status == 200
+
+
 async def test_they_are_no_tokens_of_the_prompt(soft, engine):
     answer = await soft.complete([1, 2, 3], model="soft", max_tokens=4, echo=True, logprobs=1)
     assert answer.json["usage"]["prompt_tokens"] == 3

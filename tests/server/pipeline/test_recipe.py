@@ -125,6 +125,24 @@ def test_unknown_models_are_not_served_by_the_base(book: RecipeBook, model: str)
     assert caught.value.param == "model"
 
 
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("demo+sql", "'demo' is no adapter: it is the base model"),
+        ("strict-sql+dates", "'strict-sql' is no adapter: it is a recipe.*adapters: sql:0.5"),
+        ("small", "'small' is no model: it is an auxiliary model"),
+        ("sql+small", "'small' is no model: it is an auxiliary model"),
+    ],
+)
+def test_what_is_served_but_no_adapter_is_not_said_to_be_missing(model: str, why: str) -> None:
+    catalog = Catalog()
+    for name in ("sql", "json", "dates"):
+        put(catalog, name, f"digest-{name}")
+    book = RecipeBook(catalog, ["demo"], {"strict-sql": "sql:0.5+json"}, auxiliaries=["small"])
+    with pytest.raises(NotFound, match=why):
+        book.resolve(model)
+
+
 def test_close_names_are_suggested(book: RecipeBook) -> None:
     with pytest.raises(NotFound, match="Did you mean 'sql'"):
         book.resolve("sqll")
