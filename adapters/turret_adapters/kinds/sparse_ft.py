@@ -186,7 +186,7 @@ class _Compiler:
                 "what it computes depends on the base's weights, and no base is at hand",
                 "Load it into a server of its base.",
             )
-        return read(site)
+        return read(site).cpu()  # where the adapter's tensors are
 
     def _malformed(self, why: str) -> AdapterMalformed:
         return AdapterMalformed(self._what, why, "Convert it again from the published file.")

@@ -220,7 +220,7 @@ class PeftTensors:
                 f"{key} must repeat the base's {site}, or it is refused; it was not compared"
             )
             return
-        copy, base = self.read(key, size), self.shape.weight(site)
+        copy, base = self.read(key, size), self.shape.weight(site).cpu()
         if not (torch.equal(copy.to(base.dtype), base) or torch.equal(base.to(copy.dtype), copy)):
             raise self.unsupported(
                 f"{quote(key)} differs from the base's {site}: it stores full weights of modules; "
@@ -231,16 +231,18 @@ class PeftTensors:
     def base_weight(self, site: Site) -> Tensor:
         """The base's weight [out, in] at a linear, float32, for formats that depend on it.
 
+        On the host, where adapters are compiled; so are `base_rows`.
+
         Raises:
             AdapterUnsupported: there is no base at hand (`turret adapters inspect`).
         """
-        return self._base(site).float()
+        return self._base(site).cpu().float()
 
     def base_rows(self, site: Site, ids: Tensor) -> Tensor:
         """Rows [len(ids), hidden] of the base's embedding or head, float32; raises as above."""
         if self.shape.tied_head:
             site = Site(-1, Module.EMBED)
-        return self._base(site)[ids].float()
+        return self._base(site)[ids].cpu().float()
 
     def _base(self, site: Site) -> Tensor:
         if self.shape.weight is None:

@@ -106,8 +106,16 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         StartupError: the device does not compute in it.
     """
     if device.type == "cuda":
+        # Torch emulates bfloat16 before compute capability 8.0; our kernels do not compile there.
+        has_bfloat16 = bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
         if name == "auto":
-            name = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+            name = "bfloat16" if has_bfloat16 else "float16"
+        if name == "bfloat16" and not has_bfloat16:
+            raise StartupError(
+                "the dtype bfloat16 is not served on this GPU",
+                "it has no instructions for it: its compute capability is below 8.0",
+                "Use --dtype float16.",
+            )
         return getattr(torch, name)
     if name == "float16":
         raise StartupError(

@@ -97,6 +97,7 @@ class Follower:
         assert isinstance(begin, m.Begin)
         kv = self._decoder.allocate_kv(begin.num_blocks, settings.kv_block_tokens)
         runner = Runner(self._decoder, kv, settings.max_running)
+        self._tables = self._make_tables(begin.num_blocks)
         gc.collect()
         gc.freeze()
         while True:
@@ -115,6 +116,8 @@ class Follower:
         sequences = len(step.context_len) // 4
         logit_rows = step.logit_rows
         rows = None if logit_rows is None else torch.tensor(logit_rows, dtype=torch.int64)
+        table = self._tensor(step.block_table, torch.int32).view(sequences, -1)
+        self._tables[:sequences, : table.shape[1]] = table
         plan = BASE
         if step.uses:
             uses = [use.row_use(self._decoder.config.num_layers) for use in step.uses]
@@ -126,11 +129,23 @@ class Follower:
             attention=AttentionMetadata(
                 query_start=self._tensor(step.query_start, torch.int32),
                 context_len=self._tensor(step.context_len, torch.int32),
-                block_table=self._tensor(step.block_table, torch.int32).view(sequences, -1),
+                block_table=self._tables[:sequences],
             ),
             logit_rows=rows,
             adapters=plan,
         )
+
+    def _make_tables(self, num_blocks: int) -> Tensor:
+        """int32 [most sequences, blocks of the longest], as wide in every step.
+
+        A GPU's attention is compiled for the width: with that of the longest sequence in a step,
+        contexts that grow would compile it again and again.
+        """
+        settings = self._settings
+        longest = settings.max_model_len or self._decoder.config.max_context
+        width = min(num_blocks, -(-longest // settings.kv_block_tokens))
+        size = settings.max_running, width
+        return torch.zeros(size, dtype=torch.int32, device=self._device)
 
     def _put(self, command: m.Put) -> m.Stored:
         count = sum(len(component.tensors) for component in command.components)

@@ -63,11 +63,19 @@ def test_dtypes_of_a_cpu():
         resolve_dtype("float16", CPU)
 
 
-@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bfloat16"), (False, "float16")])
-def test_dtypes_of_a_gpu(monkeypatch, has_bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16")]
+)
+def test_dtypes_of_a_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_dtype("auto", CUDA) == getattr(torch, expected)
     assert resolve_dtype("float32", CUDA) == torch.float32
+    if expected == "bfloat16":
+        assert resolve_dtype("bfloat16", CUDA) == torch.bfloat16
+    else:
+        with pytest.raises(StartupError, match="bfloat16") as refused:
+            resolve_dtype("bfloat16", CUDA)
+        assert "--dtype float16" in refused.value.fix
 
 
 def test_memory_for_keys_and_values(monkeypatch):

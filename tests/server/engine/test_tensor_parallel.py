@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -23,10 +24,11 @@ from turret_adapters.plan import RowUse
 from turret_adapters.site_weights import SiteWeights
 from turret_adapters.spec import Module, Site
 from turret_server.engine.core import Engine
+from turret_server.engine.follower import Follower
 from turret_server.engine.link import EngineLink
 from turret_server.engine.messages import EngineRequest, Sampling
 from turret_server.engine.settings import EngineSettings
-from turret_server.engine.shard_messages import Use, pack, unpack
+from turret_server.engine.shard_messages import Step, Use, pack, unpack
 from turret_server.errors import StartupError
 
 SITE = Site(1, Module.Q)
@@ -81,6 +83,27 @@ def test_uses_arrive_as_they_were():
     arrived = Use.of(use).row_use(2)
     assert arrived == use
     assert torch.equal(arrived.weights[1].column, weights[1].column)
+
+
+def test_the_table_of_a_step_is_as_wide_as_any_sequence_can_grow():
+    follower = Follower.__new__(Follower)
+    follower._settings = EngineSettings(
+        model="", max_model_len=100, kv_block_tokens=16, max_running=3
+    )
+    follower._device = torch.device("cpu")
+    follower._tables = follower._make_tables(num_blocks=50)
+    first, count = np.array([4, 9], dtype=np.int64), np.array([20, 5], dtype=np.int32)
+    table = np.array([[7, 8], [9, 0]], dtype=np.int32)
+    arrays = {
+        **dict.fromkeys(("token_ids", "positions", "slots"), first),
+        "query_start": np.arange(3, dtype=np.int32),
+        "context_len": count,
+        "block_table": table,
+    }
+    batch = follower._batch(Step.of(arrays, None, []))
+    assert batch.attention.block_table.shape == (2, 7)
+    assert batch.attention.block_table[:, :2].tolist() == table.tolist()
+    assert follower._make_tables(num_blocks=5).shape == (3, 5)
 
 
 def test_heads_that_cannot_be_shared_out_are_refused(model):
