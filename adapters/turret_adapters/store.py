@@ -35,8 +35,8 @@ class StoreLimits:
 
     Attributes:
         max_resident: adapters on the device at once (slots).
-        max_rank_rows: rank rows per site, shared by the resident adapters. A row that was never
-            used takes address space, not memory.
+        max_rank_rows: rank rows per site, shared by the resident adapters. On a CPU a row that was
+            never used takes address space, not memory.
         max_ternary_rows: rank rows per site for adapters whose factors are -1, 0 or 1 times a scale
             (ComPEFT), an eighth of the bytes of the others; with 0 they are adapters like others.
         max_delta_bytes: sparse deltas on the device, and again as much for changed rows of the
@@ -56,6 +56,11 @@ class StoreLimits:
     max_host_bytes: int = 256 << 20
     warm: bool = True
     files: FileLimits = field(default_factory=FileLimits)
+
+    def pool_bytes(self, shape: ModelShape, dtype: torch.dtype) -> int:
+        """What rank rows take of a GPU once adapters act at every linear of the layers."""
+        width = sum(sum(shape.size(site.module)) for site in shape.sites() if site.layer >= 0)
+        return width * (self.max_rank_rows * dtype.itemsize + self.max_ternary_rows // 4)
 
 
 class AdapterStore:

@@ -4,18 +4,21 @@ import os
 import random
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from tests.adapters.store_lab import CPU, WAIT_S, assert_slot_holds, load, pin, settle
 
+from turret_adapters.banks.low_rank import LowRankBank
+from turret_adapters.banks.ternary import TernaryBank
 from turret_adapters.errors import (
     AdapterError,
     AdapterMalformed,
     AdapterNotFound,
     AdapterUnsupported,
 )
-from turret_adapters.spec import Site
+from turret_adapters.spec import Module, Site
 from turret_adapters.store import AdapterStore, StoreLimits
 
 
@@ -29,6 +32,22 @@ def test_loading_tells_what_it_is_and_warms_it(lab, shape, folders, make):
     assert_slot_holds(store, slot, lab.compile_folder(folders[1], shape))
     store.unpin([loaded.digest])
     assert store.host_bytes == loaded.num_bytes
+
+
+def test_what_rank_rows_may_take(shape):
+    """The pools that the banks make at every linear of the layers, without scales."""
+    shape = replace(shape, dims={Module.Q: (256, 512), Module.DOWN: (768, 256)})
+    sites = [site for site in shape.sites() if site.layer >= 0]
+    slots = torch.zeros(3, 2, dtype=torch.int32)
+    ordinary = LowRankBank(shape, 2, 32, CPU, torch.bfloat16)
+    pools = [ordinary.make_pool(site, 32, slots) for site in sites]
+    most = sum(pool.a.nbytes + pool.b.nbytes for pool in pools)
+    assert StoreLimits(max_rank_rows=32).pool_bytes(shape, torch.bfloat16) == most
+    ternary = TernaryBank(shape, 2, 64, CPU)
+    pools = [ternary.make_pool(site, 64, slots) for site in sites]
+    most += sum(pool.a.nbytes + pool.b.nbytes for pool in pools)
+    limits = StoreLimits(max_rank_rows=32, max_ternary_rows=64)
+    assert limits.pool_bytes(shape, torch.bfloat16) == most
 
 
 def test_the_served_dtype_halves_the_bytes(folders, make):

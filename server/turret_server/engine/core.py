@@ -99,19 +99,22 @@ class Engine:
         peers = None if self.followers is None else self.followers.peers
         self.decoder = Decoder.load(model, dtype, device, max_len, progress, peers, quantization)
         block_bytes = self.decoder.kv_bytes_per_token * settings.kv_block_tokens
-        cache_bytes = kv_cache_bytes(settings.kv_cache_bytes, device)
+        bounds = store_limits(settings, device)
+        pools = bounds.pool_bytes(self.decoder.shape, dtype)
+        cache_bytes = kv_cache_bytes(settings.kv_cache_bytes, device, pools)
         if self.followers is not None:
             cache_bytes = min(cache_bytes, self.followers.loaded())
         num_blocks = cache_bytes // block_bytes
         self.max_model_len = min(max_len, num_blocks * settings.kv_block_tokens)
-        if self.max_model_len < settings.max_model_len:
+        wanted = settings.max_model_len or 1
+        if self.max_model_len < wanted:
             raise StartupError(
-                f"a context of {settings.max_model_len} tokens does not fit the KV cache",
-                f"{cache_bytes >> 20} MiB hold {self.max_model_len} tokens",
-                "Raise --kv-cache-gib or lower --max-model-len.",
+                f"a context of {wanted} tokens does not fit the KV cache",
+                f"{cache_bytes >> 20} MiB hold {self.max_model_len} tokens, and the adapters' rank "
+                f"rows may take {pools >> 20} MiB",
+                "Raise --kv-cache-gib, or lower --max-model-len or --adapter-rank-rows.",
             )
-        shape, bounds = self.decoder.shape, store_limits(settings, device)
-        banks = None
+        shape, banks = self.decoder.shape, None
         if self.followers is not None:
             shape = stored_shape(model, dtype, quantization, device)
             banks = ShardedBanks(

@@ -191,14 +191,14 @@ def resolve_overlap(choice: str, device: torch.device, tensor_parallel: int) -> 
     return choice == "on"
 
 
-def kv_cache_bytes(asked: int, device: torch.device) -> int:
+def kv_cache_bytes(asked: int, device: torch.device, reserved: int) -> int:
     """Memory for keys and values; 0 asks for what suits the device.
 
-    Call it when the weights are there.
+    Call it when the weights are there. On a GPU `reserved` bytes stay free for what comes later.
     """
     if asked:
         return asked
     if device.type == "cpu":
         return _CPU_KV_BYTES
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free * _GPU_KV_SHARE)
+    return int(max(0, free - reserved) * _GPU_KV_SHARE)

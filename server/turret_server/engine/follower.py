@@ -73,6 +73,8 @@ class Follower:
             folder, dtype, device, max_len, peers=peers, quantization=quantization
         )
         bounds = store_limits(settings, device)
+        pools = bounds.pool_bytes(self._decoder.shape, dtype)
+        self._cache_bytes = kv_cache_bytes(settings.kv_cache_bytes, device, pools)
         self._banks = DeviceBanks(
             self._decoder.shape,
             bounds.max_resident,
@@ -92,7 +94,7 @@ class Follower:
             EOFError: it has gone.
         """
         settings = self._settings
-        self._answer(m.Loaded(kv_cache_bytes(settings.kv_cache_bytes, self._device)))
+        self._answer(m.Loaded(self._cache_bytes))
         begin = self._decode(self._pipe.recv_bytes())
         assert isinstance(begin, m.Begin)
         kv = self._decoder.allocate_kv(begin.num_blocks, settings.kv_block_tokens)

@@ -52,6 +52,11 @@ class Runner:
         self._entries = Entries.buffers(
             _MAX_STACKED * max_rows, max_rows, num_sites(decoder.config.num_layers), device
         )
+        # Where all graphs leave their logits on a GPU: each would keep its own, megabytes a row.
+        self._logits: Tensor | None = None
+        if self._recorder is not None and device.type == "cuda":
+            size = max_rows, decoder.config.vocab_size
+            self._logits = torch.empty(size, dtype=torch.float32, device=device)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the batch, float32 [L, vocab]; valid until the next step.
@@ -121,11 +126,13 @@ class Runner:
         self, recorder: Recorder, key: object, batch: Batch, entries: Entries | None
     ) -> Tensor:
         """Run the step and keep it as a graph."""
-        residual = self._residual[: batch.token_ids.shape[0]]
-        graph, logits = recorder.record(
-            lambda: self._fill(batch, entries),
-            lambda: self._decoder.run(residual, batch, self._kv),
-        )
+        rows = batch.token_ids.shape[0]
+
+        def run() -> Tensor:
+            logits = self._decoder.run(self._residual[:rows], batch, self._kv)
+            return logits if self._logits is None else self._logits[:rows].copy_(logits)
+
+        graph, logits = recorder.record(lambda: self._fill(batch, entries), run)
         self._graphs[key] = graph, logits
         if len(self._graphs) > _MAX_GRAPHS:
             self._graphs.popitem(last=False)

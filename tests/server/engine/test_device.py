@@ -80,9 +80,11 @@ def test_dtypes_of_a_gpu(monkeypatch, capability, expected):
 
 def test_memory_for_keys_and_values(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 80 << 30))
-    assert kv_cache_bytes(5, CPU) == kv_cache_bytes(5, CUDA) == 5
-    assert kv_cache_bytes(0, CPU) == 1 << 30
-    assert kv_cache_bytes(0, CUDA) == 8 << 30
+    assert kv_cache_bytes(5, CPU, 1 << 30) == kv_cache_bytes(5, CUDA, 1 << 30) == 5
+    assert kv_cache_bytes(0, CPU, 1 << 30) == 1 << 30
+    assert kv_cache_bytes(0, CUDA, 0) == 8 << 30
+    assert kv_cache_bytes(0, CUDA, 5 << 30) == 4 << 30  # the adapters' rows come later
+    assert kv_cache_bytes(0, CUDA, 11 << 30) == 0
 
 
 def test_quantisations_of_a_cpu():
