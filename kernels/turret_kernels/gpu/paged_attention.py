@@ -102,7 +102,7 @@ def paged_attention(
             *operands,
             BLOCK_M=block_m,
             # A warp of an MI300 has twice the threads; eight would spill.
-            num_warps=4 if torch.version.hip else max(4, rows // 16),
+            num_warps=4 if torch.version.hip or is_exact else 8,
             num_stages=3,
             **options,
         )
