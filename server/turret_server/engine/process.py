@@ -27,6 +27,7 @@ from turret_server.engine.lifetime import die_with_parent
 from turret_server.engine.profiler import StepProfiler
 from turret_server.engine.settings import EngineSettings
 from turret_server.engine.stores import Loaded, adapter_error
+from turret_server.engine.warm_up import warm_up
 from turret_server.errors import StartupError
 
 log = logging.getLogger("turret.engine")
@@ -78,6 +79,8 @@ class EngineProcess:
         if self._engine.followers is not None:
             watch = self._engine.followers.end_with_them
             threading.Thread(target=watch, name="followers", daemon=True).start()
+        if self._engine.decoder.device.type == "cuda":
+            warm_up(self._engine)
         self._send(self._engine.ready)
         # What exists now lives for ever: keep it out of the collector's way.
         gc.collect()
