@@ -19,6 +19,7 @@ from torch import Tensor
 from turret_adapters.banks.device import DeviceBanks
 from turret_adapters.plan import BASE, StepPlan
 from turret_adapters.sharding import Shard
+from turret_kernels import gpu
 from turret_kernels.paged_attention import AttentionMetadata
 from turret_server.engine import shard_messages as m
 from turret_server.engine.device import (
@@ -160,7 +161,7 @@ class Follower:
         return m.Stored(fits)
 
     def _tensor(self, data: bytes, dtype: torch.dtype) -> Tensor:
-        return torch.frombuffer(bytearray(data), dtype=dtype).to(self._device)
+        return gpu.to_device(torch.frombuffer(bytearray(data), dtype=dtype), self._device)
 
     def _answer(self, answer: m.Answer) -> None:
         self._pipe.send_bytes(self._encode(answer))
