@@ -28,7 +28,7 @@ every kernel to them. Compiled without a GPU, by triton {triton.__version__}, fo
 - **error**: of float32 against a float64 reference, relative to the largest value, the worst of the
   parity tests in Triton's interpreter (which multiplies matrices in float32, where a GPU has tf32).
 
-None of this is a time. What was measured on a GPU is in docs/benchmarks.md.
+None of this is a time: no GPU has measured one yet (docs/gpu.md).
 
 """
 _COLUMNS = (
