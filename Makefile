@@ -16,7 +16,7 @@ test: $(VENV)/.dev
 	TURRET_TILES=0 $(BIN)/pytest tests/kernels
 	TURRET_NATIVE=0 $(BIN)/pytest tests/kernels
 ifeq ($(shell uname), Linux)
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels tests/kinds tests/server/engine/test_sampler.py -m triton
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels tests/kinds tests/fake_gpu tests/server/engine -m triton
 endif
 
 check: $(VENV)/.dev
