@@ -57,6 +57,8 @@ def main() -> None:
 
 def _load(settings: ScorerSettings) -> tuple[Classifier, ScorerReady]:
     device = resolve_device(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels are launched on the current one
     dtype = resolve_dtype(settings.dtype, device)
     classifier = Classifier.load(
         Path(settings.model), dtype, device, settings.max_length, settings.label
