@@ -133,8 +133,8 @@ class Stream(TorchDispatchMode):
             return _pin(args[0].clone())
         if kwargs.pop("pin_memory", False):
             return _pin(func(*args, **kwargs))
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if kwargs.get("device") != _INSIDE and not any(isinstance(x, OnGpu) for x in tensors):
+        leaves = tree_leaves((args, kwargs))
+        if not any(isinstance(x, OnGpu) or _is_inside(x) for x in leaves):
             return func(*args, **kwargs)
         if func._can_decompose():
             with self:
@@ -143,6 +143,7 @@ class Stream(TorchDispatchMode):
             found = self._copy(func, *args, **kwargs)
             if found is not None:
                 return found
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
         self._check(func, tensors, args)
         return self._run(func, tensors, args, kwargs)
 
@@ -256,7 +257,11 @@ def memory_of(x: Any) -> Any:
 def _memory(x: Any) -> Any:
     if isinstance(x, OnGpu):
         return x.memory
-    return _HOST if isinstance(x, torch.device) and x == _INSIDE else x
+    return _HOST if _is_inside(x) else x
+
+
+def _is_inside(x: Any) -> bool:
+    return isinstance(x, torch.device) and x == _INSIDE
 
 
 def _to_inside(x: Any) -> Any:

@@ -64,6 +64,7 @@ def test_nobody_has_written_new_memory():
         (lambda x: x.copy_(torch.ones(4), non_blocking=True), "to the device"),
         (lambda x: x.copy_(torch.ones(4).pin_memory()), "to the device"),
         (lambda x: torch.tensor(1.0, device=x.device), "to the device"),
+        (lambda x: torch.ones(4).to(x), "to the device"),
         (lambda x: x[x > 0], "aten.index"),
         (lambda x: x[torch.tensor([1])], "aten.index"),
         (lambda x: x.nonzero(), "aten.nonzero"),
