@@ -20,6 +20,7 @@ from turret_server.engine import core
 from turret_server.engine.draw import HostCopies
 from turret_server.engine.messages import AdapterUse
 from turret_server.engine.staging import Staging
+from turret_server.engine.warm_up import warm_up
 
 pytestmark = [
     pytest.mark.triton,
@@ -119,6 +120,16 @@ def test_again_from_graphs_and_from_the_prefix_cache(served, expected):
     assert_same(found, {name: expected[name] for name in names})
     assert served.engine.stats.prefix_hits > hits
     assert replays(served) > before + 3
+
+
+def test_warmed_up_the_base_records_nothing_more(bench, device, expected):
+    served = bench.serve(device="cuda", max_running=3)
+    warm_up(served.engine)
+    graphs = set(served.engine._runner._graphs)
+    requests = [served.ask(name, logprobs=None, max_tokens=6) for name in ("base", "beside")]
+    assert served.run(requests)["base"].tokens == expected["base"].tokens
+    assert set(served.engine._runner._graphs) == graphs == {1, 2, 3}
+    served.engine.close()
 
 
 # Copies to the device and to the host in a step: of the batch and of the sampling's settings, and
