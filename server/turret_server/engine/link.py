@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
-from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import zmq
@@ -100,12 +98,19 @@ class EngineLink:
             stream.put_nowait(m.TokenEvent(id=request_id, tokens=[], finish_reason="abort"))
 
     async def _supervise(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="turret-"))  # mode 0700
         context = zmq.asyncio.Context()
         try:
             for attempt in itertools.count():
                 began = time.monotonic()
-                served = await self._serve_once(context, f"ipc://{folder}/engine-{attempt}")
+                try:
+                    # A new folder: what cleans up temporary files may have taken the last.
+                    with TemporaryDirectory(prefix="turret-", ignore_cleanup_errors=True) as folder:
+                        served = await self._serve_once(context, f"ipc://{folder}/engine")
+                except Exception:
+                    if attempt == 0:
+                        raise
+                    log.exception("the engine could not be started again")  # now; it is tried again
+                    served = False
                 if not served and attempt == 0:
                     raise self._why_not_started()
                 self.restarts += 1
@@ -113,7 +118,6 @@ class EngineLink:
                 await asyncio.sleep(0 if time.monotonic() - began > 10 else 1)
         finally:
             context.destroy(linger=0)
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _why_not_started(self) -> errors.TurretError:
         if self._refusal is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -49,3 +50,39 @@ async def test_a_cancel_goes_out_at_once(link):
     link._cancel("gone")
     assert link.engine.poll(1000)
     assert msgspec.msgpack.decode(link.engine.recv(), type=m.Inbound) == m.CancelRequest("gone")
+
+
+async def test_an_engine_that_cannot_be_started_again_now_is_started_later(monkeypatch):
+    """Processes or files may lack for a moment; a server without an engine must not stay so."""
+    link, attempts, again = EngineLink(EngineSettings(model="none")), [], asyncio.Event()
+
+    async def serve_once(context, endpoint):
+        folder = Path(endpoint.removeprefix("ipc://")).parent
+        attempts.append(folder)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        if len(attempts) == 2:
+            raise BlockingIOError("no process can be started")
+        if len(attempts) == 3:
+            again.set()
+            await asyncio.sleep(60)
+        return True
+
+    monkeypatch.setattr(link, "_serve_once", serve_once)
+    supervision = asyncio.create_task(link._supervise())
+    await asyncio.wait_for(again.wait(), 10)
+    assert link.restarts == 2
+    supervision.cancel()
+    await asyncio.wait({supervision})
+    assert len(set(attempts)) == 3
+    assert not any(folder.exists() for folder in attempts)
+
+
+async def test_an_engine_that_cannot_be_started_at_all_says_so(monkeypatch):
+    link = EngineLink(EngineSettings(model="none"))
+
+    async def serve_once(context, endpoint):
+        raise OSError("no process can be started")
+
+    monkeypatch.setattr(link, "_serve_once", serve_once)
+    with pytest.raises(OSError, match="no process"):
+        await link.start()
