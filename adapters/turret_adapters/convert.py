@@ -113,7 +113,7 @@ def convert(
         assert found is not None, "it was wanted"
         got = _factors(target, found)
         deviation = max(_error(pair, got[site]) for site, pair in written.items())
-    except BaseException:
+    except BaseException:  # interrupted, too: half a folder is no adapter
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             (target / name).unlink(missing_ok=True)
         raise

@@ -159,7 +159,7 @@ class Loader:
                 if not others:
                     self._give_back(slot)
                     return False
-        except BaseException:
+        except BaseException:  # out of memory: the slot is free again, then tell
             self._give_back(slot)
             raise
         with self._lock:
@@ -226,7 +226,7 @@ class Loader:
                     digest, program = self._read(job.origin, job.roots, lambda digest: True)
                 assert program is not None, "it was wanted"
                 loaded = self._register(digest, program, job)
-        except Exception as error:
+        except Exception as error:  # whatever it was: who loads must hear of it
             job.future.set_exception(error)
             return
         job.future.set_result(loaded)
@@ -265,6 +265,6 @@ class Loader:
         try:
             if self._make_resident(digest, None):
                 self._on_resident()  # somebody may have asked meanwhile
-        except Exception as error:
+        except Exception as error:  # whatever it was: its requests must hear of it
             self._fail(digest, error)
             self._on_resident()

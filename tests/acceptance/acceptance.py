@@ -70,7 +70,7 @@ class Session:
         outcome = {"what": what, "error": ""}
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # a client's own; the table shows it, the run fails
             self.failed = True
             traceback.print_exc()
             shown = str(error).strip() or traceback.extract_tb(error.__traceback__)[-1].line

@@ -203,7 +203,7 @@ def test_only_adapter_errors_come_out(lab, shape, tmp_path, start):
             served += is_served(tmp_path, shape)
             if case % 10 == 0:
                 json.dumps(describe(tmp_path))
-        except BaseException as error:
+        except BaseException as error:  # raised again, with what it takes to repeat it
             error.add_note(f"case {case}")
             raise
         assert time.perf_counter() - began < SLOW_S, case

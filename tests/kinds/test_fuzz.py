@@ -65,7 +65,7 @@ def test_only_adapter_errors_come_out(labs, tmp_path, case):
             refused += 1
             if not all((error.what, error.why, error.fix)) or len(str(error).encode()) > 4000:
                 raise AssertionError(number, error.what, error.why, error.fix) from error
-        except BaseException as error:
+        except BaseException as error:  # raised again, with what it takes to repeat it
             error.add_note(f"case {number} of {case.kind}")
             raise
         assert time.process_time() - began < SLOW_S, number

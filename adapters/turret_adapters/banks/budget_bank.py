@@ -104,7 +104,7 @@ class BudgetBank(ABC, Generic[C, T]):
             with self._tables.fill(slot, list(at_sites)) as tables:
                 for site, parts in at_sites.items():
                     tables[site].set(slot, self.on_device(parts))
-        except BaseException:
+        except BaseException:  # out of memory: leave no trace, then tell
             self.budget.release(slot)
             raise
         return True

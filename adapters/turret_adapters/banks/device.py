@@ -177,7 +177,7 @@ class DeviceBanks:
                 fits = all(bank.put(slot, _of(bank, components)) for bank in self._banks)
             if fits:
                 return True
-        except BaseException:
+        except BaseException:  # out of memory: leave no trace, then tell
             self.clear(slot)
             raise
         self.clear(slot)

@@ -119,7 +119,7 @@ def compress(
         if alpha is None:
             alpha = full_size_alpha(program, result)
             result = write_with(alpha)
-    except BaseException:
+    except BaseException:  # interrupted, too: half a file is no adapter
         path.unlink(missing_ok=True)
         raise
     return Compressed(

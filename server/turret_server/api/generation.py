@@ -243,7 +243,7 @@ async def merge(sources: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[Delt
             async with aclosing(source):
                 async for delta in source:
                     queue.put_nowait(delta)
-        except Exception as error:
+        except Exception as error:  # raised again where the stream is read
             queue.put_nowait(error)
         queue.put_nowait(None)
 

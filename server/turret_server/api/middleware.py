@@ -54,7 +54,7 @@ class Observe:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except Exception as error:
+        except Exception as error:  # whatever it was: the client gets an answer, the log the rest
             log_unexpected(record, error)
             record.error = TurretError(
                 "the server failed to handle the request",

@@ -102,7 +102,7 @@ class EventStream(Response):
             raise
         except TurretError as error:
             await self._send_error(error, send)
-        except Exception as error:
+        except Exception as error:  # whatever it was: the stream ends with an error event
             log_unexpected(self._record, error)
             await self._send_error(
                 TurretError(

@@ -35,7 +35,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         try:
             with _free:
                 result = work()
-        except BaseException as raised:
+        except BaseException as raised:  # raised again in the task that waits
             error = raised
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)

@@ -106,10 +106,10 @@ class EngineLink:
                     # A new folder: what cleans up temporary files may have taken the last.
                     with TemporaryDirectory(prefix="turret-", ignore_cleanup_errors=True) as folder:
                         served = await self._serve_once(context, f"ipc://{folder}/engine")
-                except Exception:
+                except Exception:  # no process, no file: the next attempt may have one
                     if attempt == 0:
                         raise
-                    log.exception("the engine could not be started again")  # now; it is tried again
+                    log.exception("the engine could not be started again")
                     served = False
                 if not served and attempt == 0:
                     raise self._why_not_started()

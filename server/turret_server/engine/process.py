@@ -134,7 +134,7 @@ class EngineProcess:
             while True:
                 message = decode(self._operations.recv())
                 self._operations.send(encode(self._result(message)))
-        except BaseException:
+        except BaseException:  # the supervisor starts an engine that works
             log.exception("operations ended")
             os._exit(1)  # or every later load would wait for ever
 
@@ -164,7 +164,7 @@ class EngineProcess:
             loaded = self._engine.stores.load(origin, request.roots, request.digest)
         except AdapterError as error:
             return m.OperationFailed(request.operation, adapter_error(error))
-        except Exception as error:
+        except Exception as error:  # whatever it was: who loads must hear of it
             log.exception("loading %r failed", request.name)
             what = f"adapter {request.name!r} was not loaded"
             return m.OperationFailed(

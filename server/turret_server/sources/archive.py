@@ -29,7 +29,8 @@ from turret_server.sources.cached import WANTED, WEIGHTS, FetchLimits, cached, k
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _PIECE = 1 << 20
 _FIX = "Pack the adapter's folder again: its *.safetensors, *.gguf and *.json files are read."
-# What the standard library raises on bytes that make no sense; RuntimeError: nested too deeply.
+# What the standard library raises on bytes that make no sense; NotImplementedError: compressed in a
+# way that it does not know, RuntimeError: nested too deeply.
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, gzip.BadGzipFile),
     *(EOFError, ValueError, NotImplementedError, RuntimeError),

@@ -121,9 +121,8 @@ def _checked(
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    except Exception:
-        # Offline: what is in the cache was let in before. The client raises its HTTP library's
-        # own errors here, and that library differs by version.
+    except Exception:  # offline: of the client's HTTP library, which differs by version
+        # What is in the cache was let in before.
         return {"local_files_only": True}
     taken = filter_repo_objects(
         info.siblings or (),

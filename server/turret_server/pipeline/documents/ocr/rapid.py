@@ -93,7 +93,7 @@ class Rapid:
         try:
             image, scale = _fit(pixels)
             readings, quarters = self._read(image)
-        except Exception as error:
+        except Exception as error:  # onnxruntime's are not public; only memory is told apart
             if _OUT_OF_MEMORY.search(str(error)):
                 raise MemoryError from error
             raise
