@@ -126,6 +126,13 @@ def _from_validation(error: RequestValidationError) -> BadRequest:
     why = why[:1].lower() + why[1:]
     if first["type"] == "missing":
         return BadRequest(f"{param!r} is missing", "the field is required", "Add it.", param=param)
+    if first["type"] == "extra_forbidden":
+        return BadRequest(
+            f"{param!r} is not known",
+            "its object has no such field",
+            "Leave it out, or correct its name: /docs lists those that there are.",
+            param=param,
+        )
     return BadRequest(f"{param!r} is {shown(given)}", why, "Correct the field.", param=param)
 
 

@@ -197,6 +197,14 @@ async def test_what_is_wrong_is_named(loaded, engine, body, status, param):
     assert engine.requests == []
 
 
+async def test_a_field_that_is_none_of_its_object_is_said_to_be(loaded):
+    answer = await loaded.complete([1, 2, 3], fusion={"method": "sum", "members": ["sql"]})
+    error = answer.json["error"]
+    assert (answer.status, error["param"]) == (400, "fusion.members")
+    assert "'fusion.members' is not known: its object has no such field" in error["message"]
+    assert "/docs" in error["message"]
+
+
 WRONG_CHATS = [
     ({"prompt": [1, 2]}, "fusion.anchor.prompt"),
     ({"prompt": "x", "system": "y"}, "fusion.anchor"),
