@@ -87,7 +87,7 @@ async def test_parts(ask, engine, client, part, status, param, words):
 LAYOUTS = [
     ({"task": "nope"}, 400, "layout.task", "docvqa"),
     ({"mode": "nope"}, 400, "layout.mode", ""),
-    ({"mod": "latin"}, 400, "layout.mod", "permitted"),
+    ({"mod": "latin"}, 400, "layout.mod", "no such field"),
     ({"pages": []}, 400, "layout.pages", "1 item"),
     ({"pages": [0]}, 400, "layout.pages[0]", ""),
     ({"pages": [2]}, 400, "layout.pages", "no page 2"),
