@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from turret_server.api.invalid_field import invalid_field, shown
 from turret_server.errors import (
     BadRequest,
     MethodNotAllowed,
@@ -17,8 +18,6 @@ from turret_server.errors import (
     UnsupportedMedia,
 )
 from turret_server.telemetry.record import record_of
-
-_SHOWN_INPUT_CHARS = 64
 
 
 def error_body(error: TurretError) -> dict[str, Any]:
@@ -108,7 +107,6 @@ def _from_http(request: Request, error: HTTPException) -> TurretError:
 def _from_validation(error: RequestValidationError) -> BadRequest:
     """The first problem that pydantic found, with the field as a JSON path."""
     first = error.errors()[0]
-    param = json_path(first["loc"])
     given = first.get("input")
     if first["loc"] == ("body",):
         if isinstance(given, bytes):
@@ -122,35 +120,4 @@ def _from_validation(error: RequestValidationError) -> BadRequest:
             "it is missing" if first["type"] == "missing" else f"it is {shown(given)}",
             'Send an object such as {"model": ...}.',
         )
-    why = first["msg"].removeprefix("Value error, ")
-    why = why[:1].lower() + why[1:]
-    if first["type"] == "missing":
-        return BadRequest(f"{param!r} is missing", "the field is required", "Add it.", param=param)
-    if first["type"] == "extra_forbidden":
-        return BadRequest(
-            f"{param!r} is not known",
-            "its object has no such field",
-            "Leave it out, or correct its name: /docs lists those that there are.",
-            param=param,
-        )
-    return BadRequest(f"{param!r} is {shown(given)}", why, "Correct the field.", param=param)
-
-
-def json_path(loc: tuple[int | str, ...]) -> str:
-    """("body", "messages", 0, "role") -> "messages[0].role"."""
-    path = ""
-    for part in loc[1:]:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part.isidentifier() or not path:
-            path += f".{part}" if path else part
-    return path[:256]
-
-
-def shown(value: Any) -> str:
-    """A value of a request, as an error tells of it: short, whatever it is."""
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "an array"
-    # Cut before it is quoted: the text may be a document.
-    text = repr(value[: _SHOWN_INPUT_CHARS + 1] if isinstance(value, str) else value)
-    return text if len(text) <= _SHOWN_INPUT_CHARS else text[:_SHOWN_INPUT_CHARS] + "…"
+    return invalid_field(first | {"loc": first["loc"][1:]})

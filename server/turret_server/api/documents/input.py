@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from turret_server.api.error_responses import json_path, shown
+from turret_server.api.invalid_field import invalid_field
 from turret_server.api.schema.chat import Message
 from turret_server.api.schema.documents import (
     Document,
@@ -87,7 +87,7 @@ def documents_in(messages: Sequence[Message]) -> dict[tuple[int, int], DocumentI
             try:
                 valid = _PARTS[kind].model_validate(part)
             except ValidationError as error:
-                raise _malformed(error, where) from error
+                raise invalid_field(error.errors()[0], where) from error
             found[i, j] = document_input(getattr(valid, kind), f"{where}.{kind}")
     return found
 
@@ -185,18 +185,3 @@ def _base64(text: str) -> bytes:
         )
     except binascii.Error as error:
         raise ValueError(str(error)[:1].lower() + str(error)[1:]) from None
-
-
-def _malformed(error: ValidationError, where: str) -> BadRequest:
-    first = error.errors()[0]
-    path = json_path(("body", *first["loc"]))
-    param = f"{where}.{path}" if path else where
-    if first["type"] == "missing":
-        return BadRequest(f"{param!r} is missing", "the field is required", "Add it.", param=param)
-    why = first["msg"].removeprefix("Value error, ")
-    return BadRequest(
-        f"{param!r} is {shown(first.get('input'))}",
-        why[:1].lower() + why[1:],
-        "Correct the field.",
-        param=param,
-    )

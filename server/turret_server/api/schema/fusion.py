@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from turret_server.api.invalid_field import invalid_field
 from turret_server.api.schema.adapter import AdapterChoice
 from turret_server.api.schema.base import ClosedPart, Part
 from turret_server.errors import BadRequest
@@ -199,6 +200,5 @@ def parse_fusion(table: Any) -> FusionSpec:
     try:
         return FusionBody.model_validate(table).spec()
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in ("fusion", *first["loc"]))
-        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+        found = invalid_field(error.errors()[0], "fusion")
+        raise ValueError(f"{found.what}: {found.why}") from None

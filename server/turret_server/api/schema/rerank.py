@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from turret_server.api.invalid_field import invalid_field
 from turret_server.api.schema.base import ClosedPart, RequestBody
 from turret_server.pipeline.rerank import RerankSpec
 
@@ -43,9 +44,8 @@ def parse_rerank(table: Any) -> RerankSpec:
     try:
         return RerankPart.model_validate(table).spec()
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in ("rerank", *first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}") from None
+        found = invalid_field(error.errors()[0], "rerank")
+        raise ValueError(f"{found.what}: {found.why}") from None
 
 
 def _document(value: Any) -> Any:

@@ -45,7 +45,7 @@ PARTS = [
     ({"type": "document", "document": {}}, 400, f"{WHERE}.document", "either 'data' or 'url'"),
     (document(url="http://a.b/c"), 400, f"{WHERE}.document", "either 'data' or 'url'"),
     (document(5), 400, f"{WHERE}.document", "an object, an array or a string"),
-    (document(formt="textract"), 400, f"{WHERE}.document.formt", "not permitted"),
+    (document(formt="textract"), 400, f"{WHERE}.document.formt", "not known"),
     (document(format=5), 400, f"{WHERE}.document.format", "string"),
     ({"type": "image_url", "image_url": "x"}, 400, f"{WHERE}.image_url", "dictionary"),
     ({"type": "image_url", "image_url": {}}, 400, f"{WHERE}.image_url.url", "missing"),
