@@ -47,6 +47,11 @@ FAULTS = (
         ("chaos/test_engine_death.py",),
     ),
     Attack(
+        "the folder of the engine's sockets is cleaned away, and the engine killed",
+        "requests before it are answered; another engine, in another folder",
+        ("chaos/test_engine_death.py::test_killed_after_its_sockets_were_cleaned_away",),
+    ),
+    Attack(
         "SIGTERM under streams; a second one; no time to drain",
         "no stream cut short; 503 with Retry-After for new ones; else finish_reason abort",
         ("chaos/test_drain.py",),

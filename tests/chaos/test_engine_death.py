@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +114,18 @@ async def test_killed_while_it_comes_back(server, http, wait_until, is_quiet):
     (third,) = server.engines()
     assert third not in (first, second)
     assert (await http.get("/ready")).status_code == 200
+
+
+async def test_killed_after_its_sockets_were_cleaned_away(
+    server, http, completion, wait_until, is_quiet
+):
+    """What cleans temporary files may take an idle server's; once it never got an engine again."""
+    (engine,) = server.engines()
+    shutil.rmtree(Path(engine.cmdline()[-1].removeprefix("ipc://")).parent)
+    response = await http.post("/v1/completions", json=completion(max_tokens=2))
+    assert response.status_code == 200, response.text
+    engine.kill()
+    wait_until(lambda: not engine.is_running(), 10, "the engine is dead")
+    wait_until(is_quiet, 60, "another is up")
+    response = await http.post("/v1/completions", json=completion(max_tokens=2))
+    assert response.status_code == 200, response.text
