@@ -165,7 +165,7 @@ ATTACKS = (
     Attack(
         "random damage to adapters of every kind",
         "refused by name or sound; no crash, no hang",
-        ("adapters/test_fuzz.py", "kinds/test_fuzz.py"),
+        ("adapters/test_fuzz.py", "kinds/test_fuzz.py", "kinds/test_huge_numbers.py"),
     ),
     Attack(
         "safetensors headers that lie about sizes, shapes and offsets",

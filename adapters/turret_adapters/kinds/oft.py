@@ -34,6 +34,7 @@ _REFUSED = {
     "coft": "it projects the rotations while it computes, and how often is not stored",
 }
 _ROLE = simple_role({"oft_R": "R"})
+_MAX_TERMS = 100  # PEFT's default is 5; each is a product of all blocks
 
 
 class _Compiler:
@@ -50,6 +51,12 @@ class _Compiler:
         self._terms = 0
         if config.flag("use_cayley_neumann"):
             self._terms = config.integer("num_cayley_neumann_terms", 5, 1)
+            if self._terms > _MAX_TERMS:
+                raise config.unsupported(
+                    f"num_cayley_neumann_terms is more than {_MAX_TERMS}, the longest series that "
+                    "is computed",
+                    "Save it with fewer.",
+                )
         self._shares = config.flag("block_share")
         self._count = config.integer("r", 0, 0)
         self._size = config.integer("oft_block_size", 32, 0)
