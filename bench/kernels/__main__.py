@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from importlib import import_module
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench.kernels.peers import PACKAGES
 from bench.kernels.table import OPS, cases, measured_row, predictions
 from bench.kernels.timing import ceilings, measure
 
@@ -43,7 +44,8 @@ def main() -> None:
             print(measured_row(row), flush=True)
     if args.output:
         device = torch.cuda.get_device_name()
-        versions = {"torch": torch.__version__, "triton": import_module("triton").__version__}
+        names = ("torch", "triton", *PACKAGES)
+        versions = {d.name: d.version for d in metadata.distributions() if d.name in names}
         found = {"device": device, "versions": versions, "ceilings": asdict(limits), "rows": rows}
         args.output.write_text(json.dumps(found, indent=1) + "\n")
 

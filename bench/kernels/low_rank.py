@@ -1,4 +1,4 @@
-"""Low-rank branches at the sites of Llama-3-8B, beside gathered `torch.bmm` and vLLM's kernels.
+"""Low-rank branches at the sites of Llama-3-8B, beside gathered `torch.bmm` and other servers'.
 
 Rows of a decode are shared evenly among the adapters of a step, which changes from call to call. y
 and x are the same in all calls, and so in L2, as behind the product that wrote them.
@@ -6,12 +6,12 @@ and x are the same in all calls, and so in L2, as behind the product that wrote 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from bench.kernels.case import Calls, Case
 from bench.kernels.operands import bind, changed, random, split_rows
+from bench.kernels.peers import peer_calls
 from torch import Tensor
 
 from turret_kernels.low_rank import RankPool, RankSlices, low_rank, write_rank_rows
@@ -41,12 +41,11 @@ def case(site: str, k: int, widths: tuple[int, ...], rows: int, adapters: int, r
         x, y = random(rows, k, device=device), random(rows, sum(widths), device=device)
         steps = [torch.arange(s, s + adapters) for s in range(0, slots, adapters)]
         columns = [sum(widths[:i]) for i in range(len(widths))]
-        calls = {
+        return {
             "turret": turret_calls(y, x, a, b, columns, adapters, sets),
             "torch.bmm": bmm_calls(y, x, a, b, columns, steps),
-            "vllm": _vllm(y, x, a, b, steps),
+            **peer_calls(y, x, a, b, adapters),
         }
-        return {who: found for who, found in calls.items() if found}
 
     return Case(
         f"{site}, {rows} rows, {adapters} adapters, rank {rank}",
@@ -106,33 +105,3 @@ def bmm_calls(
         return y
 
     return [partial(run, step.to(x.device)) for step in steps]
-
-
-def _vllm(y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], steps: list[Tensor]) -> Calls:
-    """vLLM's shrink and expand, if it is installed; it has as many slots as the step."""
-    try:
-        from vllm.lora.ops.triton_ops import LoRAKernelMeta, lora_expand, lora_shrink
-    except ImportError:
-        return []
-    tokens, rank = len(x), a[0].shape[1]
-    hidden = torch.empty(len(a), tokens, rank, device=x.device)
-    b = [of_slice.mT.contiguous() for of_slice in b]
-
-    def call(step: Tensor) -> Callable[[], object]:
-        meta = LoRAKernelMeta.make(len(step), tokens, x.device)
-        mapping = torch.arange(len(step), dtype=torch.int32).repeat_interleave(tokens // len(step))
-        meta.prepare_tensors(mapping.to(x.device))
-        try:
-            arguments = meta.meta_args(tokens)
-        except TypeError:  # newer: whether kernels are specialised on the number of adapters
-            arguments = meta.meta_args(tokens, True)
-        first, last = int(step[0]), int(step[-1]) + 1
-        a_of_step, b_of_step = ([s[first:last] for s in factors] for factors in (a, b))
-
-        def run() -> None:
-            lora_shrink(x, a_of_step, hidden, *arguments, 1.0)
-            lora_expand(hidden, b_of_step, y, *arguments, offset_start=0, add_inputs=True)
-
-        return run
-
-    return [call(step) for step in steps]

@@ -10,7 +10,7 @@ from typing import Any
 from bench.kernels.case import Case
 from bench.kernels.limits import CARDS
 
-_FRAME = {"__main__", "case", "limits", "operands", "table", "timing"}
+_FRAME = {"__main__", "case", "limits", "operands", "peers", "table", "timing"}
 OPS = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - _FRAME)
 
 _HEAD = """Predicted us = launches x {launch} + max(bytes / bandwidth, flop / peak) / share + what

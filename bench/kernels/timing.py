@@ -23,7 +23,7 @@ def time_us(calls: Calls) -> tuple[float, float]:
             call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # what a peer keeps by stream is there
         for call in calls:
             call()
     times = []

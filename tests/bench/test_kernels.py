@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,6 +114,35 @@ def test_a_peer_that_fails_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch)
         "turret": {"us": 5.0, "spread_us": 0.1},
         "torch": {"error": "RuntimeError: no such kernel"},
     }
+
+
+def test_calls_are_recorded_on_the_stream_of_their_first_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SGLang keeps what it has prepared by stream, and refuses to prepare while it is recorded."""
+    current: list[object] = []
+
+    @contextmanager
+    def on(stream: object) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    event = SimpleNamespace(record=lambda: None, elapsed_time=lambda end: 0.002)
+    for name, fake in {
+        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "stream": on,
+        "current_stream": lambda: None,
+        "synchronize": lambda: None,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "graph": lambda graph, stream=None: on(stream),
+        "Event": lambda enable_timing: event,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    ran_on: list[object] = []
+    assert timing.time_us([lambda: ran_on.append(current[-1])]) == (2.0, 0.0)
+    warmed_up, recorded = ran_on
+    assert recorded is warmed_up
 
 
 def test_a_measured_row_has_the_ratio_to_each_peer() -> None:
