@@ -17,8 +17,8 @@ from turret_server.engine.id_map import IdMap
 from turret_server.engine.messages import AuxiliaryInfo
 from turret_server.engine.rooms import Room
 from turret_server.engine.runner import Runner
-from turret_server.engine.scheduler import Share
 from turret_server.engine.settings import EngineSettings
+from turret_server.engine.shares import Share
 from turret_server.engine.stores import Gate, store_limits
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig

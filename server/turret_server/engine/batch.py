@@ -13,7 +13,7 @@ from torch import Tensor
 from turret_adapters.plan import RowUse
 from turret_kernels.paged_attention import AttentionMetadata
 from turret_server.engine.sampler import num_logit_rows
-from turret_server.engine.scheduler import Share
+from turret_server.engine.shares import Share
 from turret_server.engine.staging import Staging
 from turret_server.models.batch import Batch
 

@@ -44,9 +44,10 @@ from turret_server.engine.messages import (
 )
 from turret_server.engine.runner import Runner
 from turret_server.engine.sampler import sample_step
-from turret_server.engine.scheduler import Limits, Scheduler, Share
+from turret_server.engine.scheduler import Limits, Scheduler
 from turret_server.engine.sequence import Sequence
 from turret_server.engine.settings import EngineSettings
+from turret_server.engine.shares import Share
 from turret_server.engine.stores import Gate, Stores, adapter_error, store_limits
 from turret_server.errors import StartupError
 from turret_server.models.config import DecoderConfig

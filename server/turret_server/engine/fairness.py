@@ -9,8 +9,10 @@ credit; where nobody waits, to the last that did.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from itertools import chain, count
@@ -205,6 +207,39 @@ class FairQueue:
         tenant.size += by
         lane.size += by
         self._size += by
+
+
+def prompt_parts(running: Iterable[Sequence], waiting: FairQueue, budget: int) -> dict[str, int]:
+    """How much of a step each tenant's prompts under way may take.
+
+    Tenants share what the decodes leave by weight, and so does the one whose turn it is to start:
+    a long prompt fills step after step, and must not hold up who came with a short one. What one
+    does not need is for the others.
+
+    Args:
+        running: with decodes, which do not matter here.
+        waiting: the queue.
+        budget: tokens of the step.
+
+    Returns:
+        Tokens by tenant; together no more than the budget.
+    """
+    wanted, weights = Counter[str](), dict[str, float]()
+    for sequence in running:
+        if sequence.is_in_prompt:
+            request = sequence.request
+            wanted[request.fairness_key] += sum(member.remaining for member in sequence.members)
+            weights[request.fairness_key] = request.fairness_weight
+    rest = sum(weights.values())
+    with closing(waiting.turns()) as turns:
+        if (newcomer := next(turns, None)) and newcomer.request.fairness_key not in weights:
+            rest += newcomer.request.fairness_weight
+    parts = {}
+    for key in sorted(weights, key=lambda key: wanted[key] / weights[key]):
+        parts[key] = min(wanted[key], math.ceil(budget * min(1.0, weights[key] / rest)))
+        budget -= parts[key]
+        rest -= weights[key]
+    return parts
 
 
 def yields_to(needy: Sequence, running: Iterable[Sequence], max_rows: int) -> Sequence | None:

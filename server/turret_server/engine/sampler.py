@@ -15,8 +15,8 @@ from turret_kernels.sampling import sample, uniforms
 from turret_server.engine.constraints import constrain
 from turret_server.engine.draw import Draw, HostCopies, logprob_table
 from turret_server.engine.fusion import fuse_rows
-from turret_server.engine.scheduler import Share
 from turret_server.engine.sequence import Sequence
+from turret_server.engine.shares import Share
 
 
 def sample_step(logits: Tensor, shares: Seq[Share]) -> Draw:

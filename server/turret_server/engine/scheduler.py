@@ -24,11 +24,12 @@ from operator import attrgetter
 from turret_server.engine import rooms
 from turret_server.engine.blocks import BlockPool
 from turret_server.engine.deadlines import Deadlines, queued_too_long
-from turret_server.engine.fairness import FairQueue, yields_to
+from turret_server.engine.fairness import FairQueue, prompt_parts, yields_to
 from turret_server.engine.messages import ErrorInfo, TokenEvent, TokenLogprob
 from turret_server.engine.pins import Pins
 from turret_server.engine.rooms import AdapterGate, Room
 from turret_server.engine.sequence import Sequence
+from turret_server.engine.shares import Share, portion_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,20 +39,6 @@ class Limits:
     max_running: int = 64  # sequences
     max_step_tokens: int = 256
     max_model_len: int = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One sequence's part of a step: tokens [start, start + count)."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def samples(self) -> bool:
-        """The step computes the last known token, so a new one follows."""
-        return self.start + self.count == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +101,23 @@ class Scheduler:
         """The shares of the next step, and the requests that ended without one."""
         ended = self._expire()
         budget, shares = self.limits.max_step_tokens, []
-        has_room, preemptions = True, self.preemptions
+        has_room, preemptions, parts = True, self.preemptions, dict[str, int]()
         # Decodes first: a long prompt must not hold up those who stream.
         for sequence in sorted(self.running, key=attrgetter("is_in_prompt")):
             if not sequence.is_running or (sequence.draw_row >= 0 and self._is_full(sequence)):
                 continue  # preempted for the sake of one before it; or ends when its token is known
-            portion = _portion(sequence, budget)
+            key, most = sequence.request.fairness_key, budget
+            if sequence.is_in_prompt:
+                parts = parts or prompt_parts(self.running, self.waiting, budget)
+                # The members of a fusion end their prompts in one step.
+                most = min(budget, max(parts[key], len(sequence.members) * bool(sequence.others)))
+            portion = portion_of(sequence, most)
             if portion and self._reserve(sequence, portion):
                 shares += portion
-                budget -= self._charge(portion)
-            else:
+                budget -= (count := self._charge(portion))
+                if key in parts:
+                    parts[key] -= count
+            elif most:
                 has_room = False
         has_room &= self.preemptions == preemptions
         with closing(self.waiting.turns()) as turns:
@@ -219,7 +213,7 @@ class Scheduler:
 
     def _try_start(self, sequence: Sequence, budget: int) -> list[Share] | None:
         """Its first portion with all that it takes, or nothing; None for want of main blocks."""
-        portion = _portion(sequence, budget) if self._prepare(sequence) else []
+        portion = portion_of(sequence, budget) if self._prepare(sequence) else []
         lacking = self._allocate(portion)
         if not portion or lacking is not None:
             self._drop_resources(sequence)
@@ -383,18 +377,3 @@ class Scheduler:
             if member.table_row >= 0:
                 self._table_rows.append(member.table_row)
                 member.table_row = -1
-
-
-def _portion(sequence: Sequence, budget: int) -> list[Share]:
-    """What of a request fits the budget; members hold their last token back for each other."""
-    if not sequence.others:
-        count = min(sequence.remaining, budget)
-        return [Share(sequence, sequence.num_computed, count)] if count else []
-    shares, members = [], sequence.members
-    held = sum(member.remaining for member in members) > budget
-    for member in members:
-        count = min(member.remaining - held, budget)
-        if count > 0:
-            shares.append(Share(member, member.num_computed, count))
-            budget -= count
-    return shares

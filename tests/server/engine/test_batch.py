@@ -6,8 +6,8 @@ from turret_adapters.plan import RowUse
 from turret_adapters.positions import Positions, find_reach
 from turret_server.engine.batch import BatchBuilder, Padding, row_uses
 from turret_server.engine.messages import AdapterUse, EngineRequest, Sampling
-from turret_server.engine.scheduler import Share
 from turret_server.engine.sequence import Sequence
+from turret_server.engine.shares import Share
 
 PROMPT = [10, 11, 12, 13, 14, 15]
 LAST = Positions(last=2)

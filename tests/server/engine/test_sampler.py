@@ -8,8 +8,8 @@ from turret_adapters.positions import find_reach
 from turret_server.engine.draw import logprob_table, read_logprobs
 from turret_server.engine.messages import EngineRequest, Sampling
 from turret_server.engine.sampler import num_logit_rows, sample_step
-from turret_server.engine.scheduler import Share
 from turret_server.engine.sequence import Sequence
+from turret_server.engine.shares import Share
 
 VOCAB = 40
 pytestmark = pytest.mark.triton

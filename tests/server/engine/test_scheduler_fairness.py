@@ -259,3 +259,40 @@ def test_a_fused_request_with_more_members_than_its_tenant_may_have_runs_alone()
     bench.add("plain", [1, 9], key="a", rows=2)
     assert {name for name, _ in bench.step()[0]} == {"f0"}
     assert len([e for e in drain(bench) if e.finish_reason]) == 3
+
+
+def test_a_long_prompt_does_not_hold_up_another_tenants_short_one():
+    bench = Bench(blocks=64, max_step_tokens=8)
+    bench.add("long", 60, key="noisy")
+    bench.step()
+    bench.add("short", [90, 91, 92], key="quiet")
+    assert bench.step()[0] == [("long", 4), ("short", 3)]
+
+
+def test_long_prompts_share_a_step_by_weight():
+    bench = Bench(blocks=64, max_step_tokens=8)
+    bench.add("a", 60, key="a", weight=3.0)
+    bench.step()
+    bench.add("b", [90 + i for i in range(40)], key="b", weight=1.0)
+    bench.step()
+    assert [bench.step()[0] for _ in range(2)] == [[("a", 6), ("b", 2)]] * 2
+
+
+def test_what_a_tenant_does_not_need_of_a_step_is_for_the_others():
+    bench = Bench(blocks=64, max_step_tokens=8)
+    bench.add("a", 60, key="a")
+    bench.step()
+    bench.add("b", [90 + i for i in range(6)], key="b")
+    assert bench.step()[0] == [("a", 4), ("b", 4)]
+    assert bench.step()[0] == [("a", 6), ("b", 2)]
+
+
+def test_a_tenants_own_long_prompts_come_one_after_the_other():
+    bench = Bench(blocks=64, max_step_tokens=8)
+    bench.add("first", 20, key="a")
+    bench.add("second", [90 + i for i in range(20)], key="a")
+    assert [bench.step()[0] for _ in range(3)] == [
+        [("first", 8)],
+        [("first", 8)],
+        [("first", 4), ("second", 4)],
+    ]
