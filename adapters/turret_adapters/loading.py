@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,10 @@ from turret_adapters.registry import detect
 from turret_adapters.spec import ModelShape, Positions, Program
 from turret_adapters.tensor_file import is_finite
 from turret_adapters.ternary import as_ternary
+
+# Longest file: so many bytes for each value of the base, more than a sparse change of every value
+# has (int64 and float32). What is longer is for another base, and is not read to find that out.
+_BYTES_PER_VALUE, _LEAST_BYTES = 16, 64 << 20
 
 StrPath = str | PathLike[str]
 Origin = StrPath | Derivation  # where an adapter comes from: a folder, or several and a method
@@ -87,6 +92,7 @@ def read_adapter(
         AdapterError: the adapter cannot be served: what, why, fix.
     """
     roots = None if roots is None else tuple(roots)
+    limits = _within(limits or FileLimits(), shape)
     if isinstance(origin, Derivation):
         digest, program = _derive(origin, shape, limits, is_wanted)
     else:
@@ -103,10 +109,16 @@ def read_adapter(
     return digest, _pinned(program) if pin else program
 
 
+def _within(limits: FileLimits, shape: ModelShape) -> FileLimits:
+    values = sum(math.prod(shape.dims[site.module]) for site in shape.sites())
+    most = max(_BYTES_PER_VALUE * values, _LEAST_BYTES)
+    return replace(limits, max_file_bytes=min(limits.max_file_bytes, most))
+
+
 def _derive(
     derivation: Derivation,
     shape: ModelShape,
-    limits: FileLimits | None,
+    limits: FileLimits,
     is_wanted: Callable[[str], bool],
 ) -> tuple[str, Program | None]:
     with ExitStack() as stack:

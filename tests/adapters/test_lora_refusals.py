@@ -86,6 +86,12 @@ CONFIGS = [
     ({"layers_to_transform": [0]}, AdapterMalformed, "does not include"),
     ({"layers_to_transform": ["0"]}, AdapterMalformed, "layers_to_transform"),
     ({"layers_to_transform": [0], "layers_pattern": "(a+)+"}, AdapterUnsupported, "layers_pattern"),
+    (
+        {"layers_to_transform": [0], "layers_pattern": ["x"] * 5000},
+        AdapterMalformed,
+        "5000 entries",
+    ),
+    ({"alora_invocation_tokens": [1] * 257}, AdapterUnsupported, "257 tokens"),
 ]
 
 

@@ -89,7 +89,17 @@ def test_huge_counts_end():
 
 
 def test_the_budget_is_shared():
-    budget = Budget(steps=150)
+    budget = Budget(steps=160)
     Pattern(".*x", budget).fullmatch("a" * 50)
     with pytest.raises(PatternError, match="too long to match"):
         Pattern(".*x", budget).fullmatch("a" * 50)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[" + "".join(map(chr, range(200, 3000))) + "]x", ".*(?:){60}"]
+)
+def test_what_a_step_costs_is_counted(pattern):
+    """A class of thousands of characters, which took an hour a file; repetitions of nothing."""
+    Pattern(".*x", Budget(steps=200)).fullmatch("a" * 50)
+    with pytest.raises(PatternError, match="too long to match"):
+        Pattern(pattern, Budget(steps=60)).fullmatch("a" * 20)

@@ -69,6 +69,7 @@ def test_a_sample_is_spread_over_the_tensor(tmp_path, count):
 
 def test_large_tensors_are_hashed_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_file, "_CACHED_BYTES", 1000)
+    monkeypatch.setattr(tensor_file, "_CHUNK_BYTES", 1 << 20)
     tensor = torch.randn(700_000)  # more than two pieces
     save_file({"x": tensor}, tmp_path / NAME)
     with AdapterFiles.open(tmp_path) as files:

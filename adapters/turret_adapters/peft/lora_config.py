@@ -55,6 +55,7 @@ KNOWN = frozenset(
         "velora_config",
     }
 )
+_MAX_INVOCATION = 256  # a generation prompt has some ten tokens
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "true", "false")
 # These subtract from the base what the base and the training data, or chance, determine.
 _MUTATING_INITS = ("pissa", "corda", "lora_ga")
@@ -182,6 +183,11 @@ class LoraSettings:
             raise self.config.malformed(
                 f"alora_invocation_tokens is {quote(value)}, not a list of token ids: the adapter "
                 "would never act"
+            )
+        if len(value) > _MAX_INVOCATION:
+            raise self.config.unsupported(
+                f"alora_invocation_tokens has {len(value)} tokens, more than {_MAX_INVOCATION}: "
+                "it is looked for at every place of a prompt"
             )
         tokens = [self.config.checked_integer("alora_invocation_tokens", x, 0) for x in value]
         # A position decides over the whole adapter; these would act everywhere.

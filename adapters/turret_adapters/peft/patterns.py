@@ -84,10 +84,12 @@ class Pattern:
             raise PatternError("it nests too deeply") from None
 
     def _walk(self, items: Any, text: str, positions: set[int]) -> set[int]:
+        self._budget.spend(1)  # items may be none: `(?:){60}`
         for code, argument in items:
             if not positions:
                 break
-            self._budget.spend(len(positions))
+            tests = len(argument) if code is op.IN else 1  # a class may name thousands
+            self._budget.spend(len(positions) * tests)
             positions = self._step(code, argument, text, positions)
         return positions
 

@@ -39,12 +39,20 @@ class Targets:
         self._excluded = self._matcher("exclude_modules", config.strings("exclude_modules"))
         self._layers = self._layer_numbers()
         patterns = config.strings("layers_pattern") or []
-        self._layer_patterns = [patterns] if isinstance(patterns, str) else patterns
-        for pattern in self._layer_patterns:
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        if len(patterns) > _MAX_TABLE:
+            raise config.malformed(
+                f"layers_pattern has {len(patterns)} entries, more than {_MAX_TABLE}"
+            )
+        for pattern in patterns:
             if not _PLAIN.fullmatch(pattern):
                 raise config.unsupported(
                     f"layers_pattern {pattern!r} is no plain name", "Name it, for example 'layers'."
                 )
+        # Compiled once: `re` remembers 512 patterns, and would begin anew at every path.
+        self._layer_patterns = [
+            re.compile(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.") for pattern in patterns
+        ]
         if isinstance(self.names, str) and (self._layers is not None or self._layer_patterns):
             raise config.malformed(
                 "layers_to_transform and layers_pattern need target_modules to be a list"
@@ -75,10 +83,7 @@ class Targets:
         if not self._layer_patterns:
             match = _FIRST_NUMBER.match(path)
         else:
-            matches = (
-                re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", path)
-                for pattern in self._layer_patterns
-            )
+            matches = (pattern.match(path) for pattern in self._layer_patterns)
             match = next((m for m in matches if m is not None), None)
         return match is not None and int(match["index"]) in self._layers
 
