@@ -158,3 +158,21 @@ async def test_a_client_that_reads_slowly_gets_everything(
             break
     assert size > 1000 << 16
     assert asyncio.get_running_loop().time() - began > stall_s
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+async def test_a_body_in_crumbs_is_refused(connection: Any) -> None:
+    """Four megabytes of them took the event loop a minute."""
+    reader, writer = connection
+    writer.write(CHUNKED + b"1\r\na\r\n" * 5000)
+    answer = await rest(reader)
+    assert error_of(answer[answer.rindex(b"HTTP/1.1") :]) == (400, "invalid_value")
+
+
+@pytest.mark.parametrize("chunk", [b"1\r\na\r\n" * 1000, (b"50\r\n" + b"a" * 80 + b"\r\n") * 3000])
+async def test_small_chunks_are_read(connection: Any, chunk: bytes) -> None:
+    reader, writer = connection
+    writer.write(CHUNKED + chunk + b"0\r\n\r\n")
+    assert (await reader.readuntil(b"word")).startswith(b"HTTP/1.1 200")
