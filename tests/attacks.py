@@ -158,6 +158,11 @@ ATTACKS = (
         ("chaos/test_hostile_http.py::test_one_of_its_kind", "server/api/test_json_body.py"),
     ),
     Attack(
+        "a million mistakes in one body; stop strings, prompts, tools and log-probabilities in bulk",
+        "one is described; built once, or in threads: streams beside them go on",
+        ("server/api/test_costly_requests.py",),
+    ),
+    Attack(
         "random requests out of the OpenAPI document",
         "no 5xx, every answer as documented",
         ("server/api/test_fuzz.py", "server/api/test_bad_requests.py"),

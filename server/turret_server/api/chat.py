@@ -7,6 +7,7 @@ from contextlib import ExitStack, aclosing
 from functools import partial
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from turret_server.api.chat_tools import ToolUse, tool_use
@@ -27,7 +28,7 @@ from turret_server.api.prepare import admit, build_generation, compile_constrain
 from turret_server.api.ranking import Ranking, check_documents, ranking_of
 from turret_server.api.respond import Answer, respond
 from turret_server.api.sampling import base_sampling, check_min_tokens, fit_max_tokens
-from turret_server.api.schema.chat import ChatBody, num_chars, plain_messages
+from turret_server.api.schema.chat import ChatBody, num_chars, plain_messages, text_size
 from turret_server.api.schema.responses import ChatCompletion
 from turret_server.api.service import Service, service_of
 from turret_server.errors import PromptTooLong, TurretError
@@ -177,7 +178,9 @@ async def _render(
             param=param,
         )
     work = partial(_render_messages, service, body, tools, messages, template)
-    return await off_loop(chars, work)
+    # More than `chars`: calls, tools and the variables of the template are text, too.
+    size = text_size([messages, tools.shown, body.chat_template_kwargs])
+    return await off_loop(size, work)
 
 
 def _render_messages(
@@ -225,6 +228,10 @@ async def _render_member(
         raise
 
 
+def _as_json(value: dict[str, Any]) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
 class _Chat:
     """Writes the deltas of a generation down as chat messages."""
 
@@ -248,13 +255,14 @@ class _Chat:
         """Run to the end and return the response."""
         generation, body = self._generation, self._body
         texts: list[list[str]] = [[] for _ in generation.choices]
-        logprobs: list[list[dict[str, Any]]] = [[] for _ in generation.choices]
+        # As JSON at once: the objects of a token with 20 alternatives take five times the memory.
+        logprobs: list[list[msgspec.Raw]] = [[] for _ in generation.choices]
         scored: list[dict[str, Any] | None] | None = None
         async with aclosing(generation.deltas(self._service.engine)) as deltas:
             async for delta in deltas:
                 texts[delta.choice.index].append(delta.text)
-                logprobs[delta.choice.index] += self._logprobs(delta)
-                scored = scored or self._prompt_logprobs(delta)
+                logprobs[delta.choice.index] += map(_as_json, self._logprobs(delta))
+                scored = scored or await self._prompt_logprobs(delta)
         answers = ["".join(parts) for parts in texts]
         ranked = await self._ranking.choose(generation.choices, answers)
         choices = [
@@ -338,7 +346,7 @@ class _Chat:
             yield writer.usage()
 
     async def _choice(
-        self, choice: Choice, text: str, logprobs: list[dict[str, Any]]
+        self, choice: Choice, text: str, logprobs: list[msgspec.Raw]
     ) -> dict[str, Any]:
         message, finish_reason = self._tools.message(text, choice.finish_reason)
         if self._notes is not None:
@@ -355,8 +363,9 @@ class _Chat:
             return []
         return chat_logprobs(self._service.tokenizer, delta.logprobs, self._body.top_logprobs or 0)
 
-    def _prompt_logprobs(self, delta: Delta) -> list[dict[str, Any] | None] | None:
-        top = self._body.prompt_logprobs
-        if top is None or delta.prompt_logprobs is None:
+    async def _prompt_logprobs(self, delta: Delta) -> list[dict[str, Any] | None] | None:
+        top, entries = self._body.prompt_logprobs, delta.prompt_logprobs
+        if top is None or entries is None:
             return None
-        return prompt_logprobs(self._service.tokenizer, delta.prompt_logprobs, top)
+        work = partial(prompt_logprobs, self._service.tokenizer, entries, top)
+        return await off_loop(len(entries) * (1 + top), work)

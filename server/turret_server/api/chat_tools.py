@@ -8,6 +8,7 @@ from typing import Any
 
 from turret_server.api.schema.chat import ChatBody, NamedToolChoice, plain_tools
 from turret_server.api.service import Service
+from turret_server.api.threads import GRAMMARS
 from turret_server.errors import BadRequest, Unprocessable
 from turret_server.pipeline.tools.call_stream import CallStream
 from turret_server.pipeline.tools.calls import ContentDelta, Delta, ToolCall
@@ -48,10 +49,11 @@ class ToolUse:
         parser, shown = self.parser, self.shown
         if parser is None or shown is None:
             return None
-        return await asyncio.to_thread(
+        return await asyncio.get_running_loop().run_in_executor(
+            GRAMMARS,
             lambda: self.service.constraints.tools(
                 shown, self.choice, parser, parallel=not self.one_call
-            )
+            ),
         )
 
     def stream(self) -> ToolStream | None:

@@ -66,8 +66,9 @@ async def _prepare(
     ticket, recipe, charged = await admit(service, body, request, num_choices, held)
     limits = service.limits
     grammar = await compile_constraint(service, body.constraint())
+    chars = sum(len(prompt) for prompt in body.prompt if isinstance(prompt, str))
     prompts = [
-        await _encode(service, prompt, body.add_special_tokens is not False, param)
+        await _encode(service, prompt, chars, body.add_special_tokens is not False, param)
         for prompt, param in _named(body.prompt)
     ]
     max_tokens = [
@@ -100,7 +101,7 @@ async def _prepare(
         id_prefix="cmpl-",
         ticket=ticket,
         fused=[
-            await member_prompts(recipe, partial(_encode_member, service, body, given, ids))
+            await member_prompts(recipe, partial(_encode_member, service, body, given, ids, chars))
             for given, ids in zip(body.prompt, prompts, strict=True)
         ],
         prompts=prompts,
@@ -131,6 +132,7 @@ def _instruction(service: Service, prompt: Prompt) -> Instruction:
 async def _encode(
     service: Service,
     prompt: Prompt,
+    chars: int,
     add_special: bool,
     param: str,
     auxiliary: AuxiliaryTokens | None = None,
@@ -149,7 +151,8 @@ async def _encode(
                 param=param,
             )
         ids = await off_loop(
-            len(prompt), lambda: tokenizer.encode(prompt, add_special_tokens=add_special)
+            max(chars, len(prompt)),
+            lambda: tokenizer.encode(prompt, add_special_tokens=add_special),
         )
         if not ids:
             raise BadRequest(
@@ -171,6 +174,7 @@ async def _encode_member(
     body: CompletionBody,
     given: Prompt,
     ids: list[int],
+    chars: int,
     member: MemberSpec,
     recipe: Recipe,
     param: str,
@@ -190,11 +194,12 @@ async def _encode_member(
     auxiliary = service.auxiliaries.get(recipe.auxiliary)
     add_special = body.add_special_tokens is not False
     if member.prompt is not None:
-        return await _encode(service, member.prompt, add_special, f"{param}.prompt", auxiliary)
+        param = f"{param}.prompt"
+        return await _encode(service, member.prompt, chars, add_special, param, auxiliary)
     if auxiliary is None or auxiliary.ids is None:
         return None
     if isinstance(given, str):
-        return await _encode(service, given, add_special, param, auxiliary)
+        return await _encode(service, given, chars, add_special, param, auxiliary)
     return auxiliary.translate(ids, param)
 
 
@@ -230,8 +235,7 @@ class _Completion:
                 index = delta.choice.index
                 if not seen[index]:
                     seen[index] = True
-                    heads[index] = self._begin(delta)
-                    scored[index] = self._prompt_logprobs(delta)
+                    heads[index], scored[index] = await self._begun(delta)
                 texts[index].append(delta.text)
                 if self._logprobs is not None and delta.logprobs:
                     self._logprobs[index].add(delta.logprobs)
@@ -284,9 +288,10 @@ class _Completion:
                 text, extra = delta.text, {}
                 if not begun[index]:
                     begun[index] = True
-                    text = self._begin(delta) + text
+                    head, scored = await self._begun(delta)
+                    text = head + text
                     if body.prompt_logprobs is not None:
-                        extra["prompt_logprobs"] = self._prompt_logprobs(delta)
+                        extra["prompt_logprobs"] = scored
                 yield writer.full(
                     index,
                     {
@@ -306,6 +311,11 @@ class _Completion:
             skip_special_tokens=skip_special, continues=not self._body.echo
         )
         return CompletionLogprobs(self._service.tokenizer, detokenizer, top)
+
+    async def _begun(self, delta: Delta) -> tuple[str, list[dict[str, Any] | None] | None]:
+        """The echoed prompt, and what was asked for of its log-probabilities."""
+        size = sum(1 + len(entry.top) for entry in delta.prompt_logprobs or () if entry)
+        return await off_loop(size, lambda: (self._begin(delta), self._prompt_logprobs(delta)))
 
     def _begin(self, delta: Delta) -> str:
         """The echoed prompt, with its log-probabilities noted; "" without echo."""

@@ -19,9 +19,11 @@ from turret_server.api.sampling import choice_sampling
 from turret_server.api.schema.constrain import Constraint
 from turret_server.api.schema.fields import GenerationBody
 from turret_server.api.service import Service
+from turret_server.api.threads import GRAMMARS, LONG_TEXTS
 from turret_server.engine.messages import EngineRequest, Sampling
 from turret_server.errors import BadRequest
 from turret_server.pipeline.recipe import Recipe
+from turret_server.pipeline.stops import StopStrings
 from turret_server.pipeline.text_stream import TextStream
 from turret_server.telemetry import genai
 from turret_server.telemetry.record import RequestRecord, record_of
@@ -30,6 +32,7 @@ T = TypeVar("T")
 
 # Beyond this many characters, work on text would hold up the tokens of other streams.
 _INLINE_CHARS = 4_000
+_LONG_CHARS = 200_000
 _BODY_BYTES_PER_TOKEN = 4
 
 
@@ -79,8 +82,16 @@ async def admit(
 
 
 async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
-    """Run work on text, in a thread when the text is long."""
-    return work() if num_chars <= _INLINE_CHARS else await asyncio.to_thread(work)
+    """Run work on text, in a thread when the text is long.
+
+    Args:
+        num_chars: of all texts that a request brings to such work, one after the other.
+        work: on one of them, or on all.
+    """
+    if num_chars <= _INLINE_CHARS:
+        return work()
+    threads = LONG_TEXTS if num_chars > _LONG_CHARS else None
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 async def compile_constraint(service: Service, constraint: Constraint | None) -> str | None:
@@ -100,7 +111,8 @@ async def compile_constraint(service: Service, constraint: Constraint | None) ->
         "choice": lambda: make.choice(value, param=param),
     }
     # Milliseconds, whatever the schema; still too long between two tokens of others.
-    return await asyncio.to_thread(compilers[constraint.kind])
+    compiler = compilers[constraint.kind]
+    return await asyncio.get_running_loop().run_in_executor(GRAMMARS, compiler)
 
 
 def build_generation(
@@ -136,6 +148,7 @@ def build_generation(
     """
     generation_id = uuid.uuid4().hex
     stop_ids = frozenset(body.stop_token_ids or ())
+    stop = StopStrings(body.stop) if body.stop else None
     keep_stop = bool(body.include_stop_str_in_output)
     choices, recipe, party, settings = [], fused[0].recipe, ticket.party, service.settings
     shares = settings.share_prefixes and record.principal is not None
@@ -166,7 +179,7 @@ def build_generation(
             )
             text = TextStream(
                 service.tokenizer,
-                stop=body.stop or (),
+                stop=stop,
                 include_stop=keep_stop,
                 skip_special_tokens=skip_special_tokens,
                 continues=continues,

@@ -1,13 +1,19 @@
-"""Slow work beside the event loop, in threads that nothing waits for at the end."""
+"""Slow work beside the event loop, in threads where it makes nothing else wait."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# What may take a tenth of a second or more, as often as anybody asks, has threads of its own: in
+# asyncio's it would keep every prompt waiting. Grammars are compiled one at a time in any case.
+GRAMMARS = ThreadPoolExecutor(1, "grammars")
+LONG_TEXTS = ThreadPoolExecutor(2, "long-texts")
 
 _MAX_AT_ONCE = 4
 _free = threading.BoundedSemaphore(_MAX_AT_ONCE)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
 from turret_server.api.json_body import JsonRoute
 from turret_server.api.prepare import off_loop
-from turret_server.api.schema.admin import DetokenizeBody, TokenizeBody
-from turret_server.api.schema.chat import plain_messages, plain_tools
+from turret_server.api.schema.admin import MAX_TOKENIZE_CHARS, DetokenizeBody, TokenizeBody
+from turret_server.api.schema.chat import plain_messages, plain_tools, text_size
 from turret_server.api.schema.responses import Detokenized, Tokenized
 from turret_server.api.service import Service, service_of
 from turret_server.errors import BadRequest
@@ -23,24 +24,35 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 async def tokenize(body: TokenizeBody, service: ServiceDep) -> Tokenized:
     """Tokenise a text, or a conversation as the chat route would."""
     service.check_model(body.model)
+    tokenizer = service.tokenizer
     if body.prompt is not None:
         prompt, special = body.prompt, body.add_special_tokens is not False
-        tokens = await off_loop(
-            len(prompt), lambda: service.tokenizer.encode(prompt, add_special_tokens=special)
-        )
+        size, encode = len(prompt), lambda: tokenizer.encode(prompt, add_special_tokens=special)
     else:
-        messages, chars = plain_messages(body.messages or [])
-        tokens = await off_loop(
-            chars,
-            lambda: service.prompt.render(
-                messages,
-                plain_tools(body.tools),
-                body.add_generation_prompt is not False,
-                bool(body.continue_final_message),
-                body.chat_template_kwargs,
-            ),
+        messages, _ = plain_messages(body.messages or [])
+        tools = plain_tools(body.tools)
+        size = text_size([messages, tools, body.chat_template_kwargs])
+        if size > MAX_TOKENIZE_CHARS:
+            raise BadRequest(
+                f"'messages' and 'tools' have {size} characters",
+                f"at most {MAX_TOKENIZE_CHARS} are tokenised at once",
+                "Shorten the conversation.",
+                param="messages",
+            )
+        encode = partial(
+            service.prompt.render,
+            messages,
+            tools,
+            body.add_generation_prompt is not False,
+            bool(body.continue_final_message),
+            body.chat_template_kwargs,
         )
-    texts = [service.tokenizer.token_text(t) for t in tokens] if body.return_token_strs else None
+
+    def work() -> tuple[list[int], list[str] | None]:
+        tokens = encode()
+        return tokens, [tokenizer.token_text(t) for t in tokens] if body.return_token_strs else None
+
+    tokens, texts = await off_loop(size, work)
     return Tokenized(
         count=len(tokens),
         max_model_len=service.ready.max_model_len,

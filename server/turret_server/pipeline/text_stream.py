@@ -17,7 +17,7 @@ class TextStream:
 
     Args:
         tokenizer: of the model that writes.
-        stop: stop strings, none empty.
+        stop: stop strings, None without any; streams may share them.
         include_stop: keep the stop string in the text.
         skip_special_tokens: leave special tokens (`<|im_end|>`) out of the text.
         continues: the ids continue a text that is shown before them (a completion, as opposed to
@@ -25,9 +25,6 @@ class TextStream:
             the ids for the beginning of a text, drops it.
         min_tokens: a stop string within so many tokens does not end the answer.
         keep: special tokens that stay in the text nevertheless (the markers of a tool parser).
-
-    Raises:
-        BadRequest: a stop string is empty.
     """
 
     __slots__ = (
@@ -43,7 +40,7 @@ class TextStream:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        stop: Sequence[str] = (),
+        stop: StopStrings | None = None,
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         *,
@@ -54,7 +51,7 @@ class TextStream:
         self._detokenizer = tokenizer.detokenizer(
             skip_special_tokens=skip_special_tokens, continues=continues, keep=keep
         )
-        self._stops = StopStrings(stop) if stop else None
+        self._stops = stop
         self._include_stop = include_stop
         self._unstoppable = min_tokens  # tokens to come that no stop string ends
         self._state = 0

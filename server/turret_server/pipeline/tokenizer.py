@@ -75,6 +75,7 @@ class Tokenizer:
         # The longest first: one may begin with another.
         self.special_texts = sorted((t.content for t in added.values() if t.special), key=len)[::-1]
         self._pieces: dict[frozenset[int], Pieces] = {}  # by the ids that are left out
+        self._texts: dict[int, str] = {}  # of tokens that log-probabilities named
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
@@ -195,11 +196,17 @@ class Tokenizer:
         A token that is not whole characters reads `bytes:\xf0\x9f`, as OpenAI writes it, so that
         different tokens keep different names.
         """
+        text = self._texts.get(token_id)
+        if text is not None:
+            return text
         data = self.token_bytes(token_id)
         try:
-            return data.decode()
+            text = data.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+            text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        if data:  # unknown ids are any numbers
+            self._texts[token_id] = text
+        return text
 
     def is_special(self, token_id: int) -> bool:
         """Tell whether `decode` leaves this token out by default."""

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from turret_server.errors import BadRequest
+from turret_server.pipeline.stops import StopStrings
 from turret_server.pipeline.text_stream import TextStream
 from turret_server.pipeline.tokenizer import Tokenizer
 
@@ -44,7 +45,7 @@ def stream(
     tokenizer: Tokenizer, ids: list[int], stop: Sequence[str] = (), sizes: int = 1, **options: bool
 ) -> tuple[list[str], str | None]:
     """Push `ids` in groups of `sizes`; every piece, and the stop string found."""
-    state = TextStream(tokenizer, stop, **options)
+    state = TextStream(tokenizer, StopStrings(stop) if stop else None, **options)
     pieces = [state.push(ids[at : at + sizes]) for at in range(0, len(ids), sizes)]
     return [*pieces, state.finish()], state.stopped
 
@@ -109,7 +110,7 @@ def test_what_was_sent_stays_true_whatever_follows(tokenizers, sort, text, stop,
     ids = tokenizer.encode(encodable(text))
     random_rest = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=4))
     rests = [random_rest, *(tokenizer.encode(s, add_special_tokens=False) for s in stop)]
-    state, sent = TextStream(tokenizer, stop), ""
+    state, sent = TextStream(tokenizer, StopStrings(stop) if stop else None), ""
     for at, token in enumerate(ids, 1):
         sent += state.push([token])
         for rest in rests:
@@ -153,7 +154,7 @@ def test_of_two_stop_strings_the_first_to_become_complete_wins(tokenizers):
 
 def test_nothing_comes_after_a_stop_string(tokenizers):
     tokenizer = tokenizers["byte_level"]
-    state = TextStream(tokenizer, ["!"])
+    state = TextStream(tokenizer, StopStrings(["!"]))
     assert state.push(tokenizer.encode("hi! more")) == "hi"
     assert (state.push(tokenizer.encode("more")), state.finish()) == ("", "")
 
@@ -165,9 +166,9 @@ def test_a_kept_special_token_stays_while_others_go(tokenizers):
     assert state.push(ids) + state.finish() == "[TOOL_CALLS]x"
 
 
-def test_an_empty_stop_string_is_refused(tokenizers):
+def test_an_empty_stop_string_is_refused():
     with pytest.raises(BadRequest, match="empty string"):
-        TextStream(tokenizers["byte_level"], ["a", ""])
+        StopStrings(["a", ""])
 
 
 def test_a_long_stop_string_costs_no_more_per_token(tokenizers):
@@ -187,6 +188,6 @@ def test_no_stop_string_ends_the_first_min_tokens(tokenizers):
     tokenizer = tokenizers["byte_level"]
     ids = tokenizer.encode("a. b. c. d.")
     first = next(n for n in range(1, len(ids)) if "." in tokenizer.decode(ids[:n]))
-    stream = TextStream(tokenizer, stop=["."], min_tokens=first)
+    stream = TextStream(tokenizer, stop=StopStrings(["."]), min_tokens=first)
     text = "".join(stream.push([i]) for i in ids) + stream.finish()
     assert (text, stream.stopped) == ("a. b", ".")

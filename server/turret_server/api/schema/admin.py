@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from turret_server.api.schema.base import RequestBody
+from turret_server.api.schema.base import FastList, RequestBody
 from turret_server.api.schema.chat import Message, Tool
 from turret_server.api.schema.derive import DeriveBody
 from turret_server.errors import BadRequest
@@ -14,6 +14,9 @@ from turret_server.errors import BadRequest
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Path = Annotated[str, Field(min_length=1, max_length=4096)]
 Digest = Annotated[str | None, Field(max_length=128)]
+
+# A million: four characters for each of the tokens that a context of 262,144 holds.
+MAX_TOKENIZE_CHARS = 2**20
 
 _PATH = (
     "A folder or archive below an adapter root, or a Hugging Face id or URL that the server's "
@@ -72,13 +75,13 @@ class TokenizeBody(RequestBody):
     """Either `prompt` or `messages`."""
 
     model: str | None = Field(None, max_length=2048, description="Any served name.")
-    prompt: str | None = Field(None, description="A text.")
+    prompt: str | None = Field(None, max_length=MAX_TOKENIZE_CHARS, description="A text.")
     add_special_tokens: bool | None = Field(
         None, description="Add what the tokenizer puts around a text. Default true for a prompt."
     )
     return_token_strs: bool | None = Field(None, description="Also return the tokens' texts.")
-    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
-    tools: list[Tool] | None = Field(None, max_length=128)
+    messages: FastList[Message] | None = Field(None, min_length=1, max_length=4096)
+    tools: FastList[Tool] | None = Field(None, max_length=128)
     add_generation_prompt: bool | None = Field(None, description="Default true.")
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -99,5 +102,5 @@ class DetokenizeBody(RequestBody):
     """Token ids."""
 
     model: str | None = Field(None, max_length=2048, description="Any served name.")
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=2**17)
+    tokens: FastList[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=2**17)
     skip_special_tokens: bool | None = Field(None, description="Default false.")

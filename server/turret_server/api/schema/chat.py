@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from turret_server.api.schema.base import Part
+from turret_server.api.schema.base import FastList, Part
 from turret_server.api.schema.documents import CONTENT_SCHEMA, LayoutFields
 from turret_server.api.schema.fields import MAX_LOGPROBS, MAX_TOKENS, GenerationBody
 from turret_server.errors import BadRequest
@@ -44,7 +44,7 @@ class Message(Part):
         "put in their place. Audio and video are refused.",
     )
     name: str | None = Field(None, max_length=256)
-    tool_calls: list[ToolCallMessage] | None = Field(None, max_length=256)
+    tool_calls: FastList[ToolCallMessage] | None = Field(None, max_length=256)
     tool_call_id: str | None = Field(None, max_length=256)
 
     @model_validator(mode="after")
@@ -106,7 +106,7 @@ class ChatBody(GenerationBody):
         }
     )
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: FastList[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
         None, description="Most tokens to generate. Default: what the context leaves."
     )
@@ -117,7 +117,7 @@ class ChatBody(GenerationBody):
     layout: LayoutFields | None = Field(
         None, description="How documents in the messages are read, laid out and asked about."
     )
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: FastList[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
         None, description="Default: auto with tools, none without."
     )
@@ -178,6 +178,15 @@ def plain_messages(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], i
 def plain_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
     """Tools as plain JSON values."""
     return [tool.model_dump(exclude_unset=True) for tool in tools] if tools else None
+
+
+def text_size(value: Any) -> int:
+    """Characters of all texts in a JSON value: what rendering and tokenising it may cost."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + text_size(one) for key, one in value.items())
+    return sum(map(text_size, value)) if isinstance(value, list) else 1
 
 
 def num_chars(content: Any) -> int:

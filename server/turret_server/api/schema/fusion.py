@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJs
 
 from turret_server.api.invalid_field import invalid_field
 from turret_server.api.schema.adapter import AdapterChoice
-from turret_server.api.schema.base import ClosedPart, Part
+from turret_server.api.schema.base import ClosedPart, FastList, Part
 from turret_server.errors import BadRequest
 from turret_server.pipeline.fusion import MAX_WEIGHT, FusionSpec, MemberSpec, Method
 
@@ -70,8 +70,8 @@ class FusionMember(ClosedPart):
         None, max_length=16, description="Adapters to stack on what `model` names."
     )
     prompt: OtherPrompt = Field(None, description="A text or token ids in place of the prompt.")
-    messages: Annotated[list[MemberMessage], Field(min_length=1, max_length=4096)] | None = Field(
-        None, description="Chat only: a conversation in place of the request's own."
+    messages: Annotated[FastList[MemberMessage], Field(min_length=1, max_length=4096)] | None = (
+        Field(None, description="Chat only: a conversation in place of the request's own.")
     )
     system: str | None = Field(
         None, max_length=65_536, description='Chat only: another system message, or none ("").'
