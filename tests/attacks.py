@@ -158,7 +158,7 @@ ATTACKS = (
         ("chaos/test_hostile_http.py::test_one_of_its_kind", "server/api/test_json_body.py"),
     ),
     Attack(
-        "a million mistakes in one body; stop strings, prompts, tools and log-probabilities in bulk",
+        "a million mistakes in a body; stop strings, prompts, tools, log-probabilities in bulk",
         "one is described; built once, or in threads: streams beside them go on",
         ("server/api/test_costly_requests.py",),
     ),
