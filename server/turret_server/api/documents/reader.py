@@ -68,7 +68,7 @@ class DocumentReader:
         Args:
             inputs: the documents.
             fields: how to read them and lay them out.
-            namespace: files are read anew for every one.
+            namespace: files are read anew for every one, and they take turns.
 
         Raises:
             BadRequest, Unprocessable, PayloadTooLarge: one cannot be read; `param` names it.
@@ -93,7 +93,7 @@ class DocumentReader:
         everything = [page for pages in documents for page in pages]
         options = LayoutOptions(mode=LAYOUTS[fields.mode or "turret"])
         try:
-            texts = iter(await self._workers.lay_out(everything, options))
+            texts = iter(await self._workers.lay_out(everything, options, namespace))
         except TurretError as error:
             error.param = inputs[0].where
             raise
@@ -126,7 +126,7 @@ class DocumentReader:
                     pages = await self._read_file(data, document, fields, namespace)
                 else:
                     named = document.format or fields.format
-                    pages = chosen(await self._workers.read(data, named), fields.pages)
+                    pages = chosen(await self._workers.read(data, named, namespace), fields.pages)
         except TurretError as error:
             error.param = error.param or document.where
             raise
@@ -145,7 +145,7 @@ class DocumentReader:
         ocr, numbers = fields.ocr or "auto", fields.pages
         key = await asyncio.to_thread(ReadCache.key, namespace, data, ocr, numbers)
         if (pages := self._cache.get(key)) is None:
-            pages = await self._pictures.read(data, ocr=ocr, pages=numbers)
+            pages = await self._pictures.read(data, ocr=ocr, pages=numbers, owner=namespace)
             self._cache.put(key, pages)
         return pages
 

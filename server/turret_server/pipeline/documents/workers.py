@@ -14,6 +14,7 @@ from turret_server.errors import EngineUnavailable, Overloaded, Unprocessable
 from turret_server.pipeline.documents.layout import LayoutOptions, PageText
 from turret_server.pipeline.documents.page import Page
 from turret_server.pipeline.documents.readers import ReadLimits
+from turret_server.pipeline.documents.turns import Turns
 from turret_server.pipeline.documents.worker_wire import (
     LayOut,
     Pages,
@@ -46,35 +47,36 @@ class DocumentWorkers:
     def __init__(
         self, count: int, timeout_s: float, max_waiting: int, limits: ReadLimits, max_chars: int
     ) -> None:
-        self._turns = asyncio.Semaphore(count)
-        self._waiting = 0
+        self._turns = Turns(count)
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
         self._limits = limits
         self._max_chars = max_chars
         self._idle: list[Process] = []
 
-    async def read(self, data: bytes, format: str | None = None) -> list[Page]:
-        """Read an OCR result.
+    async def read(self, data: bytes, format: str | None = None, owner: str = "") -> list[Page]:
+        """Read an OCR result; owners take turns.
 
         Raises:
             BadRequest, Unprocessable, PayloadTooLarge: see `readers.read`, or it takes too long.
             Overloaded: too many jobs wait.
             EngineUnavailable: no process starts.
         """
-        reply = await self._ask(encode(Read(data, format, self._limits)))
+        reply = await self._ask(encode(Read(data, format, self._limits)), owner)
         assert isinstance(reply, Pages)
         return reply.pages
 
-    async def lay_out(self, pages: Sequence[Page], options: LayoutOptions) -> list[PageText]:
-        """Lay pages out.
+    async def lay_out(
+        self, pages: Sequence[Page], options: LayoutOptions, owner: str = ""
+    ) -> list[PageText]:
+        """Lay pages out; owners take turns.
 
         Raises:
             Unprocessable: it takes too long.
             PayloadTooLarge: the text is too long.
             Overloaded, EngineUnavailable: as for `read`.
         """
-        reply = await self._ask(encode(LayOut(list(pages), options, self._max_chars)))
+        reply = await self._ask(encode(LayOut(list(pages), options, self._max_chars)), owner)
         assert isinstance(reply, Texts)
         return reply.texts
 
@@ -83,8 +85,8 @@ class DocumentWorkers:
         while self._idle:
             await _end(self._idle.pop())
 
-    async def _ask(self, job: bytes) -> Pages | Texts:
-        async with self._turn():
+    async def _ask(self, job: bytes, owner: str) -> Pages | Texts:
+        async with self._turn(owner):
             worker = await self._worker()
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -122,18 +124,17 @@ class DocumentWorkers:
             ) from error
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        if self._turns.locked() and self._waiting >= self._max_waiting:
+    async def _turn(self, owner: str) -> AsyncIterator[None]:
+        waiting = self._turns.waiting()
+        room = self._max_waiting - waiting
+        # One tenant alone fills half of the queue, and whoever comes then finds room.
+        if self._turns.full and (room <= 0 or (owner and self._turns.waiting(owner) >= room)):
             raise Overloaded(
                 "the server is overloaded",
-                f"{self._waiting} documents wait to be read; {self._max_waiting} may",
+                f"{waiting} documents wait to be read; {self._max_waiting} may",
                 "Try again later.",
             )
-        self._waiting += 1
-        try:
-            await self._turns.acquire()
-        finally:
-            self._waiting -= 1
+        await self._turns.acquire(owner)
         try:
             yield
         finally:

@@ -27,11 +27,11 @@ class InlineWorkers:
         self.limits = options[3]
         self.read_formats: list[str | None] = []
 
-    async def read(self, data: bytes, format: str | None = None) -> Any:
+    async def read(self, data: bytes, format: str | None = None, owner: str = "") -> Any:
         self.read_formats.append(format)
         return read(data, format, self.limits)
 
-    async def lay_out(self, pages: Sequence[Any], options: Any) -> Any:
+    async def lay_out(self, pages: Sequence[Any], options: Any, owner: str = "") -> Any:
         return [lay_out(page, options) for page in pages]
 
     async def close(self) -> None:

@@ -98,6 +98,26 @@ async def test_too_many_jobs_are_refused(monkeypatch):
     assert [type(result) for result in results] == [EngineUnavailable] * 2
 
 
+async def test_a_tenant_alone_fills_half_of_the_queue(monkeypatch):
+    workers = make(max_waiting=4)
+    release = asyncio.Event()
+
+    async def start():
+        await release.wait()
+        raise OSError
+
+    monkeypatch.setattr("turret_server.pipeline.documents.workers._start", start)
+    jobs = [asyncio.create_task(workers.read(RESULT, owner="noisy")) for _ in range(3)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="2 documents wait"):
+        await workers.read(RESULT, owner="noisy")
+    jobs.append(asyncio.create_task(workers.read(RESULT, owner="quiet")))
+    release.set()
+    results = await asyncio.gather(*jobs, return_exceptions=True)
+    assert [type(result) for result in results] == [EngineUnavailable] * 4
+
+
 def test_an_unforeseen_error_is_one_of_its_document(monkeypatch, capsys):
     def broken(*_):
         raise ZeroDivisionError("inside")

@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager
 from turret_server.errors import EngineUnavailable
 from turret_server.pipeline.documents.ocr.child import Child
 from turret_server.pipeline.documents.ocr.settings import PictureSettings
+from turret_server.pipeline.documents.turns import Turns
 
 
 class Children:
-    """Lends at most `workers` children, first come first served."""
+    """Lends at most `workers` children; owners take turns."""
 
     def __init__(self, settings: PictureSettings) -> None:
         self._settings = settings
-        self._places = asyncio.Semaphore(settings.workers)
+        self._places = Turns(settings.workers)
         self._all: set[Child] = set()
         self._idle: dict[Child, asyncio.TimerHandle] = {}  # the last is the latest used
         self._closed = False
@@ -28,7 +29,7 @@ class Children:
         return [child.pid for child in self._all if child.pid is not None]
 
     @asynccontextmanager
-    async def lend(self, document: int) -> AsyncIterator[Child]:
+    async def lend(self, document: int, owner: str) -> AsyncIterator[Child]:
         """A child, preferably one that has this document already.
 
         Raises:
@@ -36,7 +37,7 @@ class Children:
         """
         self.waiting += 1
         try:
-            await self._places.acquire()
+            await self._places.acquire(owner)
         finally:
             self.waiting -= 1
         if self._closed:

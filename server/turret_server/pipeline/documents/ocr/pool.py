@@ -8,6 +8,7 @@ and memory, at a lower priority, and whatever happens to a child happens to one 
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -46,7 +47,7 @@ class PicturePool:
 
             require(self.settings.tesseract_language)
         self._children = Children(self.settings)
-        self._documents = 0  # being read or waiting
+        self._documents = Counter[str]()  # by owner: being read or waiting
         self._numbers = 0
 
     async def read(
@@ -56,6 +57,7 @@ class PicturePool:
         ocr: Ocr = "auto",
         pages: Sequence[int] | None = None,
         progress: Progress | None = None,
+        owner: str = "",
     ) -> list[Page]:
         """Return the pages of a picture or PDF, with their words.
 
@@ -68,6 +70,7 @@ class PicturePool:
                 take the text of the PDF alone, an invisible layer of OCR included.
             pages: numbers from 1, in the order wanted; all if None.
             progress: called with the pages read so far and their total, on the event loop.
+            owner: of the document; owners take turns.
 
         Raises:
             BadRequest: the file is damaged, no picture or PDF, or has not the pages asked for.
@@ -77,8 +80,8 @@ class PicturePool:
             Overloaded: too many documents wait.
             EngineUnavailable: the pool is closed, or its processes do not start.
         """
-        kind = self._admit(data, ocr)
-        self._documents += 1
+        kind = self._admit(data, ocr, owner)
+        self._documents[owner] += 1
         self._numbers += 1
         try:
             return await Reading(
@@ -89,15 +92,18 @@ class PicturePool:
                 Open(kind, ocr),
                 pages,
                 progress,
+                owner,
             ).run()
         finally:
-            self._documents -= 1
+            self._documents[owner] -= 1
+            if not self._documents[owner]:
+                del self._documents[owner]
 
     async def close(self) -> None:
         """End the children. What is being read fails."""
         await self._children.close()
 
-    def _admit(self, data: bytes, ocr: str) -> str:
+    def _admit(self, data: bytes, ocr: str, owner: str) -> str:
         settings = self.settings
         if ocr not in ("auto", "always", "never"):
             raise BadRequest(
@@ -115,11 +121,13 @@ class PicturePool:
                 "the document is a picture", "the request rules OCR out", "Set ocr to 'auto'."
             )
         _require_packages(settings.engine)
-        waiting = self._documents - settings.workers
-        if waiting >= settings.max_waiting:
+        waiting = max(self._documents.total() - settings.workers, 0)
+        own, room = self._documents[owner] - settings.workers, settings.max_waiting - waiting
+        # One tenant alone fills half of the queue, and whoever comes then finds room.
+        if self._documents.total() >= settings.workers and (room <= 0 or (owner and own >= room)):
             raise Overloaded(
                 "the server is overloaded",
-                f"{max(waiting, 0)} documents wait to be read; {settings.max_waiting} may",
+                f"{waiting} documents wait to be read; {settings.max_waiting} may",
                 "Try again later.",
             )
         return kind

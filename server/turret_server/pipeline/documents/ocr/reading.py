@@ -31,6 +31,7 @@ class Reading:
         request: opens it on a child.
         pages: numbers from 1; all if None.
         progress: called with the pages read and their total.
+        owner: of the document, for its turn.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Reading:
         request: Open,
         pages: Sequence[int] | None,
         progress: Progress | None,
+        owner: str,
     ) -> None:
         self._children = children
         self._settings = settings
@@ -50,6 +52,7 @@ class Reading:
         self._request = request
         self._pages = pages
         self._progress = progress
+        self._owner = owner
         self._opened = asyncio.Event()
         self._wanted: list[int] = []
         self._todo: deque[int] = deque()
@@ -98,7 +101,7 @@ class Reading:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while self._todo or not self._opened.is_set():
-            async with self._children.lend(self._number) as child:
+            async with self._children.lend(self._number, self._owner) as child:
                 began = loop.time()
                 await self._open_on(child)
                 while self._todo:
