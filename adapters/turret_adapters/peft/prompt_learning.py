@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from turret_adapters.errors import quote
 from turret_adapters.files import AdapterFiles
 from turret_adapters.peft.config import CONFIG_NAME, WEIGHTS_NAME, PeftConfig
 from turret_adapters.peft.tensors import PeftTensors
@@ -22,6 +23,8 @@ _KNOWN = frozenset(
         "token_dim",
     }
 )
+# Published ones have a few hundred at most; a million was read, and took gigabytes, in vain.
+_MAX_TOKENS = 8192
 _REFUSED = {"modules_to_save": "it stores full weights of modules"}
 
 
@@ -56,6 +59,12 @@ class VirtualTokens:
         self.count = config.checked_integer(
             "num_virtual_tokens", config.get("num_virtual_tokens"), 1
         )
+        if self.count > _MAX_TOKENS:
+            raise config.unsupported(
+                f"num_virtual_tokens is {quote(self.count)}, more than {_MAX_TOKENS}: they take "
+                "room in the context of every request",
+                "Train fewer.",
+            )
         if config.get("num_transformer_submodules") not in (None, 1):
             raise config.unsupported(
                 "num_transformer_submodules is not 1: it was trained on an encoder-decoder",
