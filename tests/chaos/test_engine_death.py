@@ -129,3 +129,22 @@ async def test_killed_after_its_sockets_were_cleaned_away(
     wait_until(is_quiet, 60, "another is up")
     response = await http.post("/v1/completions", json=completion(max_tokens=2))
     assert response.status_code == 200, response.text
+
+
+async def test_killed_after_the_folder_of_an_adapter_was_removed(
+    server, http, adapters, names, answers, completion, wait_until, is_quiet
+):
+    """All the others are served again; once no engine served any more."""
+    expected = await answers()
+    folder = adapters[names[0]].parent / "leaving"
+    shutil.copytree(adapters["r8-qv"], folder)
+    response = await http.put("/v1/adapters/leaving", json={"path": str(folder)})
+    assert response.status_code == 201, response.text
+    shutil.rmtree(folder)
+    (engine,) = server.engines()
+    engine.kill()
+    wait_until(lambda: not engine.is_running(), 10, "the engine is dead")
+    wait_until(is_quiet, 60, "another is up")
+    assert await answers() == expected
+    assert (await http.post("/v1/completions", json=completion("leaving"))).status_code == 404
+    assert (await http.delete("/v1/adapters/leaving")).status_code == 200

@@ -222,14 +222,19 @@ class EngineLink:
             for load in known.values()
         ]
         results = await asyncio.gather(*loads, return_exceptions=True)
+        loaded = set(known)
         for digest, result in zip(known, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("an adapter could not be loaded again: %s", result)
-                del known[digest]
+                loaded.remove(digest)
         try:
-            await self._hold([digest for digest in self._held if digest in known])
+            await self._hold([digest for digest in self._held if digest in loaded])
         except errors.TurretError as error:
             log.error("adapters could not be pinned again: %s", error)
+        while gone := loaded - self._adapters.keys():  # unloaded before it could be told
+            for digest in gone:
+                await self._unload(digest)
+            loaded -= gone
         self.ready = ready
         self._up.set()
 
@@ -324,8 +329,11 @@ class EngineLink:
 
     async def unload_adapter(self, digest: str) -> None:
         """See EngineClient.unload_adapter."""
-        self._adapters.pop(digest, None)
+        self._adapters.pop(digest, None)  # first: the next engine must not get it back
         self._check_ready()
+        await self._unload(digest)
+
+    async def _unload(self, digest: str) -> None:
         await self._operate(m.UnloadAdapter(operation=self._operation("unload"), digest=digest))
 
     async def hold_adapters(self, digests: Seq[str]) -> None:

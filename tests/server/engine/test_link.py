@@ -14,6 +14,31 @@ import zmq.asyncio
 from turret_server.engine import messages as m
 from turret_server.engine.link import EngineLink, _bind
 from turret_server.engine.settings import EngineSettings
+from turret_server.errors import EngineUnavailable
+
+READY = m.EngineReady(
+    pid=1,
+    max_model_len=2048,
+    vocab_size=100,
+    kv_blocks=128,
+    kv_block_tokens=16,
+    dtype="float32",
+    device="cpu",
+    max_adapter_rank_rows=512,
+    weights_digest="0123456789abcdef",
+)
+
+
+def _info(digest):
+    return m.AdapterInfo(
+        digest=digest,
+        kind="lora",
+        rank=8,
+        targets=["q_proj"],
+        num_layers={"": 30},
+        num_parameters=1000,
+        num_bytes=2000,
+    )
 
 
 @pytest.fixture
@@ -86,3 +111,68 @@ async def test_an_engine_that_cannot_be_started_at_all_says_so(monkeypatch):
     monkeypatch.setattr(link, "_serve_once", serve_once)
     with pytest.raises(OSError, match="no process"):
         await link.start()
+
+
+@pytest.fixture
+async def operations(link, tmp_path):
+    """The operations of a link, as an engine gets them, and how it answers them."""
+    context, endpoint = zmq.asyncio.Context(), f"ipc://{tmp_path}/operations"
+    link._operations = _bind(context, endpoint)
+    socket = context.socket(zmq.PAIR)
+    socket.connect(endpoint)
+    receiving = asyncio.create_task(link._receive_results(link._operations))
+
+    async def receive():
+        message = await asyncio.wait_for(socket.recv(), 5)
+        return msgspec.msgpack.decode(message, type=m.Operation)
+
+    async def answer(result):
+        await socket.send(msgspec.msgpack.encode(result))
+
+    yield receive, answer
+    receiving.cancel()
+    for each in (link._operations, socket):
+        each.close(linger=0)
+    context.destroy(linger=0)
+
+
+async def test_an_engine_serves_without_what_it_cannot_load_again(link, operations):
+    """The folder of one has changed. Once no engine served any more after that."""
+    receive, answer = operations
+    for digest in "abc":
+        link._adapters[digest] = m.LoadAdapter(operation="", name=digest, path=digest)
+    link._held = ("a", "b")
+    welcoming = asyncio.create_task(link._welcome(READY))
+    for digest in "abc":
+        load = await receive()
+        assert load.path == digest
+        if digest == "a":
+            error = m.ErrorInfo("NotFound", "adapter 'a' was not loaded", "there is no folder", "")
+            await answer(m.OperationFailed(load.operation, error))
+        else:
+            await answer(m.AdapterLoaded(operation=load.operation, info=_info(digest)))
+    hold = await receive()
+    assert hold.digests == ["b"]
+    await answer(m.OperationDone(hold.operation))
+    await asyncio.wait_for(welcoming, 5)
+    assert link.ready is READY
+
+
+async def test_what_is_unloaded_while_an_engine_comes_back_does_not_stay_in_it(link, operations):
+    receive, answer = operations
+    for digest in "ab":
+        link._adapters[digest] = m.LoadAdapter(operation="", name=digest, path=digest)
+    welcoming = asyncio.create_task(link._welcome(READY))
+    loads = [await receive() for _ in "ab"]
+    with pytest.raises(EngineUnavailable):
+        await link.unload_adapter("a")
+    for load in loads:
+        await answer(m.AdapterLoaded(operation=load.operation, info=_info(load.path)))
+    await answer(m.OperationDone((await receive()).operation))  # nothing is held
+    unload = await receive()
+    assert isinstance(unload, m.UnloadAdapter)
+    assert unload.digest == "a"
+    assert link.ready is None
+    await answer(m.OperationDone(unload.operation))
+    await asyncio.wait_for(welcoming, 5)
+    assert link.ready is READY
