@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 from turret_adapters.catalog import AdapterRecord, Catalog, name_problem
 from turret_adapters.derivation import Derivation
 from turret_adapters.shelf import AdapterShelf
-from turret_server.api.adapter_records import checked_digest, make_record, not_loaded
+from turret_server.api.adapter_records import checked_digest, make_record, not_loaded, taken
 from turret_server.api.changes import Changes, blame, check_names
 from turret_server.api.held_folders import HeldFolders
 from turret_server.api.shelved import ShelvedAdapters
@@ -118,16 +118,18 @@ class AdapterLoader:
         """
         await self.fetch([name])
         async with self._changing:
-            record = self._catalog.get(name)
-            if record is None:
+            served = self._catalog.get(name)
+            if served is None:
                 raise not_loaded(name)
-            record = replace(record, pinned=pinned)
+            record = replace(served, pinned=pinned)
             if pinned and name in self._shelved:
                 # An engine that restarts must get it back at once, not with the next request.
                 await self._engine.load_adapter(
                     name, record.path, record.roots, digest=record.digest
                 )
             await self._hold(self._with(record))
+            if self._catalog.get(name) is not served:  # it was unloaded meanwhile
+                raise not_loaded(name)
             self._catalog.put(record)
         return record
 
@@ -145,9 +147,16 @@ class AdapterLoader:
         """Stop serving what came from the shelf and is gone from it."""
         await self._shelved.sweep()
 
-    async def _load_shelved(self, name: str, local: LocalAdapter) -> None:
+    async def _load_shelved(self, name: str, local: LocalAdapter) -> AdapterRecord | None:
+        """None where the name was given to something else before this had its turn."""
         with self._metrics.loading():
-            await self._load(name, local, replace=True, keep=False)
+            async with self._changing:
+                if not self._shelved.is_free(name):
+                    return None
+                pinned = self._pinned(name, None)
+                record = await self._read(name, local, None, pinned, keep=pinned)
+                await self._serve(record)
+                return record
 
     async def _load(
         self,
@@ -157,13 +166,11 @@ class AdapterLoader:
         replace: bool,
         digest: str | None = None,
         pin: bool | None = None,
-        keep: bool = True,
     ) -> tuple[AdapterRecord, bool]:
         async with self._changing:
             self._check_free(name, replace)
-            pinned = self._pinned(name, pin)
             try:
-                record = await self._read(name, local, digest, pinned, keep=keep or pinned)
+                record = await self._read(name, local, digest, self._pinned(name, pin))
             except (BadRequest, Forbidden, NotFound) as error:
                 error.param = error.param or "path"
                 raise
@@ -235,6 +242,8 @@ class AdapterLoader:
         self._check_name(name)
         await self.fetch(source.path for source in derivation.sources)
         async with self._changing:
+            if self._recipes.served(name):
+                raise taken(name)
             if self._catalog.get(name) is not None and not replace:
                 raise Conflict(f"the name {name!r} is taken", "an adapter has it")
             resolved = self._recipes.resolve_sources(derivation)
@@ -336,14 +345,11 @@ class AdapterLoader:
                 param="name",
             )
         if self._recipes.served(name):
-            raise Conflict(
-                f"the name {name!r} is taken",
-                "it is the base model or a named recipe",
-                "Choose another name.",
-                param="name",
-            )
+            raise taken(name)
 
     def _check_free(self, name: str, replace: bool) -> None:
+        if self._recipes.served(name):
+            raise taken(name)
         if self._catalog.get(name) is not None and not replace:
             raise BadRequest(
                 f"the adapter {name!r} is already loaded",
@@ -362,19 +368,18 @@ class AdapterLoader:
             await self._drop(digests)
 
     async def _drop(self, digests: Sequence[str]) -> None:
+        await self._tell(self._hold(self._catalog), digests)
+        for digest in digests:
+            if not self._catalog.is_referenced(digest):
+                await self._tell(self._engine.unload_adapter(digest), [digest])
+                self._folders.drop(digest)
+
+    async def _tell(self, change: Awaitable[None], digests: Sequence[str]) -> None:
         try:
-            await self._hold(self._catalog)
-            for digest in digests:
-                if not self._catalog.is_referenced(digest):
-                    await self._engine.unload_adapter(digest)
+            await change
         except TurretError as error:
-            # An engine that restarts has forgotten it anyway.
             fields = {"digests": list(digests), "error": type(error).__name__}
             logger.warning("adapter_not_unloaded", extra={"fields": fields})
-        finally:
-            for digest in digests:
-                if not self._catalog.is_referenced(digest):
-                    self._folders.drop(digest)
 
     def _with(self, record: AdapterRecord) -> Catalog:
         """The catalog as it will be."""

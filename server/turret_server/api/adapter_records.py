@@ -6,7 +6,7 @@ import time
 
 from turret_adapters.catalog import AdapterRecord, parse_digest
 from turret_server.engine.messages import AdapterInfo
-from turret_server.errors import BadRequest, NotFound
+from turret_server.errors import BadRequest, Conflict, NotFound
 
 
 def make_record(
@@ -63,5 +63,15 @@ def not_loaded(name: str) -> NotFound:
         f"the adapter {name[:128]!r} is not loaded",
         "it was never loaded, or is unloaded already",
         "GET /v1/adapters lists what is.",
+        param="name",
+    )
+
+
+def taken(name: str) -> Conflict:
+    """The error for an adapter with the name of a model or a recipe."""
+    return Conflict(
+        f"the name {name!r} is taken",
+        "it is the base model or a named recipe",
+        "Choose another name.",
         param="name",
     )

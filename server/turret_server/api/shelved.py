@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from turret_adapters.catalog import Catalog
+from turret_adapters.catalog import AdapterRecord, Catalog
 from turret_adapters.shelf import AdapterShelf
 from turret_server.engine.client import EngineClient
 from turret_server.pipeline.recipe import RecipeBook
@@ -36,7 +36,7 @@ class ShelvedAdapters:
         engine: asked how often it was restarted.
         catalog: of what is served.
         recipes: names that are no adapters.
-        load: serves a folder under a name, whatever had the name.
+        load: serves a folder under a name, if the name is still free for it.
         unload: stops serving a name.
     """
 
@@ -46,7 +46,7 @@ class ShelvedAdapters:
         engine: EngineClient,
         catalog: Catalog,
         recipes: RecipeBook,
-        load: Callable[[str, LocalAdapter], Awaitable[object]],
+        load: Callable[[str, LocalAdapter], Awaitable[AdapterRecord | None]],
         unload: Callable[[str], Awaitable[None]],
     ) -> None:
         self._shelf = shelf
@@ -61,6 +61,11 @@ class ShelvedAdapters:
     def __contains__(self, name: str) -> bool:
         """Does the name mean what was loaded from the shelf?"""
         return name in self._loaded
+
+    def is_free(self, name: str) -> bool:
+        """May the name mean what is on the shelf, or does it mean something else?"""
+        taken = self._catalog.get(name) is not None or self._recipes.served(name)
+        return name in self._loaded or not taken
 
     def forget(self, name: str) -> None:
         """The name means something else from now on, or nothing."""
@@ -94,7 +99,7 @@ class ShelvedAdapters:
     def _to_fetch(self, name: str) -> tuple[Path, Path] | None:
         """Folder and shelf of what must be loaded before the name can be used."""
         known, record = self._loaded.get(name), self._catalog.get(name)
-        if known is None and (record is not None or self._recipes.served(name)):
+        if not self.is_free(name):
             return None
         found = self._shelf.find(name)
         if found is None or known is None or record is None:
@@ -105,7 +110,8 @@ class ShelvedAdapters:
     async def _fetch(self, name: str, folder: Path, shelf: Path) -> None:
         try:
             restarts, state = self._engine.restarts, self._shelf.state(folder)
-            await self._load(name, LocalAdapter(str(folder), str(folder), (str(shelf),)))
-            self._loaded[name] = _Shelved(state, restarts)
+            record = await self._load(name, LocalAdapter(str(folder), str(folder), (str(shelf),)))
+            if record is not None and self._catalog.get(name) is record:  # or it is unloaded again
+                self._loaded[name] = _Shelved(state, restarts)
         finally:
             del self._fetches[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from turret_server.errors import EngineUnavailable
@@ -111,3 +113,44 @@ async def test_an_engine_that_is_away_pins_nothing(client, engine, monkeypatch):
     monkeypatch.setattr(engine, "hold_adapters", fail)
     assert (await put(client, "sql", pin=True)).status == 503
     assert (await client.get("/v1/adapters/sql")).json["pinned"] is False
+
+
+async def test_what_is_unloaded_while_no_engine_is_up_does_not_come_back(
+    client, engine, monkeypatch
+):
+    """Its pin cannot be taken away then; the next engine must not get it all the same."""
+    await put(client, "sql", path="sql", pin=True)
+    unloaded = []
+
+    async def hold(digests):
+        raise EngineUnavailable("the engine is not available")
+
+    async def unload(digest):
+        unloaded.append(digest)
+        raise EngineUnavailable("the engine is not available")
+
+    monkeypatch.setattr(engine, "hold_adapters", hold)
+    monkeypatch.setattr(engine, "unload_adapter", unload)
+    assert (await delete(client, "sql")).status == 200
+    assert unloaded == list(engine.loaded)
+
+
+async def test_a_pin_does_not_bring_back_what_is_unloaded_meanwhile(client, engine, monkeypatch):
+    await put(client, "sql", path="sql")
+    holding, goes_on, hold = asyncio.Event(), asyncio.Event(), engine.hold_adapters
+
+    async def slow(digests):
+        holding.set()
+        await goes_on.wait()
+        await hold(digests)
+
+    monkeypatch.setattr(engine, "hold_adapters", slow)
+    pinning = asyncio.create_task(put(client, "sql", pin=True))
+    await holding.wait()
+    deleting = asyncio.create_task(delete(client, "sql"))
+    while (await client.get("/v1/adapters/sql")).status == 200:
+        await asyncio.sleep(0.002)
+    goes_on.set()
+    assert ((await pinning).status, (await deleting).status) == (404, 200)
+    assert (await client.get("/v1/adapters/sql")).status == 404
+    assert (engine.held, engine.loaded) == ([], {})

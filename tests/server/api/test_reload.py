@@ -211,6 +211,27 @@ async def test_an_engine_that_is_away_is_no_fault_of_the_file(start, engine, roo
     assert (await reload()).json["changed"] == ["adapters.a"]
 
 
+@pytest.mark.parametrize(
+    "body", [{"path": "sql"}, {"derive": {"method": "sum", "sources": ["dates"]}}]
+)
+async def test_a_load_that_waits_for_a_reload_does_not_take_the_name_of_its_recipe(
+    start, engine, root, body
+):
+    client, reload = await start(adapters={"dates": str(root / "dates")})
+    engine.load_gate = asyncio.Event()
+    adapters = {"dates": str(root / "dates"), "json": str(root / "json")}
+    reloading = asyncio.create_task(reload(adapters=adapters, recipes={"both": "dates+json"}))
+    while not client.app.state.service.adapters._changing.locked():
+        await asyncio.sleep(0.002)
+    put = asyncio.create_task(client.post("/v1/adapters/both", body, method="PUT"))
+    await asyncio.sleep(0.02)
+    engine.load_gate.set()
+    assert (await reloading).status == 200
+    assert (await put).status == 409
+    assert (await client.get("/v1/models/both")).json["kind"] == "recipe"
+    assert (await reload()).status == 200
+
+
 async def test_a_request_ends_with_what_it_began_with(start, engine, root):
     client, reload = await start(adapters={"a": str(root / "sql")}, recipes={"r": "a:0.5"})
     engine.gate = asyncio.Event()

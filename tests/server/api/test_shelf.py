@@ -114,3 +114,53 @@ async def test_a_name_that_is_served_goes_before_the_shelf(make_client, settings
     client = make_client(adapter_dirs=settings.adapter_roots, recipes={"sql": "json"})
     assert (await client.chat(model="sql", max_tokens=1)).status == 200
     assert list(engine.loaded.values()) == [str(settings.adapter_roots[0] / "json")]
+
+
+async def test_a_load_from_the_shelf_does_not_undo_a_put_that_overtook_it(
+    client, engine, settings, monkeypatch
+):
+    root, load_adapter, loading = settings.adapter_roots[0], engine.load_adapter, asyncio.Event()
+
+    async def load(*args, **options):
+        loading.set()
+        return await load_adapter(*args, **options)
+
+    monkeypatch.setattr(engine, "load_adapter", load)
+    engine.load_gate = asyncio.Event()
+    body = {"path": str(root / "json")}
+    put = asyncio.create_task(client.post("/v1/adapters/sql", body, method="PUT"))
+    await loading.wait()
+    asked = asyncio.create_task(client.chat(model="sql", max_tokens=1))
+    while engine.requests == [] and not client.app.state.service.adapters._shelved._fetches:
+        await asyncio.sleep(0.002)
+    engine.load_gate.set()
+    assert ((await put).status, (await asked).status) == (201, 200)
+    assert (await client.get("/v1/adapters/sql")).json["path"] == str(root / "json")
+    assert list(engine.loaded.values()) == [str(root / "json")]
+
+
+async def test_what_is_unloaded_as_soon_as_it_is_loaded_does_not_haunt_the_list(
+    client, engine, settings, monkeypatch
+):
+    """It is unloaded while what it replaced leaves the engine; then its folder is removed."""
+    folder = settings.adapter_roots[0] / "sql"
+    await client.chat(model="sql", max_tokens=1)
+    (folder / "adapter_config.json").write_text("changed")
+    leaving, goes_on, unload_adapter = asyncio.Event(), asyncio.Event(), engine.unload_adapter
+
+    async def unload(digest):
+        leaving.set()
+        await goes_on.wait()
+        await unload_adapter(digest)
+
+    monkeypatch.setattr(engine, "unload_adapter", unload)
+    asked = asyncio.create_task(client.chat(model="sql", max_tokens=1))
+    await leaving.wait()
+    deleted = asyncio.create_task(client.post("/v1/adapters/sql", b"", method="DELETE"))
+    while client.app.state.service.catalog.get("sql") is not None:
+        await asyncio.sleep(0.002)
+    shutil.rmtree(folder)
+    goes_on.set()
+    assert ((await deleted).status, (await asked).status) == (200, 404)
+    assert "sql" not in await ids(client)
+    assert engine.loaded == {}
