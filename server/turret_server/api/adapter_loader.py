@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -69,6 +69,7 @@ class AdapterLoader:
         digest: str | None = None,
         pin: bool | None = None,
         owner: str = "",
+        check: Callable[[], None] = lambda: None,
     ) -> tuple[AdapterRecord, bool]:
         """Load an adapter and serve it.
 
@@ -82,6 +83,7 @@ class AdapterLoader:
             pin: keep it on the device; None as the name was before.
             owner: the tenant whose own it is, "" for the operator's. A tenant's folders lie in a
                 folder of its name below the adapter roots.
+            check: raises where it may not be loaded; called when no other change is under way.
 
         Returns:
             The record, and whether it replaced another.
@@ -105,7 +107,15 @@ class AdapterLoader:
                 work = partial(self._sources.fetch, located)
                 source = work() if located.kind == "folder" else await in_thread(work)
             try:
-                return await self._load(name, source, replace=replace, digest=digest, pin=pin)
+                async with self._changing:
+                    self._check_free(name, replace)
+                    check()
+                    try:
+                        record = await self._read(name, source, digest, self._pinned(name, pin))
+                    except (BadRequest, Forbidden, NotFound) as error:
+                        error.param = error.param or "path"
+                        raise
+                    return record, await self._serve(record)
             finally:
                 release(source.folder)
 
@@ -157,24 +167,6 @@ class AdapterLoader:
                 record = await self._read(name, local, None, pinned, keep=pinned)
                 await self._serve(record)
                 return record
-
-    async def _load(
-        self,
-        name: str,
-        local: LocalAdapter,
-        *,
-        replace: bool,
-        digest: str | None = None,
-        pin: bool | None = None,
-    ) -> tuple[AdapterRecord, bool]:
-        async with self._changing:
-            self._check_free(name, replace)
-            try:
-                record = await self._read(name, local, digest, self._pinned(name, pin))
-            except (BadRequest, Forbidden, NotFound) as error:
-                error.param = error.param or "path"
-                raise
-            return record, await self._serve(record)
 
     async def _read(
         self, name: str, local: LocalAdapter, digest: str | None, pinned: bool, *, keep: bool = True

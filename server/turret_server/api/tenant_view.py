@@ -66,6 +66,18 @@ class TenantAdapters:
             TurretError: as `AdapterLoader.load`.
         """
         _refuse_pin(pin)
+        self._check_quota(name)  # before anything is fetched
+        record, replaced = await self._adapters.load(
+            name,
+            source,
+            replace=replace,
+            digest=digest,
+            owner=self._tenant.name,
+            check=lambda: self._check_quota(name),  # others may have been loaded meanwhile
+        )
+        return dataclasses.replace(record, name=name), replaced
+
+    def _check_quota(self, name: str) -> None:
         most, own = self._tenant.quotas.resident_adapters, self._names.own()
         if most is not None and name not in own and len(own) >= most:
             raise QuotaExceeded(
@@ -74,10 +86,6 @@ class TenantAdapters:
                 "Unload one, or load over it.",
                 retry_after_s=60.0,
             )
-        record, replaced = await self._adapters.load(
-            name, source, replace=replace, digest=digest, owner=self._tenant.name
-        )
-        return dataclasses.replace(record, name=name), replaced
 
     async def unload(self, name: str) -> None:
         """Stop serving an adapter of the tenant's own.

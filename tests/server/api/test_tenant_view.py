@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -205,6 +206,18 @@ async def test_its_own_adapters_have_a_quota(call, admin):
     assert (await call("acme", "PUT", "/v1/adapters/a", {"path": "support"})).status == 200
     await call("acme", "DELETE", "/v1/adapters/a")
     assert (await call("acme", "PUT", "/v1/adapters/b", {"path": "support"})).status == 201
+
+
+async def test_loads_at_once_do_not_overshoot_the_quota(call, admin, engine):
+    admin.change_tenant("acme", quotas={"resident_adapters": 2})
+    engine.load_gate = asyncio.Event()
+    puts = [
+        asyncio.create_task(call("acme", "PUT", f"/v1/adapters/{name}", {"path": "support"}))
+        for name in "abcd"
+    ]
+    await asyncio.sleep(0.05)
+    engine.load_gate.set()
+    assert sorted([(await put).status for put in puts]) == [201, 201, 429, 429]
 
 
 async def test_a_shelf_is_granted_name_by_name(make_client, admin, database, folders, tmp_path):
