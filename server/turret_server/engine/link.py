@@ -55,6 +55,7 @@ class EngineLink:
         self._profile: asyncio.Future[_Result] | None = None  # the last one
         self._adapters: dict[str, m.LoadAdapter] = {}  # by digest: how each was loaded
         self._held: tuple[str, ...] = ()  # digests
+        self._lost: set[str] = set()  # those that the engine could not load again; not held
         self._numbers = itertools.count()
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -121,7 +122,7 @@ class EngineLink:
 
     def _why_not_started(self) -> errors.TurretError:
         if self._refusal is not None:
-            return error_from(self._refusal)
+            return self._refusal.error()
         assert self._process is not None
         assert self._process.returncode is not None
         return errors.StartupError(
@@ -212,7 +213,7 @@ class EngineLink:
                 case m.OperationDone():
                     self._settle(message.operation, None)
                 case m.OperationFailed():
-                    self._settle(message.operation, error_from(message.error))
+                    self._settle(message.operation, message.error.error())
 
     async def _welcome(self, ready: m.EngineReady) -> None:
         """A new engine: it has its adapters again before requests may name them."""
@@ -222,18 +223,14 @@ class EngineLink:
             for load in known.values()
         ]
         results = await asyncio.gather(*loads, return_exceptions=True)
-        loaded = set(known)
-        for digest, result in zip(known, results, strict=True):
-            if isinstance(result, BaseException):
-                log.error("an adapter could not be loaded again: %s", result)
-                loaded.remove(digest)
-        try:
-            await self._hold([digest for digest in self._held if digest in loaded])
-        except errors.TurretError as error:
-            log.error("adapters could not be pinned again: %s", error)
+        failed = {d: r for d, r in zip(known, results, strict=True) if isinstance(r, BaseException)}
+        for error in failed.values():
+            log.error("an adapter could not be loaded again: %s", error)
+        self._lost = set(failed)
+        await self._hold_again()
+        loaded = known.keys() - self._lost
         while gone := loaded - self._adapters.keys():  # unloaded before it could be told
-            for digest in gone:
-                await self._unload(digest)
+            await asyncio.gather(*map(self._unload, gone))
             loaded -= gone
         self.ready = ready
         self._up.set()
@@ -287,7 +284,7 @@ class EngineLink:
                     raise _unavailable("it ended while the request ran")
                 if event.finish_reason == "error" and event.error is not None:
                     finished = True
-                    raise error_from(event.error)
+                    raise event.error.error()
                 finished = event.finish_reason is not None
                 yield event
         finally:
@@ -325,6 +322,9 @@ class EngineLink:
         assert info is not None
         if keep:  # what the folder holds later is not what was served under this digest
             self._adapters[info.digest] = msgspec.structs.replace(load, digest=info.digest)
+        if info.digest in self._lost:
+            self._lost.remove(info.digest)
+            await self._hold_again()
         return info
 
     async def unload_adapter(self, digest: str) -> None:
@@ -343,7 +343,14 @@ class EngineLink:
         self._held = tuple(digests)
 
     async def _hold(self, digests: Seq[str]) -> None:
-        await self._operate(m.HoldAdapters(operation=self._operation("hold"), digests=digests))
+        there = [digest for digest in digests if digest not in self._lost]
+        await self._operate(m.HoldAdapters(operation=self._operation("hold"), digests=there))
+
+    async def _hold_again(self) -> None:
+        try:
+            await self._hold(self._held)
+        except errors.TurretError as error:
+            log.error("adapters could not be pinned again: %s", error)
 
     async def profile(self, steps: int, wait_s: float, *, trace: bool = False) -> m.Profiled:
         """See EngineClient.profile."""
@@ -384,12 +391,6 @@ def _bind(context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:
     socket.set_hwm(0)
     socket.bind(endpoint)
     return socket
-
-
-def error_from(info: m.ErrorInfo) -> errors.TurretError:
-    """The error an ErrorInfo names."""
-    kind = getattr(errors, info.kind, errors.TurretError)
-    return kind(info.what, info.why, info.fix)
 
 
 def _unavailable(why: str = "it is starting") -> errors.EngineUnavailable:

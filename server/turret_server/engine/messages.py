@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from turret_adapters.derivation import Derivation
+from turret_server import errors
 
 # ---------------------------------------------------------------- requests: API -> engine
 
@@ -181,6 +182,11 @@ class ErrorInfo(msgspec.Struct, frozen=True):
     what: str
     why: str = ""
     fix: str = ""
+
+    def error(self) -> errors.TurretError:
+        """The error itself."""
+        kind = getattr(errors, self.kind, errors.TurretError)
+        return kind(self.what, self.why, self.fix)
 
 
 class StepEvents(msgspec.Struct, tag="step"):

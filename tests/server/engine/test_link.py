@@ -157,6 +157,20 @@ async def test_an_engine_serves_without_what_it_cannot_load_again(link, operatio
     await asyncio.wait_for(welcoming, 5)
     assert link.ready is READY
 
+    # Another is pinned, and then what was lost is there again: once it was in the way of the one,
+    # and its own pin was forgotten.
+    holding = asyncio.create_task(link.hold_adapters(["a", "b", "c"]))
+    hold = await receive()
+    assert hold.digests == ["b", "c"]
+    await answer(m.OperationDone(hold.operation))
+    await holding
+    loading = asyncio.create_task(link.load_adapter("a", "a"))
+    await answer(m.AdapterLoaded(operation=(await receive()).operation, info=_info("a")))
+    hold = await receive()
+    assert hold.digests == ["a", "b", "c"]
+    await answer(m.OperationDone(hold.operation))
+    await loading
+
 
 async def test_what_is_unloaded_while_an_engine_comes_back_does_not_stay_in_it(link, operations):
     receive, answer = operations
