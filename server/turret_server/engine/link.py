@@ -217,6 +217,14 @@ class EngineLink:
 
     async def _welcome(self, ready: m.EngineReady) -> None:
         """A new engine: it has its adapters again before requests may name them."""
+        try:
+            await self._load_again()
+        except Exception:  # whatever it was: an engine without them is better than none
+            log.exception("adapters were not loaded again")
+        self.ready = ready
+        self._up.set()
+
+    async def _load_again(self) -> None:
         known = dict(self._adapters)
         loads = [
             self._operate(msgspec.structs.replace(load, operation=self._operation("load")))
@@ -232,8 +240,6 @@ class EngineLink:
         while gone := loaded - self._adapters.keys():  # unloaded before it could be told
             await asyncio.gather(*map(self._unload, gone))
             loaded -= gone
-        self.ready = ready
-        self._up.set()
 
     def _settle(self, operation: str, result: _Result | errors.TurretError) -> None:
         future = self._open.pop(operation, None)

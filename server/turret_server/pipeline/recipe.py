@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from operator import itemgetter
 
 import msgspec
 
@@ -221,7 +222,9 @@ class RecipeBook:
             num_layers = record.num_layers[auxiliary]
             weights[record.digest] = spelt = spell_out(weight, record, num_layers, param)
             num_virtual_tokens += record.num_virtual_tokens if spelt != 0 else 0
-        uses = tuple(AdapterUse(digest, weight) for digest, weight in weights.items() if weight)
+        # In an order of their own: a+b is b+a, to the last bit, and shares its prefixes.
+        ordered = sorted(weights.items(), key=itemgetter(0))
+        uses = tuple(AdapterUse(digest, weight) for digest, weight in ordered if weight)
         return Recipe(
             model=model,
             adapters=uses,

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import math
 
-from turret_server.engine.messages import AdapterUse
-
 
 async def test_shape_of_an_answer(client, engine):
     engine.text("Hello there.")
@@ -253,10 +251,10 @@ async def test_an_adapter_is_a_model(client, engine):
     assert body["model"] == "sql"
     await client.chat(model="sql:0.5+json", max_tokens=1)
     await client.chat(adapters=[{"name": "json", "weight": {"q_proj": 0.5}}], max_tokens=1)
-    assert [request.adapters for request in engine.requests] == [
-        (AdapterUse(sql, 1.0),),
-        (AdapterUse(sql, 0.5), AdapterUse(json, 1.0)),
-        (AdapterUse(json, {"q_proj": 0.5, "v_proj": 1.0}),),
+    assert [{use.digest: use.weight for use in r.adapters} for r in engine.requests] == [
+        {sql: 1.0},
+        {sql: 0.5, json: 1.0},
+        {json: {"q_proj": 0.5, "v_proj": 1.0}},
     ]
 
 

@@ -82,8 +82,9 @@ async def test_weights_per_module_reach_the_engine(loaded, engine):
     chosen = [{"name": "sql", "weight": {"v_proj": 0.25}}, {"name": "json", "weight": -1}]
     answer = await loaded.chat(model="demo", adapters=chosen, max_tokens=1)
     assert answer.status == 200
-    first, second = engine.requests[-1].adapters
-    assert (first.weight, second.weight) == ({"q_proj": 1.0, "v_proj": 0.25}, -1.0)
+    sql, json = engine.loaded
+    found = {use.digest: use.weight for use in engine.requests[-1].adapters}
+    assert found == {sql: {"q_proj": 1.0, "v_proj": 0.25}, json: -1.0}
 
 
 async def test_weights_per_layer_reach_the_engine(loaded, engine):

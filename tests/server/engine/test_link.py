@@ -190,3 +190,15 @@ async def test_what_is_unloaded_while_an_engine_comes_back_does_not_stay_in_it(l
     await answer(m.OperationDone(unload.operation))
     await asyncio.wait_for(welcoming, 5)
     assert link.ready is READY
+
+
+async def test_an_engine_serves_whatever_happens_while_it_gets_its_adapters_again(
+    link, monkeypatch
+):
+    async def fail():
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(link, "_load_again", fail)
+    await asyncio.wait_for(link._welcome(READY), 5)
+    assert link.ready is READY
+    assert link._up.is_set()

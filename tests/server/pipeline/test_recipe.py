@@ -53,23 +53,28 @@ def test_an_adapter_name(book: RecipeBook) -> None:
 
 def test_sums_and_weights_in_a_name(book: RecipeBook) -> None:
     recipe = book.resolve("sql:0.7+json")
-    assert recipe.adapters == (AdapterUse("digest-sql", 0.7), AdapterUse("digest-json", 1.0))
+    assert recipe.adapters == (AdapterUse("digest-json", 1.0), AdapterUse("digest-sql", 0.7))
     assert (recipe.model, recipe.label) == ("sql:0.7+json", "composed")
     assert book.resolve("sql:-1").adapters == (AdapterUse("digest-sql", -1.0),)
 
 
+def test_the_order_of_names_changes_nothing(book: RecipeBook) -> None:
+    one, other = book.resolve("sql:0.7+json"), book.resolve("json", [("sql", 0.7)])
+    assert (one.adapters, one.digest) == (other.adapters, other.digest)
+
+
 def test_named_recipes(book: RecipeBook) -> None:
     recipe = book.resolve("strict-sql")
-    assert recipe.adapters == (AdapterUse("digest-sql", 0.5), AdapterUse("digest-json", 1.0))
+    assert recipe.adapters == (AdapterUse("digest-json", 1.0), AdapterUse("digest-sql", 0.5))
     assert (recipe.model, recipe.label) == ("strict-sql", "strict-sql")
 
 
 def test_listed_adapters_are_stacked_on_the_model(book: RecipeBook) -> None:
     recipe = book.resolve("sql", [("json", 0.5), ("dates", 1)])
     assert [(u.digest, u.weight) for u in recipe.adapters] == [
-        ("digest-sql", 1.0),
-        ("digest-json", 0.5),
         ("digest-dates", 1.0),
+        ("digest-json", 0.5),
+        ("digest-sql", 1.0),
     ]
     assert recipe.label == "composed"
 
@@ -216,8 +221,8 @@ def test_named_stacks_may_weigh_modules() -> None:
     put(catalog, "later", "digest-later")
     assert book.missing("soft") == []
     assert book.resolve("soft").adapters == (
-        AdapterUse("digest-sql", {"q_proj": 1.0, "v_proj": 0.5}),
         AdapterUse("digest-later", 1.0),
+        AdapterUse("digest-sql", {"q_proj": 1.0, "v_proj": 0.5}),
     )
 
 
