@@ -83,7 +83,7 @@ class Journal:
         # Others, that look for journals of processes that died, see that this one lives.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.lines = 0
-        self._asked: queue.SimpleQueue[tuple[list[Entry], _Waiter] | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[list[bytes], _Waiter] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="usage-journal", daemon=True)
         self._thread.start()
 
@@ -93,8 +93,9 @@ class Journal:
         Raises:
             OSError: they are not, and nothing of them is.
         """
+        lines = list(map(_line, entries))  # here: what cannot be written must not end the thread
         waiter = _Waiter(asyncio.get_running_loop())
-        self._asked.put((list(entries), waiter))
+        self._asked.put((lines, waiter))
         await waiter.future
 
     def close(self) -> None:
@@ -109,14 +110,14 @@ class Journal:
             while not self._asked.empty():
                 batch.append(self._asked.get())
             work = [item for item in batch if item is not None]
-            error = self._write([entry for entries, _ in work for entry in entries])
+            error = self._write([line for lines, _ in work for line in lines])
             for _, waiter in work:
                 waiter.done(error)
             if None in batch:
                 return
 
-    def _write(self, entries: list[Entry]) -> OSError | None:
-        data = b"".join(map(_line, entries))
+    def _write(self, lines: list[bytes]) -> OSError | None:
+        data = b"".join(lines)
         end = self._file.tell()
         try:
             done = 0
@@ -131,7 +132,7 @@ class Journal:
             except OSError:
                 log.exception("the journal cannot be cut back; its last line may be torn")
             return error
-        self.lines += len(entries)
+        self.lines += len(lines)
         return None
 
 

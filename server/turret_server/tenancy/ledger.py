@@ -79,9 +79,6 @@ class Ledger:
         self._open[entry.request] = entry  # before it is written, for `_turn_over`
         try:
             await self._append(entry)
-        except asyncio.CancelledError:
-            del self._open[entry.request]
-            raise
         except OSError as error:
             del self._open[entry.request]
             self.journal_errors += 1
@@ -90,6 +87,9 @@ class Ledger:
                 f"its usage cannot be recorded ({error.strerror})",
                 "Try again later; the operator must make room on the disk.",
             ) from error
+        except BaseException:
+            del self._open[entry.request]
+            raise
 
     async def end(self, entry: Entry) -> None:
         """It is over. What the disk does not take counts as long as the process lives."""
@@ -139,12 +139,16 @@ class Ledger:
     async def _run(self) -> None:
         try:
             await asyncio.to_thread(recover, self._database, self.folder)
-        except TurretError as error:
+        except (TurretError, OSError) as error:
             log.warning("journals of earlier processes wait for the next start: %s", error)
         while True:
             await asyncio.sleep(self._interval_s)
-            if await self._carry() and self._journal.lines > _MAX_LINES:
-                await self._turn_over()
+            try:
+                if await self._carry() and self._journal.lines > _MAX_LINES:
+                    await self._turn_over()
+            except Exception:  # whatever it was: nobody else carries over, and the next try may do
+                self.database_errors += 1
+                log.exception("usage could not be carried over")
 
     async def _carry(self) -> bool:
         """Move what has ended; what the database does not take now is kept for the next time."""
@@ -157,15 +161,19 @@ class Ledger:
             log.warning("usage of %d requests waits for the database: %s", len(ended), error)
             self._ended = ended + self._ended
             return False
-        except asyncio.CancelledError:  # what the thread does now may still fail
+        except BaseException:  # cancelled: what the thread does now may still fail
             self._ended = ended + self._ended
             raise
         return True
 
     async def _turn_over(self) -> None:
         """Begin a new journal with what is open; the old one is in the database."""
-        old, new = self._journal, Journal(self.folder)
-        known = dict(self._open)
+        old, known = self._journal, dict(self._open)
+        try:
+            new = Journal(self.folder)
+        except OSError as error:
+            log.warning("the journal goes on growing: %s", error)
+            return
         try:
             await new.append(*known.values())
             while late := {name: e for name, e in self._open.items() if name not in known}:
@@ -177,6 +185,8 @@ class Ledger:
             new.path.unlink(missing_ok=True)
             return
         self._journal = new
+        with suppress(OSError):  # told where it was asked for
+            await old.append()  # ends are on their way to it, and are carried over with the others
         if await self._carry():
             await asyncio.to_thread(old.close)
             old.path.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ class Tenancy:
             return
         try:
             await asyncio.to_thread(self._directory.refresh)
-        except TurretError:
+        except Exception:
             self.is_database_down = True
             raise
         self.is_database_down = False
@@ -129,6 +129,9 @@ class Tenancy:
             except TurretError as error:
                 if not was_down:
                     log.warning("tenants are served as they were read last: %s", error)
+            except Exception:  # whatever it was: without this, no key would ever be revoked again
+                if not was_down:
+                    log.exception("tenants are served as they were read last")
 
 
 def static_keys(

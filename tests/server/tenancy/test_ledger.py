@@ -305,6 +305,93 @@ async def test_what_begins_while_the_journal_is_turned_over_is_in_the_new_one(
     await ledger.close()
 
 
+async def test_what_ends_while_the_journal_is_turned_over_is_carried_over_with_it(
+    database, admin, folder, monkeypatch
+):
+    """Its end stood in the old journal alone, which was removed: a kill made it interrupted."""
+    ledger = Ledger(database, folder)
+    await ledger.begin(begun("a"))
+    old, goes_on = ledger._journal, threading.Event()
+    write = old._write
+
+    def slow(lines):
+        goes_on.wait(10)
+        return write(lines)
+
+    monkeypatch.setattr(old, "_write", slow)
+    ending = asyncio.create_task(ledger.end(ended("a")))
+    await asyncio.sleep(0)
+    turning = asyncio.create_task(ledger._turn_over())
+    async with asyncio.timeout(10):
+        while ledger._journal is old:
+            await asyncio.sleep(0.01)
+    asyncio.get_running_loop().call_later(0.05, goes_on.set)
+    await turning
+    assert totals(admin) == (1, 10, 5, 0)
+    assert not old.path.exists()
+    await ending
+    await ledger.close()
+
+
+async def test_a_new_journal_that_cannot_be_made_does_not_end_the_carrying_over(
+    database, admin, folder, monkeypatch
+):
+    """With no file left to open, usage stayed in memory until the server ended."""
+    ledger = Ledger(database, folder, interval_s=0.01)
+    asked = asyncio.Event()
+
+    def refuse(_):
+        asked.set()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(ledger_module, "_MAX_LINES", 0)
+    monkeypatch.setattr(ledger_module, "Journal", refuse)
+    ledger.start()
+    await ledger.end(ended("a"))
+    async with asyncio.timeout(10):
+        await asked.wait()
+        await ledger.end(ended("b"))
+        while ledger.waiting:
+            await asyncio.sleep(0.01)
+    await ledger.close()
+    assert totals(admin) == (2, 20, 10, 0)
+
+
+async def test_an_unforeseen_fault_does_not_end_the_carrying_over_and_loses_nothing(
+    database, admin, folder, monkeypatch
+):
+    ledger, faults, post = Ledger(database, folder, interval_s=0.01), [], ledger_module.post
+
+    def fail_once(database, entries):
+        if entries and not faults:
+            faults.append(True)
+            raise OverflowError("a fault")
+        post(database, entries)
+
+    monkeypatch.setattr(ledger_module, "post", fail_once)
+    ledger.start()
+    await ledger.end(ended("a"))
+    async with asyncio.timeout(10):
+        while not faults or ledger.waiting:
+            await asyncio.sleep(0.01)
+    assert ledger.database_errors == 1
+    await ledger.close()
+    assert totals(admin) == (1, 10, 5, 0)
+
+
+async def test_an_entry_that_cannot_be_written_harms_no_other(database, admin, folder):
+    """It ended the journal's thread, and every later request waited for ever."""
+    ledger = Ledger(database, folder)
+    with pytest.raises(UnicodeEncodeError):
+        await ledger.begin(msgspec.structs.replace(begun("a"), model="\ud800"))
+    async with asyncio.timeout(10):
+        await ledger.begin(begun("b"))
+        await ledger.end(ended("b"))
+        await ledger.close()
+    assert totals(admin) == (1, 10, 5, 0)
+    assert list(folder.iterdir()) == []
+
+
 async def test_many_at_once_share_a_sync(database, folder, monkeypatch):
     syncs, sync = [], os.fdatasync
     monkeypatch.setattr(journal_module.os, "fdatasync", lambda fd: (syncs.append(fd), sync(fd)))

@@ -1,8 +1,11 @@
-"""Keys of the command line in the place of others."""
+"""Keys of the command line in the place of others; tables that are followed."""
+
+import asyncio
 
 import pytest
 
 from turret_server.errors import StartupError
+from turret_server.tenancy import service as service_module
 from turret_server.tenancy.principal import Scope
 from turret_server.tenancy.service import Tenancy, static_keys
 
@@ -28,3 +31,29 @@ def test_a_key_that_anybody_or_nobody_could_send(kind, key):
 def test_one_key_for_several_things_may_do_all_of_them():
     (found,) = static_keys(["one"], ["one"], ["one"], ["one"]).values()
     assert found.scopes == {Scope.INFER, Scope.METRICS, Scope.ADMIN, Scope.GATEWAY}
+
+
+async def test_a_fault_while_the_tables_are_read_does_not_end_the_following(
+    database, admin, monkeypatch
+):
+    """Such as a row that a newer server wrote: no key was revoked any more, without a word."""
+    admin.create_tenant("acme")
+    key = admin.create_key("acme")
+    monkeypatch.setattr(service_module, "_REFRESH_S", 0.01)
+    tenancy = Tenancy({}, database)
+    refresh, faults = tenancy._directory.refresh, []
+
+    def fail_once():
+        if not faults:
+            faults.append(True)
+            raise ValueError("'other' is not a valid Scope")
+        refresh()
+
+    monkeypatch.setattr(tenancy._directory, "refresh", fail_once)
+    async with asyncio.timeout(10), tenancy.running():
+        while not faults:
+            await asyncio.sleep(0.01)
+        admin.revoke_key(key[:11])
+        while tenancy.find(key) is not None:
+            await asyncio.sleep(0.01)
+        assert not tenancy.is_database_down
