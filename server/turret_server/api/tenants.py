@@ -26,7 +26,7 @@ from turret_server.api.schema.tenants import (
     UsageRow,
 )
 from turret_server.api.service import Service, service_of
-from turret_server.api.threads import in_thread
+from turret_server.api.threads import QUERIES, in_thread
 from turret_server.errors import NotFound
 from turret_server.telemetry.record import record_of
 from turret_server.tenancy.administration import Administration, TenantNotFound
@@ -60,7 +60,7 @@ class _Admin:
                 "it was started without a database",
                 "Restart it with --database.",
             )
-        result = await in_thread(lambda: work(Administration(database, self._actor)))
+        result = await in_thread(lambda: work(Administration(database, self._actor)), QUERIES)
         await self._tenancy.refresh()
         return result
 

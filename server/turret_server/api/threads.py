@@ -15,15 +15,21 @@ T = TypeVar("T")
 GRAMMARS = ThreadPoolExecutor(1, "grammars")
 LONG_TEXTS = ThreadPoolExecutor(2, "long-texts")
 
-_MAX_AT_ONCE = 4
-_free = threading.BoundedSemaphore(_MAX_AT_ONCE)
+# How many are at work at once. Each has its own, or no key could be revoked while four slow servers
+# keep a download each.
+DOWNLOADS = threading.BoundedSemaphore(4)
+QUERIES = threading.BoundedSemaphore(4)
 
 
-async def in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T], places: threading.BoundedSemaphore = DOWNLOADS) -> T:
     """Run work that may take minutes, such as a download.
 
     Not in asyncio's own threads: a few silent servers would occupy those that tokenise, and the
     process would not end before the last of them has answered.
+
+    Args:
+        work: its result is returned, its error raised.
+        places: of which it takes one, or waits for one.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -39,12 +45,12 @@ async def in_thread(work: Callable[[], T]) -> T:
     def run() -> None:
         result = error = None
         try:
-            with _free:
+            with places:
                 result = work()
         except BaseException as raised:  # raised again in the task that waits
             error = raised
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="adapter-fetch", daemon=True).start()
+    threading.Thread(target=run, name="slow-work", daemon=True).start()
     return await future

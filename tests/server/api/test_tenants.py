@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
+from turret_server.api.threads import in_thread
 from turret_server.tenancy.principal import Scope
 from turret_server.tenancy.service import Tenancy, static_keys
 
@@ -136,3 +140,16 @@ async def test_a_server_without_a_database_says_so(make_client):
     answer = await client.get("/v1/admin/tenants")
     assert (answer.status, answer.json["error"]["code"]) == (404, "no_tenants")
     assert "--database" in answer.json["error"]["fix"]
+
+
+async def test_a_key_is_revoked_while_slow_servers_keep_every_download(call, acme):
+    goes_on = threading.Event()
+    downloads = [asyncio.create_task(in_thread(lambda: goes_on.wait(20))) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    try:
+        async with asyncio.timeout(5):
+            revoked = await call("DELETE", f"/v1/admin/keys/{acme[:11]}")
+        assert revoked.status == 204
+    finally:
+        goes_on.set()
+        await asyncio.gather(*downloads)
