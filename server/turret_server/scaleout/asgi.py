@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message
@@ -33,11 +33,20 @@ def scope_of(request: Forwarded) -> MutableMapping[str, Any]:
 
 
 async def run(
-    app: ASGIApp, scope: MutableMapping[str, Any], body: bytes
+    app: ASGIApp,
+    scope: MutableMapping[str, Any],
+    body: bytes,
+    answered: Callable[[int], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Head | bytes]:
     """The head of the answer, then its body; what came meanwhile comes as one piece.
 
     Closing the generator is a client that leaves: the app is told so, and ends by itself.
+
+    Args:
+        app: that answers.
+        scope: from `scope_of`.
+        body: of the request.
+        answered: awaited with the status before the head goes out, also where the client has left.
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     unread, gone = [body], asyncio.Event()
@@ -49,6 +58,8 @@ async def run(
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
+        if answered is not None and message["type"] == "http.response.start":
+            await answered(message["status"])
         messages.put_nowait(message)
 
     async def serve() -> None:

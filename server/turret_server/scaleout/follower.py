@@ -84,6 +84,9 @@ class Follower:
                     del self._behind[key]
                 except TurretError as error:
                     problems[change.name] = str(error)
+                except Exception as error:  # whatever it was: those after it are done all the same
+                    log.exception("a change of %r failed", change.name)
+                    problems[change.name] = f"a fault of the server ({type(error).__name__})"
             self._epoch, self._version = epoch, version
             return problems
 

@@ -21,7 +21,7 @@ from turret_server.plan import make_plan
 from turret_server.scaleout import asgi
 from turret_server.scaleout.changes import Change, change_in
 from turret_server.scaleout.follower import Follower
-from turret_server.scaleout.wire import Accepted, Forwarded, Head, Item
+from turret_server.scaleout.wire import Accepted, Forwarded, Item
 from turret_server.server import open_app
 from turret_server.telemetry.logging import configure_logging
 from turret_server.telemetry.record import record_of
@@ -74,9 +74,12 @@ class Replica:
         if request.names:
             self._requests.labels(str(self._has_resident(request.names)).lower()).inc()
         change, scope = change_in(request), asgi.scope_of(request)
-        async for item in asgi.run(self._app, scope, request.body):
-            if isinstance(item, Head) and change is not None and 200 <= item.status < 300:
+
+        async def publish(status: int) -> None:
+            if change is not None and 200 <= status < 300:
                 await self._follower.publish(change, record_of(scope).principal)
+
+        async for item in asgi.run(self._app, scope, request.body, publish):
             yield item
 
     async def sync(self) -> dict[str, str]:

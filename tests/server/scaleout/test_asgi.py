@@ -53,3 +53,26 @@ async def test_leaving_frees_the_engine(app, engine):
             break
         await asyncio.sleep(0.01)
     assert engine.cancelled == [engine.requests[0].id]
+
+
+async def test_who_leaves_does_not_keep_others_from_hearing_of_the_answer(app):
+    """A client that left while its adapter loaded left it on one replica alone, for ever."""
+    heard = asyncio.get_running_loop().create_future()
+
+    async def slow(scope, receive, send):
+        await leaves.wait()
+        await app(scope, receive, send)
+
+    async def answered(status):
+        heard.set_result(status)
+
+    leaves = asyncio.Event()
+    request = Forwarded(method="GET", path=b"/v1/models")
+    items = asgi.run(slow, asgi.scope_of(request), b"", answered)
+    waiting = asyncio.create_task(anext(items))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    leaves.set()
+    async with asyncio.timeout(5):
+        assert await heard == 200

@@ -187,6 +187,25 @@ async def test_other_content_is_refused_and_tried_again(sides, settings):
     assert second.names == ["mine"]
 
 
+async def test_a_change_that_fails_unforeseen_keeps_no_later_one_back(sides, monkeypatch):
+    first, second = sides
+    await first.change("PUT", "/v1/adapters/bad", {"path": "sql"})
+    await first.change("PUT", "/v1/adapters/good", {"path": "dates"})
+    load = second.engine.load_adapter
+
+    async def fail(name, *args, **options):
+        if name == "bad":
+            raise OSError("a fault")
+        return await load(name, *args, **options)
+
+    monkeypatch.setattr(second.engine, "load_adapter", fail)
+    assert list(await second.follower.sync()) == ["bad"]
+    assert second.names == ["good"]
+    monkeypatch.setattr(second.engine, "load_adapter", load)
+    assert await second.follower.sync() == {}
+    assert sorted(second.names) == ["bad", "good"]
+
+
 async def test_a_log_that_was_lost_is_filled_again(sides, remote):
     first, second = sides
     await first.change("PUT", "/v1/adapters/mine", {"path": "sql"})
