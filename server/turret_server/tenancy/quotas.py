@@ -44,6 +44,9 @@ class _Bucket:
         self.left = min(self.limit, self.left + (now - self.at) * self.limit / _MINUTE)
         self.at = now
 
+    def give_back(self, amount: int) -> None:
+        self.left = min(self.limit, self.left + amount)
+
     def wait_s(self, amount: float) -> float:
         """Until it holds so much."""
         missing = amount - self.left
@@ -60,6 +63,7 @@ class Reservation:
     def __init__(self, meter: Meter, tenant: Tenant) -> None:
         self._meter, self._tenant = meter, tenant
         self._tokens = self.used = 0
+        self._bucket: _Bucket | None = None  # that the tokens are from
 
     def take(self, *, tokens: int = 0, pages: int = 0) -> None:
         """Reserve tokens, as many as the request can use, or count pages that it brings.
@@ -69,7 +73,8 @@ class Reservation:
             BadRequest: never: the request alone is more than a minute's worth.
         """
         self._meter.take(self._tenant, {"tokens": tokens, "pages": pages})
-        self._tokens += tokens
+        if tokens:
+            self._tokens, self._bucket = self._tokens + tokens, self._meter.tokens
 
     def check(self, *, tokens: int = 0, pages: int = 0) -> None:
         """Raise what `take` would, and take nothing."""
@@ -79,7 +84,9 @@ class Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._meter.settle(self._tokens - self.used)
+        self._meter.running -= 1
+        if self._bucket is not None:  # another has its place by now where the quota was changed
+            self._bucket.give_back(self._tokens - self.used)
 
 
 class Meter:
@@ -107,6 +114,7 @@ class Meter:
         Raises:
             QuotaExceeded: its requests of this minute, or at once, are used up.
         """
+        self._follow(tenant.quotas)
         most = tenant.quotas.concurrent_requests
         if most is not None and self.running >= most:
             raise QuotaExceeded(
@@ -128,7 +136,7 @@ class Meter:
 
     def check(self, tenant: Tenant, amounts: Mapping[str, int]) -> None:
         """Is so much left? See `Reservation.take`."""
-        self._follow(tenant.quotas)
+        self._fill()
         named = ((name, self._buckets.get(name), n) for name, n in amounts.items())
         wanted = [(name, bucket, n) for name, bucket, n in named if bucket is not None and n]
         for name, bucket, amount in wanted:
@@ -148,12 +156,10 @@ class Meter:
                     retry_after_s=min(wait_s, _LONGEST_S),
                 )
 
-    def settle(self, unused_tokens: int) -> None:
-        """A request has ended: its place is free, and what it did not use comes back."""
-        self.running -= 1
-        bucket = self._buckets.get("tokens")
-        if bucket is not None:
-            bucket.left = min(bucket.limit, bucket.left + unused_tokens)
+    @property
+    def tokens(self) -> _Bucket | None:
+        """The bucket that tokens are from now; None without such a quota."""
+        return self._buckets.get("tokens")
 
     def headers(self) -> dict[str, str]:
         """OpenAI's headers: limit, what remains, and until when it is whole again."""
@@ -171,9 +177,12 @@ class Meter:
         return headers
 
     def _follow(self, quotas: Quotas) -> None:
-        """Fill the buckets up to now; a changed quota begins whole."""
-        now = self._clock()
+        """Take changed quotas, which begin whole.
+
+        Of requests that are let in alone: one from before the change would bring the old ones back.
+        """
         if quotas != self._quotas:
+            now = self._clock()
             limits = {
                 "requests": (quotas.requests_per_minute, self._quotas.requests_per_minute),
                 "tokens": (quotas.tokens_per_minute, self._quotas.tokens_per_minute),
@@ -185,6 +194,9 @@ class Meter:
                 elif limit != before:
                     self._buckets[name] = _Bucket(limit, now)
             self._quotas = quotas
+
+    def _fill(self) -> None:
+        now = self._clock()
         for bucket in self._buckets.values():
             bucket.fill(now)
 

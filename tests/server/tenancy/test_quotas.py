@@ -153,3 +153,24 @@ def test_each_tenant_has_a_meter_of_its_own(clock):
     meters.of(other).enter(other)
     with pytest.raises(QuotaExceeded):
         meters.of(acme).enter(acme)
+
+
+def test_tokens_that_were_reserved_before_a_quota_do_not_fill_it(clock):
+    meter, quota = Meter(clock), tenant(tokens_per_minute=1000)
+    before = reserve(meter, tenant(), tokens=10**6)
+    reserve(meter, quota, tokens=1000)
+    with before:
+        before.used = 10
+    assert meter.headers()["x-ratelimit-remaining-tokens"] == "0"
+    assert meter.running == 1
+
+
+def test_a_request_from_before_a_change_does_not_bring_the_old_quotas_back(clock):
+    """Each such request, and the next one, made the bucket whole again."""
+    meter, new = Meter(clock), tenant(tokens_per_minute=1000)
+    with meter.enter(tenant(tokens_per_minute=5000)) as before:
+        reserve(meter, new, tokens=900)
+        with pytest.raises(QuotaExceeded, match="100 of them are left"):
+            before.take(tokens=200)
+        with pytest.raises(QuotaExceeded, match="100 of them are left"):
+            reserve(meter, new, tokens=200)
