@@ -27,7 +27,7 @@ from turret_server.api.schema.tenants import (
 )
 from turret_server.api.service import Service, service_of
 from turret_server.api.threads import QUERIES, in_thread
-from turret_server.errors import NotFound
+from turret_server.errors import NotFound, TurretError
 from turret_server.telemetry.record import record_of
 from turret_server.tenancy.administration import Administration, TenantNotFound
 from turret_server.tenancy.principal import Quotas, Scope, Tenant
@@ -52,7 +52,9 @@ class _Admin:
         principal = record_of(request.scope).principal
         self._actor = "open server" if principal is None else principal.key
 
-    async def __call__(self, work: Callable[[Administration], T]) -> T:
+    async def __call__(
+        self, work: Callable[[Administration], T], *, is_shown_once: bool = False
+    ) -> T:
         database = self._tenancy.database
         if database is None:
             raise NoTenants(
@@ -61,7 +63,11 @@ class _Admin:
                 "Restart it with --database.",
             )
         result = await in_thread(lambda: work(Administration(database, self._actor)), QUERIES)
-        await self._tenancy.refresh()
+        try:
+            await self._tenancy.refresh()
+        except TurretError:
+            if not is_shown_once:  # it is done, and this server sees it once it can read again
+                raise
         return result
 
 
@@ -124,7 +130,8 @@ async def create_key(body: CreateKeyBody, admin: AdminDep) -> NewKey:
     key = await admin(
         lambda a: a.create_key(
             body.tenant, label=body.label, scopes=scopes, lifetime_s=body.lifetime_s
-        )
+        ),
+        is_shown_once=True,
     )
     return NewKey(key=key)
 
@@ -132,7 +139,8 @@ async def create_key(body: CreateKeyBody, admin: AdminDep) -> NewKey:
 @router.post("/v1/admin/keys/{prefix}/rotate", summary="Replace a key", status_code=201)
 async def rotate_key(prefix: str, body: RotateKeyBody, admin: AdminDep) -> NewKey:
     """Make a key like another, which ends soon."""
-    return NewKey(key=await admin(lambda a: a.rotate_key(prefix, overlap_s=body.overlap_s)))
+    key = await admin(lambda a: a.rotate_key(prefix, overlap_s=body.overlap_s), is_shown_once=True)
+    return NewKey(key=key)
 
 
 @router.delete("/v1/admin/keys/{prefix}", summary="End a key", status_code=204)

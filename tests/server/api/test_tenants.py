@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from turret_server.api.threads import in_thread
+from turret_server.tenancy.database import DatabaseDown
 from turret_server.tenancy.principal import Scope
 from turret_server.tenancy.service import Tenancy, static_keys
 
@@ -153,3 +154,25 @@ async def test_a_key_is_revoked_while_slow_servers_keep_every_download(call, acm
     finally:
         goes_on.set()
         await asyncio.gather(*downloads)
+
+
+async def test_a_new_key_is_shown_though_the_database_goes_away_behind_it(
+    call, client, acme, monkeypatch
+):
+    """It was made and shown to nobody, and the one it replaced was about to end."""
+    tenancy = client.app.state.service.settings.tenancy
+
+    async def fail():
+        raise DatabaseDown("the database does not answer", "it is down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tenancy, "refresh", fail)
+        rotated = await call("POST", f"/v1/admin/keys/{acme[:11]}/rotate")
+        assert rotated.status == 201
+        made = await call("POST", "/v1/admin/keys", {"tenant": "acme"})
+        assert made.status == 201
+        revoked = await call("DELETE", f"/v1/admin/keys/{acme[:11]}")
+        assert revoked.status == 503  # it still works here
+    await tenancy.refresh()
+    for new in (rotated, made):
+        assert (await call("GET", "/v1/models", key=new.json["key"])).status == 200
