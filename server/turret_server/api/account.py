@@ -23,6 +23,10 @@ class Account:
         tenancy: of the server.
         record: of the request; its counts are what is settled.
         reservation: of the tenant's quotas; None on an open server, where all of this is nothing.
+
+    Attributes:
+        failed: it ended with an error; `record` hears of that when the client is told, which may be
+            later.
     """
 
     def __init__(
@@ -30,7 +34,7 @@ class Account:
     ) -> None:
         self._tenancy, self._record, self._reservation = tenancy, record, reservation
         self._entry: Entry | None = None
-        self._accepted = False
+        self._accepted = self.failed = False
 
     def check(self, *, tokens: int, pages: int) -> None:
         """Is there enough for a request that takes at least so much? Nothing is taken.
@@ -110,7 +114,7 @@ class Account:
         if self._entry is None or self._tenancy.ledger is None:
             return
         is_cut = record.disconnected or "abort" in record.finish_reasons
-        status = "error" if record.error else "abort" if is_cut else "done"
+        status = "error" if self.failed or record.error else "abort" if is_cut else "done"
         ended = msgspec.structs.replace(
             self._entry,
             event="end",
@@ -139,5 +143,8 @@ def account(tenancy: Tenancy, record: RequestRecord) -> Iterator[Account]:
         found = Account(tenancy, record, reservation)
         try:
             yield found
+        except Exception:
+            found.failed = True
+            raise
         finally:
             found.settle()

@@ -7,12 +7,14 @@ import errno
 import os
 
 import pytest
+from sqlalchemy import select
 from tests.server.api.documents.conftest import InlineWorkers, page_of
 
 from turret_server.errors import EngineUnavailable
 from turret_server.scorer.scorer import Scorer
 from turret_server.scorer.text import Row
 from turret_server.tenancy import journal as journal_module
+from turret_server.tenancy import schema
 from turret_server.tenancy.principal import Quotas
 from turret_server.tenancy.service import Tenancy
 
@@ -157,6 +159,32 @@ async def test_an_engine_that_dies_is_counted_too(serve, admin, engine):
     assert (await client.post("/v1/completions", BODY, headers)).status == 503
     (row,) = await rows(tenancy, admin)
     assert (row["requests"], row["completion_tokens"]) == (1, 2)
+
+
+class Dead:
+    """A scorer whose process has ended."""
+
+    async def score(self, rows):
+        raise EngineUnavailable("gone", "it died", "again")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", BODY),
+        ("/v1/completions", {**BODY, "stream": True}),
+        ("/v1/rerank", {"model": "judge", "query": "x", "documents": ["a", "b"]}),
+    ],
+    ids=["whole", "stream", "rerank"],
+)
+async def test_what_failed_is_an_error_in_the_ledger(serve, database, engine, path, body):
+    """It was written down, as done or left, before the client was told of the error."""
+    client, headers, tenancy = serve(scorers={"judge": Scorer("judge", Scorable(), Dead(), 1, 16)})
+    engine.fail_after, engine.failure = 0, EngineUnavailable("gone", "it died", "again")
+    assert (await client.post(path, body, headers)).status == 503
+    await tenancy.ledger.close()
+    with database.begin() as connection:
+        assert list(connection.scalars(select(schema.requests.c.status))) == ["error"]
 
 
 async def test_a_refused_request_is_not_counted(serve, admin):
