@@ -29,7 +29,7 @@ log = logging.getLogger("turret.scorer")
 
 # -P: the working directory may hold anything, and must not be imported from.
 _COMMAND = (sys.executable, "-P", "-m", "turret_server.scorer.process")
-_PATIENCE_S = 600.0  # for one batch: it is done well before, or never
+_PATIENCE_S = 600.0  # for one batch, or to load again: it is done well before, or never
 _BROKEN = (OSError, EOFError, TimeoutError, msgspec.DecodeError)
 
 
@@ -116,8 +116,8 @@ class ScorerLink:
 
     async def _answer(self, rows: Rows) -> list[float]:
         try:
-            process = await self._running()
             async with asyncio.timeout(_PATIENCE_S):
+                process = await self._running()
                 reply = await _exchange(process, rows)
         except (*_BROKEN, StartupError) as error:
             log.warning("the scorer %r has failed: %r", self._name, error)

@@ -92,6 +92,18 @@ async def test_one_that_ended_unseen_is_started_again(stub):
     assert await stub.score(rows(5)) == [5]
 
 
+async def test_one_that_hangs_as_it_is_started_again_holds_nobody_up_for_ever(stub, monkeypatch):
+    stub._process.kill()
+    await stub._process.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(link, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
+        patched.setattr(link, "_PATIENCE_S", 0.2)
+        async with asyncio.timeout(10):
+            with pytest.raises(EngineUnavailable, match="cannot answer"):
+                await stub.score(rows(5))
+    assert await stub.score(rows(5)) == [5]
+
+
 async def test_nothing_is_started_after_the_end(stub):
     await stub.close()
     with pytest.raises(EngineUnavailable):
