@@ -15,8 +15,14 @@ T = TypeVar("T")
 GRAMMARS = ThreadPoolExecutor(1, "grammars")
 LONG_TEXTS = ThreadPoolExecutor(2, "long-texts")
 
+_LONG_CHARS = 200_000
 _MAX_AT_ONCE = 4
 _free = threading.BoundedSemaphore(_MAX_AT_ONCE)
+
+
+def threads_for(num_chars: int) -> ThreadPoolExecutor | None:
+    """Where work on so many characters is done; None means asyncio's own threads."""
+    return LONG_TEXTS if num_chars > _LONG_CHARS else None
 
 
 async def in_thread(work: Callable[[], T]) -> T:
