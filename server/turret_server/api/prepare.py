@@ -19,7 +19,7 @@ from turret_server.api.sampling import choice_sampling
 from turret_server.api.schema.constrain import Constraint
 from turret_server.api.schema.fields import GenerationBody
 from turret_server.api.service import Service
-from turret_server.api.threads import GRAMMARS, LONG_TEXTS
+from turret_server.api.threads import GRAMMARS, threads_for
 from turret_server.engine.messages import EngineRequest, Sampling
 from turret_server.errors import BadRequest
 from turret_server.pipeline.recipe import Recipe
@@ -32,7 +32,6 @@ T = TypeVar("T")
 
 # Beyond this many characters, work on text would hold up the tokens of other streams.
 _INLINE_CHARS = 4_000
-_LONG_CHARS = 200_000
 _BODY_BYTES_PER_TOKEN = 4
 
 
@@ -90,8 +89,7 @@ async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
     """
     if num_chars <= _INLINE_CHARS:
         return work()
-    threads = LONG_TEXTS if num_chars > _LONG_CHARS else None
-    return await asyncio.get_running_loop().run_in_executor(threads, work)
+    return await asyncio.get_running_loop().run_in_executor(threads_for(num_chars), work)
 
 
 async def compile_constraint(service: Service, constraint: Constraint | None) -> str | None:

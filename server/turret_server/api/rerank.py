@@ -41,7 +41,7 @@ async def rerank(
         scorer.enter(len(body.documents), "documents"),
     ):
         try:
-            rows = await scorer.rows(query, body.documents)
+            rows = await or_disconnect(request.receive, scorer.rows(query, body.documents))
             tokens = sum(len(row.ids) for row in rows)
             record.prompt_tokens = tokens
             await _accept(charged, tokens)

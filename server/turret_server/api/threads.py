@@ -15,10 +15,17 @@ T = TypeVar("T")
 GRAMMARS = ThreadPoolExecutor(1, "grammars")
 LONG_TEXTS = ThreadPoolExecutor(2, "long-texts")
 
+_LONG_CHARS = 200_000
+
 # How many are at work at once. Each has its own, or no key could be revoked while four slow servers
 # keep a download each.
 DOWNLOADS = threading.BoundedSemaphore(4)
 QUERIES = threading.BoundedSemaphore(4)
+
+
+def threads_for(num_chars: int) -> ThreadPoolExecutor | None:
+    """Where work on so many characters is done; None means asyncio's own threads."""
+    return LONG_TEXTS if num_chars > _LONG_CHARS else None
 
 
 async def in_thread(work: Callable[[], T], places: threading.BoundedSemaphore = DOWNLOADS) -> T:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
 
 from turret_server.errors import BadRequest, Overloaded
 from turret_server.scorer.text import Instruction, Row, ScorerText
+
+# A query that a chat template reads once for each of a thousand documents takes minutes: not in
+# asyncio's threads, which prompts need, and in pieces, between which others have their turn.
+_THREADS = ThreadPoolExecutor(2, "scorer-texts")
+_PIECE_CHARS = 500_000  # of the instruction, as often as it is read: a second or less
 
 
 class RowScorer(Protocol):
@@ -74,7 +80,12 @@ class Scorer:
         Raises:
             BadRequest: it is no conversation that the scorer's template knows.
         """
-        return await asyncio.to_thread(self._text.rows, instruction, answers)
+        loop, rows = asyncio.get_running_loop(), list[Row]()
+        step = max(1, _PIECE_CHARS // max(1, len(instruction.text)))
+        for at in range(0, len(answers), step):
+            piece = answers[at : at + step]
+            rows += await loop.run_in_executor(_THREADS, self._text.rows, instruction, piece)
+        return rows
 
     async def values(self, rows: Sequence[Row]) -> list[float]:
         """The score of each row; equal ones are scored once.

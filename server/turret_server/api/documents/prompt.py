@@ -11,6 +11,7 @@ from typing import Any
 from turret_server.api.documents.use import DocumentUse
 from turret_server.api.schema.chat import num_chars
 from turret_server.api.service import Service
+from turret_server.api.threads import threads_for
 from turret_server.errors import DeadlineExceeded, PromptTooLong, TurretError, Unprocessable
 from turret_server.pipeline.documents.budget import Fitted, fit
 from turret_server.pipeline.documents.prompt import Sheet, in_order, question_of
@@ -84,7 +85,8 @@ async def show_documents(
             "Check what was sent; pages that are pictures need layout.ocr 'auto' or 'always'.",
             param=next(iter(use.inputs.values())).where,
         )
-    return await asyncio.to_thread(composer.prompts, sheets)
+    threads = threads_for(composer.num_chars(sheets))
+    return await asyncio.get_running_loop().run_in_executor(threads, composer.prompts, sheets)
 
 
 class _Composer:
@@ -109,11 +111,10 @@ class _Composer:
         Raises:
             PromptTooLong: it does not.
         """
-        messages = self._use.text([])
-        chars = sum(num_chars(message.get("content")) for message in messages)
+        chars = self._conversation_chars()
         # No token is longer: a text of so many characters is too long, without tokenising it.
         least = chars // self._longest_token
-        around = least if least >= self._room else len(self._render(messages))
+        around = least if least >= self._room else len(self._render(self._use.text([])))
         if around >= self._room:
             raise PromptTooLong(
                 f"the prompt has {around} tokens or more without its documents",
@@ -122,6 +123,11 @@ class _Composer:
                 param="messages",
             )
 
+    def num_chars(self, sheets: list[Sheet]) -> int:
+        """What `prompts` reads, each character once."""
+        times = len(sheets) if self._use.by_page else 1
+        return sum(len(sheet.text) for sheet in sheets) + times * self._conversation_chars()
+
     def prompts(self, sheets: list[Sheet]) -> list[Shown]:
         """The prompts that show the pages."""
         question = question_of(self._use.messages, self._use.framing.places)
@@ -129,6 +135,9 @@ class _Composer:
             return [self._prompt([sheet], question) for sheet in sheets]
         ordered = in_order(sheets, question, self._use.fields.order or "given")
         return [self._prompt(ordered, question)]
+
+    def _conversation_chars(self) -> int:
+        return sum(num_chars(message.get("content")) for message in self._use.text([]))
 
     def _prompt(self, sheets: list[Sheet], question: str) -> Shown:
         fitted = self._fit(sheets, question)
