@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+
+def _take_terminal() -> None:
+    # A session leader takes the first terminal that it opens: Ctrl-C comes from there.
+    os.close(os.open(os.ttyname(0), os.O_RDWR))
+    # A shell lets its background jobs ignore it, and so do their children.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -26,8 +34,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            # A session leader takes the first terminal that it opens: Ctrl-C comes from there.
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
+            preexec_fn=_take_terminal,
             env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"},
         )
         os.close(theirs)
