@@ -24,6 +24,7 @@ import zmq.asyncio
 from turret_adapters.derivation import Derivation
 from turret_server import errors
 from turret_server.engine import messages as m
+from turret_server.engine.kept_adapters import KeptAdapters
 from turret_server.engine.lifetime import environment_of_child
 from turret_server.engine.settings import EngineSettings
 
@@ -53,9 +54,7 @@ class EngineLink:
         self._streams: dict[str, _Stream] = {}
         self._open: dict[str, asyncio.Future[_Result]] = {}  # operations
         self._profile: asyncio.Future[_Result] | None = None  # the last one
-        self._adapters: dict[str, m.LoadAdapter] = {}  # by digest: how each was loaded
-        self._held: tuple[str, ...] = ()  # digests
-        self._lost: set[str] = set()  # those that the engine could not load again; not held
+        self._kept = KeptAdapters(self._load, self._operate)
         self._numbers = itertools.count()
         self._process: asyncio.subprocess.Process | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -218,28 +217,11 @@ class EngineLink:
     async def _welcome(self, ready: m.EngineReady) -> None:
         """A new engine: it has its adapters again before requests may name them."""
         try:
-            await self._load_again()
+            await self._kept.restore()
         except Exception:  # whatever it was: an engine without them is better than none
             log.exception("adapters were not loaded again")
         self.ready = ready
         self._up.set()
-
-    async def _load_again(self) -> None:
-        known = dict(self._adapters)
-        loads = [
-            self._operate(msgspec.structs.replace(load, operation=self._operation("load")))
-            for load in known.values()
-        ]
-        results = await asyncio.gather(*loads, return_exceptions=True)
-        failed = {d: r for d, r in zip(known, results, strict=True) if isinstance(r, BaseException)}
-        for error in failed.values():
-            log.error("an adapter could not be loaded again: %s", error)
-        self._lost = set(failed)
-        await self._hold_again()
-        loaded = known.keys() - self._lost
-        while gone := loaded - self._adapters.keys():  # unloaded before it could be told
-            await asyncio.gather(*map(self._unload, gone))
-            loaded -= gone
 
     def _settle(self, operation: str, result: _Result | errors.TurretError) -> None:
         future = self._open.pop(operation, None)
@@ -317,46 +299,25 @@ class EngineLink:
         """See EngineClient.load_adapter."""
         self._check_ready()
         load = m.LoadAdapter(
-            operation=self._operation("load"),
+            operation="",
             name=name,
             path=path,
             roots=roots,
             derive=derive,
             digest=digest,
         )
-        info = await self._operate(load)
-        assert info is not None
-        if keep:  # what the folder holds later is not what was served under this digest
-            self._adapters[info.digest] = msgspec.structs.replace(load, digest=info.digest)
-        if info.digest in self._lost:
-            self._lost.remove(info.digest)
-            await self._hold_again()
-        return info
+        return await self._kept.load(load, keep=keep)
 
     async def unload_adapter(self, digest: str) -> None:
         """See EngineClient.unload_adapter."""
-        self._adapters.pop(digest, None)  # first: the next engine must not get it back
+        self._kept.forget(digest)  # first: the next engine must not get it back
         self._check_ready()
-        await self._unload(digest)
-
-    async def _unload(self, digest: str) -> None:
-        await self._operate(m.UnloadAdapter(operation=self._operation("unload"), digest=digest))
+        await self._kept.unload(digest)
 
     async def hold_adapters(self, digests: Seq[str]) -> None:
         """See EngineClient.hold_adapters."""
         self._check_ready()
-        await self._hold(digests)
-        self._held = tuple(digests)
-
-    async def _hold(self, digests: Seq[str]) -> None:
-        there = [digest for digest in digests if digest not in self._lost]
-        await self._operate(m.HoldAdapters(operation=self._operation("hold"), digests=there))
-
-    async def _hold_again(self) -> None:
-        try:
-            await self._hold(self._held)
-        except errors.TurretError as error:
-            log.error("adapters could not be pinned again: %s", error)
+        await self._kept.hold(digests)
 
     async def profile(self, steps: int, wait_s: float, *, trace: bool = False) -> m.Profiled:
         """See EngineClient.profile."""
@@ -383,7 +344,14 @@ class EngineLink:
         """Tests only; see messages.InjectFault."""
         await self._send(m.InjectFault(kind), self._socket)
 
+    async def _load(self, message: m.LoadAdapter) -> m.AdapterInfo:
+        info = await self._operate(message)
+        assert info is not None
+        return info
+
     async def _operate(self, message: m.Operation) -> m.AdapterInfo | None:
+        """Number an operation, send it, and wait for its result."""
+        message = msgspec.structs.replace(message, operation=self._operation("adapter"))
         future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         self._open[message.operation] = future
         await self._send(message, self._operations)

@@ -140,8 +140,8 @@ async def test_an_engine_serves_without_what_it_cannot_load_again(link, operatio
     """The folder of one has changed. Once no engine served any more after that."""
     receive, answer = operations
     for digest in "abc":
-        link._adapters[digest] = m.LoadAdapter(operation="", name=digest, path=digest)
-    link._held = ("a", "b")
+        link._kept._loads[digest] = m.LoadAdapter(operation="", name=digest, path=digest)
+    link._kept._held = ("a", "b")
     welcoming = asyncio.create_task(link._welcome(READY))
     for digest in "abc":
         load = await receive()
@@ -175,7 +175,7 @@ async def test_an_engine_serves_without_what_it_cannot_load_again(link, operatio
 async def test_what_is_unloaded_while_an_engine_comes_back_does_not_stay_in_it(link, operations):
     receive, answer = operations
     for digest in "ab":
-        link._adapters[digest] = m.LoadAdapter(operation="", name=digest, path=digest)
+        link._kept._loads[digest] = m.LoadAdapter(operation="", name=digest, path=digest)
     welcoming = asyncio.create_task(link._welcome(READY))
     loads = [await receive() for _ in "ab"]
     with pytest.raises(EngineUnavailable):
@@ -198,7 +198,7 @@ async def test_an_engine_serves_whatever_happens_while_it_gets_its_adapters_agai
     async def fail():
         raise RuntimeError("nobody thought of this")
 
-    monkeypatch.setattr(link, "_load_again", fail)
+    monkeypatch.setattr(link._kept, "restore", fail)
     await asyncio.wait_for(link._welcome(READY), 5)
     assert link.ready is READY
     assert link._up.is_set()
