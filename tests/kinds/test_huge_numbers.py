@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kinds.lab import CASES
+from tests.kinds.test_fuzz import FIRST_OF_KIND
 
 from turret_adapters.errors import AdapterError
 from turret_adapters.loading import read_adapter
 
 HUGE = (1 << 20, (1 << 32) + 5, 10**30)
 PATIENCE_S = 5
-FIRST_OF_KIND = list({case.kind: case for case in reversed(CASES)}.values())
 
 
 class TooSlow(BaseException):
