@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
@@ -114,6 +115,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             text = "".join(server.lines[-60:])
             report.sections.append((f"server {server.url or '(not listening)'}", text))
     return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _objects_of_other_modules() -> None:
+    """Keep them out of the collector's way: a full collection would take a second of some test."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """The interpreter's end frees what is not frozen."""
+    gc.unfreeze()
 
 
 @contextmanager

@@ -26,6 +26,10 @@ class AdapterMalformed(AdapterError):
     """Truncated, hostile or inconsistent files."""
 
 
+class AdapterChanged(AdapterError):
+    """Its files are no longer those that are served."""
+
+
 class AdapterUnsupported(AdapterError):
     """Well formed, but it cannot be served exactly on this base model."""
 

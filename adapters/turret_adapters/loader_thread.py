@@ -14,7 +14,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from turret_adapters.banks.device import DeviceBanks
-from turret_adapters.errors import AdapterError, AdapterMalformed, AdapterUnsupported
+from turret_adapters.errors import (
+    AdapterChanged,
+    AdapterError,
+    AdapterUnsupported,
+)
 from turret_adapters.host_cache import HostCache
 from turret_adapters.loading import LoadedAdapter, Origin, StrPath, describe_program
 from turret_adapters.records import Record
@@ -136,7 +140,7 @@ class Loader:
     def _fail(self, digest: str, error: Exception) -> None:
         if not isinstance(error, AdapterError):
             log.exception("adapter %s did not become resident", digest, exc_info=error)
-            error = AdapterMalformed(
+            error = AdapterError(
                 f"adapter {digest[:12]} did not become resident",
                 f"{type(error).__name__}: {error}",
                 "See the server's log, then load it again.",
@@ -195,13 +199,13 @@ class Loader:
             record, program = self._residency.records.get(digest), self._host.get(digest)
         if record is None or program is not None:
             return program
-        found, program = self._read(record.origin, record.roots, lambda found: found == digest)
+        try:
+            found, program = self._read(record.origin, record.roots, lambda found: found == digest)
+        except AdapterError as error:  # it was sound when it was loaded
+            raise _changed(digest, f"{error.what.rstrip('.')}: {error.why}") from error
         if program is None:
-            raise AdapterMalformed(
-                f"adapter {digest[:12]} did not become resident",
-                f"{str(record.origin)!r} holds another adapter now ({found[:12]})",
-                "Load it again to serve what is there now.",
-            )
+            why = f"{str(record.origin)!r} holds another adapter now ({found[:12]})"
+            raise _changed(digest, why)
         with self._lock:
             if digest in self._residency.records:
                 self._host.put(digest, program)
@@ -268,3 +272,8 @@ class Loader:
         except Exception as error:  # whatever it was: its requests must hear of it
             self._fail(digest, error)
             self._on_resident()
+
+
+def _changed(digest: str, why: str) -> AdapterChanged:
+    what = f"adapter {digest[:12]} did not become resident"
+    return AdapterChanged(what, why, "Load it again to serve what is there now.")

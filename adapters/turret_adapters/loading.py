@@ -14,7 +14,7 @@ from turret_adapters.components import Component
 from turret_adapters.compose import compose
 from turret_adapters.derivation import Derivation
 from turret_adapters.digest import content_digest
-from turret_adapters.errors import AdapterMalformed, quote
+from turret_adapters.errors import AdapterChanged, AdapterMalformed, quote
 from turret_adapters.files import AdapterFiles, FileLimits
 from turret_adapters.registry import detect
 from turret_adapters.spec import ModelShape, Positions, Program
@@ -130,7 +130,7 @@ def _derive(
         sources = [content_digest(*pair) for pair in zip(kinds, opened, strict=True)]
         for source, found in zip(derivation.sources, sources, strict=True):
             if source.digest not in (None, found):
-                raise AdapterMalformed(
+                raise AdapterChanged(
                     "no adapter was derived",
                     f"{quote(source.path)} holds another adapter now ({found[:12]}) than is served",
                     "Load the source again, then derive.",

@@ -14,7 +14,7 @@ from turret_adapters import compose as module
 from turret_adapters.components import LowRank, Offset
 from turret_adapters.compose import compose
 from turret_adapters.derivation import METHODS, Derivation, Source, derivation
-from turret_adapters.errors import AdapterForbidden, AdapterMalformed, AdapterUnsupported
+from turret_adapters.errors import AdapterChanged, AdapterForbidden, AdapterUnsupported
 from turret_adapters.loading import read_adapter
 from turret_adapters.spec import Module, Positions, Program, Site
 from turret_adapters.store import AdapterStore, StoreLimits
@@ -399,7 +399,7 @@ def test_a_source_is_what_is_served(peft_folders, shape):
         Derivation(method="sum", sources=(Source(first, digest=digest),)), shape, torch.float32
     )
     stale = Derivation(method="sum", sources=(Source(first, digest="0" * 64),))
-    with pytest.raises(AdapterMalformed, match="another adapter now"):
+    with pytest.raises(AdapterChanged, match="another adapter now"):
         read_adapter(stale, shape, torch.float32)
 
 

@@ -79,6 +79,7 @@ class EngineClient(Protocol):
 
         Raises:
             Conflict: it is being profiled already.
+            TurretError: the profiler failed; the steps went on.
         """
         ...
 

@@ -335,6 +335,10 @@ class EngineLink:
         # Shielded: when the caller leaves, the profiler goes on until it is done.
         result = await asyncio.shield(self._profile)
         assert isinstance(result, m.Profiled)
+        if result.problem:
+            raise errors.TurretError(
+                "the engine was not profiled", result.problem, "See the server's log."
+            )
         return result
 
     def _operation(self, what: str) -> str:

@@ -250,6 +250,7 @@ class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
     seconds: float
     operations: list[OperationTime]  # those that took most first
     trace: str = ""  # path of a Chrome trace, which the reader removes; "" without one
+    problem: str = ""  # why there is no profile, if so
 
 
 class AuxiliaryInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from turret_server.engine import messages as m
 from turret_server.engine.core import Engine
 from turret_server.engine.device import use_threads
 from turret_server.engine.lifetime import die_with_parent
-from turret_server.engine.profiler import StepProfiler
+from turret_server.engine.profiler import StepProfiler, not_profiled
 from turret_server.engine.settings import EngineSettings
 from turret_server.engine.stores import Loaded, adapter_error
 from turret_server.engine.warm_up import warm_up
@@ -197,14 +197,17 @@ class EngineProcess:
             self._wake()
 
         engine = self._engine
-        self._profiler = StepProfiler(
-            request,
-            engine.steps,
-            engine.decoder.device.type,
-            engine.phases,
-            self._folder,
-            done,
-        )
+        try:
+            self._profiler = StepProfiler(
+                request,
+                engine.steps,
+                engine.decoder.device.type,
+                engine.phases,
+                self._folder,
+                done,
+            )
+        except Exception as error:  # torch's own: those who wait for tokens do not care
+            done(not_profiled(request, error))
 
     def _fault(self, kind: str) -> None:
         if not self._engine.settings.faults:

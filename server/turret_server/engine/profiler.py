@@ -6,6 +6,7 @@ those who wait for tokens wait for the measurement alone.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from turret_server.engine.messages import OperationTime, Profiled, ProfileSteps
+
+log = logging.getLogger("turret.engine")
 
 _ROWS = 40
 _MAX_TRACE_BYTES = 64 << 20
@@ -49,21 +52,25 @@ class StepProfiler:
         if device == "cuda":
             activities.append(ProfilerActivity.CUDA)
         self._profile = profile(activities=activities)
+        self._profile.start()
         self._phases = phases
         for owner, method in phases:
             setattr(owner, method, _named(f"turret::{method}", getattr(owner, method)))
         self._began = time.perf_counter()
-        self._profile.start()
 
     def after_step(self, steps: int) -> bool:
         """The engine has made so many steps; is that enough, or has it taken too long?"""
         seen = steps - self._first
         if seen < self._request.steps and time.monotonic() < self._deadline:
             return False
-        self._profile.stop()
         for owner, method in self._phases:
             delattr(owner, method)
         seconds = time.perf_counter() - self._began
+        try:
+            self._profile.stop()
+        except Exception as error:  # no step may end because it was watched
+            self._done(not_profiled(self._request, error))
+            return True
         work = threading.Thread(
             target=self._finish, args=(seen, seconds), name="profile", daemon=True
         )
@@ -71,13 +78,20 @@ class StepProfiler:
         return True
 
     def _finish(self, steps: int, seconds: float) -> None:
+        try:
+            result = self._result(steps, seconds)
+        except Exception as error:  # whoever asked must hear of it, or could never ask again
+            result = not_profiled(self._request, error)
+        self._done(result)
+
+    def _result(self, steps: int, seconds: float) -> Profiled:
         rows = sorted(self._profile.key_averages(), key=_own_us, reverse=True)
         operations = [
             OperationTime(row.key, row.count, _own_us(row) / 1e6, _total_us(row) / 1e6)
             for row in rows[:_ROWS]
         ]
         path = self._write_trace() if self._request.trace and steps else ""
-        self._done(Profiled(self._request.operation, steps, seconds, operations, path))
+        return Profiled(self._request.operation, steps, seconds, operations, path)
 
     def _write_trace(self) -> str:
         """The path of the trace; "" where it is too large, or the disk does not take it."""
@@ -87,10 +101,16 @@ class StepProfiler:
             if file.stat().st_size <= _MAX_TRACE_BYTES:
                 return str(file)
             file.unlink()
-        except (OSError, RuntimeError):  # whoever asked must hear of it, or could never ask again
+        except (OSError, RuntimeError):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
         return ""
+
+
+def not_profiled(request: ProfileSteps, error: Exception) -> Profiled:
+    """The answer where torch's profiler fails, which leaves a line in the log."""
+    log.error("the steps were not profiled", exc_info=error)
+    return Profiled(request.operation, 0, 0.0, [], problem=f"{type(error).__name__}: {error}")
 
 
 def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,9 +140,11 @@ class Gate:
 def adapter_error(error: AdapterError) -> ErrorInfo:
     """An adapter's refusal as the error the API raises."""
     kinds = {
+        "AdapterChanged": "Conflict",
         "AdapterForbidden": "Forbidden",
+        "AdapterMalformed": "BadRequest",
         "AdapterNotFound": "NotFound",
         "AdapterUnsupported": "Unprocessable",
     }
-    kind = kinds.get(type(error).__name__, "BadRequest")
+    kind = kinds.get(type(error).__name__, "TurretError")
     return ErrorInfo(kind, error.what, error.why, error.fix)

@@ -14,7 +14,16 @@ from sqlalchemy.schema import CreateColumn
 from turret_server.errors import BadRequest, StartupError, TurretError
 from turret_server.tenancy import schema
 
-_WAIT_S = 5  # for another process that writes
+_WAIT_S = 5  # for another process that writes, or for a server that answers
+# libpq's own. A network that swallows packets ends a connection within ten seconds; TCP itself
+# tries for fifteen minutes, in which no revoked key would be noticed.
+_POSTGRESQL = {
+    "connect_timeout": _WAIT_S,
+    "keepalives_idle": _WAIT_S,
+    "keepalives_interval": 1,
+    "keepalives_count": _WAIT_S,
+    "tcp_user_timeout": 2000 * _WAIT_S,  # ms
+}
 
 
 class DatabaseDown(TurretError):
@@ -29,7 +38,7 @@ class Database:
 
     Args:
         url: a path for SQLite, or as SQLAlchemy writes them:
-            "postgresql+psycopg://user:password@host/turret".
+            "postgresql+psycopg://user:password@host/turret". What it says of timeouts holds.
 
     Raises:
         StartupError: the URL is wrong, the database cannot be opened, or its tables are newer.
@@ -42,6 +51,9 @@ class Database:
             options: dict[str, Any] = {"pool_pre_ping": True}
             if parsed.get_backend_name() == "sqlite":
                 options["connect_args"] = {"timeout": _WAIT_S}
+            elif parsed.get_dialect().driver in ("psycopg", "psycopg2"):
+                own = {k: v for k, v in _POSTGRESQL.items() if k not in parsed.query}
+                options["connect_args"] = own
             self._engine = create_engine(parsed, **options)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise StartupError(

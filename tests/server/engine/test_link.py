@@ -14,7 +14,7 @@ import zmq.asyncio
 from turret_server.engine import messages as m
 from turret_server.engine.link import EngineLink, _bind
 from turret_server.engine.settings import EngineSettings
-from turret_server.errors import EngineUnavailable
+from turret_server.errors import EngineUnavailable, TurretError
 
 READY = m.EngineReady(
     pid=1,
@@ -68,6 +68,24 @@ async def test_a_cancel_does_not_swallow_what_has_just_arrived(link):
         async with asyncio.timeout(2):
             while link.stats.steps != number:
                 await asyncio.sleep(0.001)
+    receiving.cancel()
+
+
+async def test_a_profile_that_failed_is_an_error_and_another_can_be_taken(link):
+    link.ready = READY
+    receiving = asyncio.create_task(link._receive(link._socket))
+    for problem in ("RuntimeError: no events", ""):
+        asked = asyncio.create_task(link.profile(1, 1.0))
+        raw = await asyncio.to_thread(link.engine.recv)
+        request = msgspec.msgpack.decode(raw, type=m.Inbound)
+        answer = m.Profiled(request.operation, 1, 0.5, [], problem=problem)
+        link.engine.send(msgspec.msgpack.encode(answer))
+        if problem:
+            with pytest.raises(TurretError, match="no events") as caught:
+                await asked
+            assert caught.value.status == 500
+        else:
+            assert (await asked).steps == 1
     receiving.cancel()
 
 

@@ -77,6 +77,24 @@ def test_a_trace_that_is_too_large_is_not_kept(results, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("method", ["stop", "key_averages"])
+def test_what_fails_in_torch_is_told(results, tmp_path, monkeypatch, method):
+    part = Part()
+    profiler = start(results, tmp_path, part, steps=1)
+    actual = getattr(profiler._profile, method)
+
+    def fail():
+        actual()
+        raise RuntimeError("no events")
+
+    monkeypatch.setattr(profiler._profile, method, fail)
+    assert profiler.after_step(11)
+    found = results.get(timeout=30)
+    assert (found.operation, found.operations) == ("p-1", [])
+    assert found.problem == "RuntimeError: no events"
+    assert "work" not in vars(part)
+
+
 def test_an_idle_engine_is_not_waited_for(results, tmp_path):
     profiler = start(results, tmp_path, Part(), wait_s=0.0, trace=True)
     assert profiler.after_step(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import time
 
@@ -58,6 +59,23 @@ async def test_postgresql_is_killed_under_load_and_comes_back(mortal_postgresql,
     assert not tenancy.is_database_down
     await tenancy.ledger.close()
     assert billed(admin) == 2 * NUM_REQUESTS
+    database.close()
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setitem(database_module._POSTGRESQL, "connect_timeout", 2)  # its least
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(StartupError, match="timeout"):
+            Database(f"postgresql+psycopg://turret@127.0.0.1:{port}/turret")
+
+
+def test_a_network_that_swallows_packets_is_noticed(mortal_postgresql):
+    database = Database(f"{mortal_postgresql.url}&tcp_user_timeout=3000")
+    with database.begin() as connection:
+        used = connection.connection.dbapi_connection.info.get_parameters()
+    assert 0 < int(used["keepalives_idle"]) + int(used["keepalives_count"]) <= 10  # s
+    assert used["tcp_user_timeout"] == "3000"  # the URL's own
     database.close()
 
 
