@@ -66,7 +66,7 @@ class Records:
             return record.error
         return AdapterNotFound(
             f"adapter {digest[:12]} is not loaded",
-            "it was never loaded here, or was unloaded since",
+            "it was never loaded here, was unloaded, or had changed when the engine was restarted",
             "Load it again.",
         )
 
