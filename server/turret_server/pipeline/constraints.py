@@ -7,6 +7,7 @@ Everything a user sends, schema, regular expression or grammar, is compiled in a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,11 @@ MAX_CHOICE_CHARS = 128 * 1024  # of all choices together
 # Blanks as people and models write JSON: one space, or a line break and its indentation. With more
 # allowed, a small model can write blanks until its tokens are spent.
 _WHITESPACE = r" |\n[ \t]{0,40}"
+
+# `\d` and `\w` as ECMAScript and the `pattern` of a JSON schema have them. Rust's take the digits
+# of every script, which no program that reads the answer expects. A class may stand in a class.
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ASCII_CLASSES = {"d": "[0-9]", "D": "[^0-9]", "w": "[A-Za-z0-9_]", "W": "[^A-Za-z0-9_]"}
 
 
 class Constraints:
@@ -72,10 +78,14 @@ class Constraints:
     def regex(self, pattern: str, *, param: str = "structured_outputs.regex") -> str:
         """Return the grammar of text that matches `pattern` from beginning to end.
 
-        The syntax is that of Rust's `regex`: no look-around, no back-references.
+        The syntax is that of Rust's `regex`: no look-around, no back-references. `\\d` and `\\w`
+        are ASCII; `\\p{Nd}` and `\\p{L}` are the digits and letters of every script.
         """
         _cap(len(pattern), MAX_REGEX_CHARS, "characters", param)
-        grammar = LLMatcher.grammar_from_regex(_unicode(pattern, param))
+        pattern = _ESCAPE.sub(
+            lambda found: _ASCII_CLASSES.get(found[1], found[0]), _unicode(pattern, param)
+        )
+        grammar = LLMatcher.grammar_from_regex(pattern)
         return self._checked(grammar, "the regular expression", param)
 
     def choice(self, choices: Sequence[str], *, param: str = "structured_outputs.choice") -> str:

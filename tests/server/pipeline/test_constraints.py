@@ -102,6 +102,28 @@ def test_a_regular_expression_matches_the_whole_answer(constraints, accepts):
     assert not accepts(grammar, "xAB/12")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "answers", "refused"),
+    [
+        (r"\d{2}", ["12"], ["١٢", "1a"]),
+        (r"[\d.]+", ["1.2"], ["١.٢"]),
+        (r"\w+", ["a_1"], ["é", "a-1"]),
+        (r"[^\W]", ["a"], ["é", "-"]),
+        (r"\D", ["١", "a"], ["1"]),
+        (r"\\d", ["\\d"], ["\\1"]),
+        (r"\p{Nd}", ["١", "1"], ["a"]),
+    ],
+)
+def test_classes_of_a_regex_are_those_of_a_schema_s_pattern(
+    constraints, accepts, pattern, answers, refused
+):
+    grammar = constraints.regex(pattern)
+    schema = constraints.json_schema({"type": "string", "pattern": f"^{pattern}$"})
+    for text in [*answers, *refused]:
+        assert accepts(grammar, text) is (text in answers)
+        assert accepts(schema, json.dumps(text, ensure_ascii=False)) is (text in answers)
+
+
 def test_a_choice_is_one_of_its_strings(constraints, accepts):
     choices = ["yes", "yes, but", 'n"o\n', "ä\\"]
     grammar = constraints.choice(choices)
