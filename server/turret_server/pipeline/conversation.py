@@ -56,6 +56,8 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     out = {key: value for key, value in message.items() if value is not None}
     if "content" in out:
         out["content"] = _text(out["content"], f"{where}.content")
+    elif out["role"] == "assistant" and not out.get("tool_calls"):
+        out["content"] = ""  # an answer that was empty; templates look for its text
     if "tool_calls" in out:
         out["tool_calls"] = _tool_calls(out["tool_calls"], f"{where}.tool_calls")
     for field in _REASONING_FIELDS:

@@ -129,6 +129,14 @@ def test_text_parts_are_joined_and_null_fields_dropped(pairs):
     )
 
 
+@pytest.mark.parametrize("fields", [{}, {"content": None}, {"content": None, "tool_calls": []}])
+def test_an_answer_without_content_was_an_empty_one(demo_tokenizer, fields):
+    ours = ChatPrompt(demo_tokenizer)
+    conversation = [SIMPLE[1], {"role": "assistant", **fields}, SIMPLE[1]]
+    empty = [SIMPLE[1], {"role": "assistant", "content": ""}, SIMPLE[1]]
+    assert ours.render(conversation) == ours.render(empty)
+
+
 def test_developer_messages_are_system_messages(pairs):
     ours = pairs["qwen"][0]
     developer = [{**SIMPLE[0], "role": "developer"}, *SIMPLE[1:]]
