@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 import msgspec
+import torch
 from torch import Tensor
 
 from turret_kernels import fusion as kernel
 from turret_server.engine.messages import EngineRequest, Fusion
 from turret_server.engine.sequence import Sequence
+
+_FAR = 1e4  # below what was kept: no probability beside it, at any temperature
 
 
 def member_requests(request: EngineRequest, fusion: Fusion) -> list[EngineRequest]:
@@ -48,6 +51,33 @@ def fuse_rows(
                 row.index_fill_(0, member.banned, float("-inf"))
     traced = any(lead.request.fusion is not None and lead.request.fusion.trace for lead in leads)
     return fused, weights if traced else None
+
+
+def admit_unlikely(
+    fused: Tensor, sequences: Seq[Sequence], logits: Tensor, rows: Mapping[Sequence, int]
+) -> None:
+    """Let constrained requests fall back, in place, on what their filters left out.
+
+    A grammar may allow nothing of what the own model finds likely. Then it chooses by the own
+    model alone; while one likely token is allowed, the others have no probability.
+
+    Args:
+        fused: float32 [R, V], finite where a filter kept a token.
+        sequences: R.
+        logits: float32 [L, V], of all members.
+        rows: of the sequences in `logits`.
+    """
+    for row, lead in zip(fused, sequences, strict=True):
+        fusion, sampling = lead.request.fusion, lead.request.sampling
+        if fusion is None or not (fusion.plausible > 0 or fusion.nucleus < 1):
+            continue
+        if lead.grammar is None and lead.num_output >= sampling.min_tokens:
+            continue
+        own = logits[rows[lead]]
+        torch.where(row == float("-inf"), own - own.amax() + row.amax() - _FAR, row, out=row)
+        for member in lead.others:
+            if member.banned is not None:
+                row.index_fill_(0, member.banned, float("-inf"))
 
 
 def split_weights(leads: Seq[Sequence], weights: Seq[float]) -> list[list[float]]:

@@ -14,7 +14,7 @@ from turret_kernels import gpu
 from turret_kernels.sampling import sample, uniforms
 from turret_server.engine.constraints import constrain
 from turret_server.engine.draw import Draw, HostCopies, logprob_table
-from turret_server.engine.fusion import fuse_rows
+from turret_server.engine.fusion import admit_unlikely, fuse_rows
 from turret_server.engine.sequence import Sequence
 from turret_server.engine.shares import Share
 
@@ -45,7 +45,9 @@ def sample_step(logits: Tensor, shares: Seq[Share]) -> Draw:
         draw.rows = {sequence: row for row, sequence in enumerate(sequences)}
         draw.shares = [which[sequence] for sequence in sequences]
         draw.weights = None if weights is None else draw.copies.send(weights)
-        _sample_rows(picked, sequences, draw)
+        raw = _raw_logprobs(picked, sequences, draw)
+        admit_unlikely(picked, sequences, logits, rows)
+        _sample_rows(picked, sequences, draw, raw)
     draw.copies.close()
     return draw
 
@@ -75,18 +77,21 @@ def num_logit_rows(share: Share) -> int:
     return int(share.samples)
 
 
-def _sample_rows(logits: Tensor, sequences: list[Sequence], draw: Draw) -> None:
+def _raw_logprobs(logits: Tensor, sequences: list[Sequence], draw: Draw) -> Tensor | None:
+    """Of the rows that want them: before penalties, bias, constraints, temperature."""
+    draw.wants = [i for i, s in enumerate(sequences) if s.request.sampling.logprobs is not None]
+    return torch.log_softmax(_rows(logits, draw.wants), dim=-1) if draw.wants else None
+
+
+def _sample_rows(logits: Tensor, sequences: list[Sequence], draw: Draw, raw: Tensor | None) -> None:
     samplings = [s.request.sampling for s in sequences]
-    wants = [i for i, s in enumerate(samplings) if s.logprobs is not None]
-    # Log-probabilities are the model's own: before penalties, bias, constraints, temperature.
-    raw = torch.log_softmax(_rows(logits, wants), dim=-1) if wants else None
     draw.failed = constrain(logits, sequences)
     draw.tokens = _draw_tokens(logits, sequences)
     draw.host_tokens = draw.copies.send(draw.tokens)
     if raw is not None:
-        count = max(samplings[i].logprobs or 0 for i in wants)
-        table = logprob_table(raw, _rows(draw.tokens, wants), count)
-        draw.wants, draw.logprobs = wants, draw.copies.send(table)
+        count = max(samplings[i].logprobs or 0 for i in draw.wants)
+        table = logprob_table(raw, _rows(draw.tokens, draw.wants), count)
+        draw.logprobs = draw.copies.send(table)
 
 
 def _prompt_logprobs(logits: Tensor, share: Share) -> Tensor:
