@@ -30,8 +30,9 @@ MAX_CHOICE_CHARS = 128 * 1024  # of all choices together
 _WHITESPACE = r" |\n[ \t]{0,40}"
 
 # `\d` and `\w` as ECMAScript and the `pattern` of a JSON schema have them. Rust's take the digits
-# of every script, which no program that reads the answer expects. A class may stand in a class.
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+# of every script, which no program that reads the answer expects. A class may stand in a class,
+# where "--" is a difference and any other "-" before it would be a range up to "[".
+_ESCAPE = re.compile(r"--|(-?)\\(.)", re.DOTALL)
 _ASCII_CLASSES = {"d": "[0-9]", "D": "[^0-9]", "w": "[A-Za-z0-9_]", "W": "[^A-Za-z0-9_]"}
 
 
@@ -82,9 +83,7 @@ class Constraints:
         are ASCII; `\\p{Nd}` and `\\p{L}` are the digits and letters of every script.
         """
         _cap(len(pattern), MAX_REGEX_CHARS, "characters", param)
-        pattern = _ESCAPE.sub(
-            lambda found: _ASCII_CLASSES.get(found[1], found[0]), _unicode(pattern, param)
-        )
+        pattern = _ESCAPE.sub(_ascii, _unicode(pattern, param))
         grammar = LLMatcher.grammar_from_regex(pattern)
         return self._checked(grammar, "the regular expression", param)
 
@@ -165,6 +164,12 @@ class Constraints:
         if verdict.refusal is not None:
             raise _refused(subject, verdict.refusal, param)
         return verdict.grammar
+
+
+def _ascii(found: re.Match[str]) -> str:
+    if found[2] not in _ASCII_CLASSES:
+        return found[0]
+    return (r"\-" if found[1] else "") + _ASCII_CLASSES[found[2]]
 
 
 def _refused(subject: str, why: str, param: str) -> BadRequest:

@@ -124,6 +124,21 @@ def test_classes_of_a_regex_are_those_of_a_schema_s_pattern(
         assert accepts(schema, json.dumps(text, ensure_ascii=False)) is (text in answers)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "answers", "refused"),
+    [
+        (r"\d{2}-\d", ["12-3"], ["12[3", "1-3"]),
+        (r"[+-\d]", ["+", "-", "5"], ["A", ",", "+]"]),
+        (r"[\w-]", ["a", "-"], ["é", "+"]),
+        (r"[\w--\d]", ["a", "_"], ["1", "-"]),
+    ],
+)
+def test_a_dash_beside_a_class_is_no_range(constraints, accepts, pattern, answers, refused):
+    grammar = constraints.regex(pattern)
+    for text in [*answers, *refused]:
+        assert accepts(grammar, text) is (text in answers), text
+
+
 def test_a_choice_is_one_of_its_strings(constraints, accepts):
     choices = ["yes", "yes, but", 'n"o\n', "ä\\"]
     grammar = constraints.choice(choices)
