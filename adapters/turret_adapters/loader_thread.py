@@ -14,11 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from turret_adapters.banks.device import DeviceBanks
-from turret_adapters.errors import (
-    AdapterChanged,
-    AdapterError,
-    AdapterUnsupported,
-)
+from turret_adapters.errors import AdapterChanged, AdapterError, AdapterUnsupported
 from turret_adapters.host_cache import HostCache
 from turret_adapters.loading import LoadedAdapter, Origin, StrPath, describe_program
 from turret_adapters.records import Record

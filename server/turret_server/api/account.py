@@ -143,7 +143,7 @@ def account(tenancy: Tenancy, record: RequestRecord) -> Iterator[Account]:
         found = Account(tenancy, record, reservation)
         try:
             yield found
-        except Exception:
+        except Exception:  # any failure, raised again: the ledger tells it from an abort
             found.failed = True
             raise
         finally:

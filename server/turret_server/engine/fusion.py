@@ -46,9 +46,7 @@ def fuse_rows(
     fusions = [_formula(lead, rows) for lead in leads]
     fused, weights = kernel.fuse(logits, kernel.Members.of(fusions, logits.device))
     for row, lead in zip(fused, leads, strict=True):
-        for member in lead.others:
-            if member.banned is not None:  # whatever its weight: it must go on from the token
-                row.index_fill_(0, member.banned, float("-inf"))
+        _ban(row, lead)
     traced = any(lead.request.fusion is not None and lead.request.fusion.trace for lead in leads)
     return fused, weights if traced else None
 
@@ -67,17 +65,22 @@ def admit_unlikely(
         logits: float32 [L, V], of all members.
         rows: of the sequences in `logits`.
     """
-    for row, lead in zip(fused, sequences, strict=True):
-        fusion, sampling = lead.request.fusion, lead.request.sampling
+    for index, lead in enumerate(sequences):
+        fusion = lead.request.fusion
         if fusion is None or not (fusion.plausible > 0 or fusion.nucleus < 1):
             continue
-        if lead.grammar is None and lead.num_output >= sampling.min_tokens:
+        if lead.grammar is None and lead.num_output >= lead.request.sampling.min_tokens:
             continue
-        own = logits[rows[lead]]
+        row, own = fused[index], logits[rows[lead]]
         torch.where(row == float("-inf"), own - own.amax() + row.amax() - _FAR, row, out=row)
-        for member in lead.others:
-            if member.banned is not None:
-                row.index_fill_(0, member.banned, float("-inf"))
+        _ban(row, lead)
+
+
+def _ban(row: Tensor, lead: Sequence) -> None:
+    """Ban what a member's vocabulary lacks, whatever its weight: it must go on from the token."""
+    for member in lead.others:
+        if member.banned is not None:
+            row.index_fill_(0, member.banned, float("-inf"))
 
 
 def split_weights(leads: Seq[Sequence], weights: Seq[float]) -> list[list[float]]:

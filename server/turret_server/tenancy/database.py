@@ -52,8 +52,9 @@ class Database:
             if parsed.get_backend_name() == "sqlite":
                 options["connect_args"] = {"timeout": _WAIT_S}
             elif parsed.get_dialect().driver in ("psycopg", "psycopg2"):
-                own = {k: v for k, v in _POSTGRESQL.items() if k not in parsed.query}
-                options["connect_args"] = own
+                options["connect_args"] = {
+                    name: value for name, value in _POSTGRESQL.items() if name not in parsed.query
+                }
             self._engine = create_engine(parsed, **options)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise StartupError(

@@ -99,7 +99,7 @@ class Tenancy:
             return
         try:
             await asyncio.to_thread(self._directory.refresh)
-        except Exception:
+        except Exception:  # whatever it was, raised again: readiness tells it
             self.is_database_down = True
             raise
         self.is_database_down = False

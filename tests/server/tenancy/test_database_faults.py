@@ -70,7 +70,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch):
             Database(f"postgresql+psycopg://turret@127.0.0.1:{port}/turret")
 
 
-def test_a_network_that_swallows_packets_is_noticed(mortal_postgresql):
+def test_a_connection_may_be_silent_for_ten_seconds_or_as_the_url_says(mortal_postgresql):
     database = Database(f"{mortal_postgresql.url}&tcp_user_timeout=3000")
     with database.begin() as connection:
         used = connection.connection.dbapi_connection.info.get_parameters()
