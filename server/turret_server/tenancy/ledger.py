@@ -87,7 +87,7 @@ class Ledger:
                 f"its usage cannot be recorded ({error.strerror})",
                 "Try again later; the operator must make room on the disk.",
             ) from error
-        except BaseException:
+        except BaseException:  # cancelled, or whatever else: it was not accepted
             del self._open[entry.request]
             raise
 
